@@ -1,0 +1,238 @@
+"""The settings of every command, and the one loader that reads them.
+
+    python kgi.py configs/v1-fr.toml --epochs 2 --lr 1e-4
+    python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus
+
+A value comes from the dataclass default (the paper's number where it has one), then from the
+command's table of a TOML file ([data], [train] or [finetune]), then from the command line. Each is
+checked against the type written here; an unknown key or a wrong type is one line and exit status 2.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can put right: shown as one line, without a traceback."""
+
+
+def setting(default, help):
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+# "Semantic types related to human biology and medicine" (appendix A.1). The paper does not list
+# them; this is our reading: whole groups, then single types of the mixed groups. Concepts such as
+# qualifiers (T169, T079, T080 ...) stay, or the AQ and QB relations would have nothing to point to.
+SEMANTIC_TYPES = (
+    "ANAT CHEM DEVI DISO GENE PHEN PHYS PROC "
+    "T169 T080 T081 T079 T082 "  # CONC: functional, qualitative, quantitative, temporal, spatial
+    "T004 T005 T007 T194 T016 T096 T097 T098 T099 T100 T101 "  # LIVB: microbes and people
+    "T053 T054 T055 T167 T168 T091 T093"  # behaviour, substance, food, discipline, health care
+).split()
+
+
+@dataclass
+class Data:
+    """`data.py build`: the sources, the sizes of Table 1 and how to cut and tokenise them."""
+
+    lang: str = setting("", "en, fr, es ... (or a UMLS LAT code such as FRE), or multi = en+fr+es")
+    umls: str = setting("", "folder of a UMLS release (holds MRCONSO.RRF, or META/MRCONSO.RRF)")
+    e3c: str = setting("", "folder of the E3C corpus (holds data_collection/); none: no documents")
+    out: str = setting("", "where the data set goes; default datasets/<lang>")
+    seed: int = setting(0, "seed of every random choice of the build")
+    classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
+    prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)")
+    paths: int = setting(100_000, "link-prediction paths per language (Table 1)")
+    valid: float = setting(0.05, "share of concept pairs and documents held out for validation")
+    seq_len: int = setting(256, "tokens of the longest sequence (Table 8)")
+    max_relations: int = setting(10, "relations of the longest path")
+    semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept")
+    semgroups: str = setting("", "another SemGroups.txt than the one in configs/")
+    e3c_layers: list[str] = setting(["3"], "E3C layers to read (Table 1 counts layer 3)")
+    keep_duplicates: bool = setting(False, "count a text each time it occurs, as the paper does")
+    windows: str = setting("random", "document tokens to train on: random, first (paper) or all")
+    tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; none: train one")
+    vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)")
+    cased: bool = setting(True, "keep upper case in a trained vocabulary (accents always stay)")
+
+
+@dataclass
+class Train:
+    """`kgi.py`: pre-training. Defaults are the paper's v1 numbers (section 4.1, Table 8)."""
+
+    data: str = setting("", "data set folder; default: the only one under datasets/")
+    out: str = setting("", "run folder; default runs/kgi-<data set>")
+    init: str = setting("", "start from the weights of this checkpoint folder")
+    seed: int = setting(0, "seed of weights, order, masks and dropout")
+    layers: int = setting(12, "encoder layers (v1 12, v2 8)")
+    heads: int = setting(12, "attention heads (v1 12, v2 8)")
+    dim: int = setting(768, "hidden size")
+    ffn: int = setting(3072, "feed-forward size")
+    dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers")
+    epochs: float = setting(64.0, "passes over the training examples")
+    steps: int = setting(0, "optimizer steps; overrides epochs when above 0")
+    batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks")
+    lr: float = setting(7.5e-4, "peak of the triangular schedule")
+    warmup: float = setting(0.5, "steps up to the peak; below 1: a share of the run")
+    weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)")
+    clip: float = setting(1.0, "largest gradient norm; 0 = no clipping")
+    mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)")
+    alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: section 4.1")
+    micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: 65536 on GPU, 4096 on CPU")
+    precision: str = setting("auto", "auto, bf16, fp16 or fp32")
+    device: str = setting("auto", "auto, cuda or cpu")
+    valid_every: int = setting(0, "steps between validations; 0: once an epoch")
+    save_every: int = setting(0, "steps between checkpoints; 0: at each validation")
+    log_every: int = setting(10, "steps between lines of metrics.jsonl")
+
+
+@dataclass
+class Finetune:
+    """`finetune.py`: the one-shot protocol of section 4.2."""
+
+    corpus: str = setting("", "e3c, ncbi-disease or iob (any two-column file)")
+    data: str = setting("", "folder of the corpus")
+    out: str = setting("", "results folder; default results/<checkpoint>/<corpus>")
+    runs: int = setting(1, "seeds, each from the same checkpoint")
+    seed: int = setting(0, "first seed")
+    epochs: int = setting(1, "passes over the training part (1 = one-shot)")
+    batch_size: int = setting(4, "sequences per update")
+    lr: float = setting(2e-5, "learning rate")
+    weight_decay: float = setting(0.01, "AdamW weight decay")
+    max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions")
+    untrained: bool = setting(False, "forget the checkpoint's weights: the baseline of no training")
+    precision: str = setting("auto", "auto, bf16 or fp32")
+    device: str = setting("auto", "auto, cuda or cpu")
+
+
+TABLES = {"data": Data, "train": Train, "finetune": Finetune}
+
+
+def load(table, argv, usage, positionals=0):
+    """Settings of one command from `[config.toml] [POSITIONAL ...] [--key value ...]`.
+
+    Args:
+        table: a key of TABLES. argv: the arguments. usage: first lines of --help.
+        positionals: how many arguments other than options and a .toml file there must be.
+
+    Returns:
+        (settings, positional arguments), the settings an instance of TABLES[table].
+
+    Raises:
+        UserError: unreadable file, unknown table or key, wrong type, too few or many arguments.
+    """
+    cls = TABLES[table]
+    if "-h" in argv or "--help" in argv:
+        print(usage.strip() + "\n\nsettings:")
+        for f in dataclasses.fields(cls):
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            default = f" [{default}]" if default not in ("", []) and f.name != "semantic_types" else ""
+            print(f"  --{f.name:<17} {f.metadata['help']}{default}")
+        sys.exit(0)
+    values, rest, argv = {}, [], list(argv)
+    while argv:
+        arg = argv.pop(0)
+        if arg.startswith("--"):
+            key, equals, text = arg[2:].partition("=")
+            key = key.replace("-", "_")
+            kind = _field(cls, key, f"--{key}").type
+            if not equals:
+                if kind is bool and (not argv or argv[0].lower() not in ("true", "false")):
+                    text = "true"
+                elif not argv:
+                    raise UserError(f"--{key} needs a value")
+                else:
+                    text = argv.pop(0)
+            values[key] = _parse(text, kind, f"--{key}")
+        elif arg.endswith(".toml"):
+            values = _read_toml(arg, table) | values
+        else:
+            rest.append(arg)
+    if len(rest) != positionals:
+        what = f"unexpected argument '{rest[positionals]}'" if len(rest) > positionals else "too few arguments"
+        raise UserError(f"{what}; usage: {usage.strip().splitlines()[0]} (--help lists the settings)")
+    return cls(**values), rest
+
+
+def _field(cls, key, where):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if key not in fields:
+        near = difflib.get_close_matches(key, fields, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "--help lists the settings"
+        raise UserError(f"{where}: unknown setting '{key}'; {hint}")
+    return fields[key]
+
+
+def _parse(text, kind, where):
+    """One command-line value as the type of its setting."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+        return [kind.__args__[0](part) for part in text.replace(",", " ").split()]
+    except (ValueError, KeyError):
+        raise UserError(f"{where}: '{text}' is not a {_name(kind)}") from None
+
+
+def _name(kind):
+    names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    return names.get(kind) or f"list of {_name(kind.__args__[0])}s"
+
+
+def _read_toml(path, table):
+    """The command's table of a TOML file; the other tables are checked too."""
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not a TOML file: {e}") from None
+    for name, content in tables.items():
+        if name not in TABLES or not isinstance(content, dict):
+            raise UserError(f"{path}: '{name}' is not one of the tables {', '.join(TABLES)}")
+        for key, value in content.items():
+            where = f"{path}, [{name}]"
+            kind = _field(TABLES[name], key, where).type
+            if kind is float and type(value) is int:
+                content[key] = value = float(value)
+            item = getattr(kind, "__args__", [None])[0]
+            good = all(type(v) is item for v in value) if item and type(value) is list else type(value) is kind
+            if not good:
+                raise UserError(f"{where}: {key} = {value!r} is not a {_name(kind)}")
+    return tables.get(table, {})
+
+
+def write_atomic(path, write):
+    """Calls write(file) on a file beside `path`, flushes it to disk, then renames it to `path`."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {e.strerror}") from None
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def run(main):
+    """Runs a command: a UserError becomes one line on stderr and exit status 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}")  # exit status 1
+    except KeyboardInterrupt:
+        sys.exit(130)

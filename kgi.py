@@ -1,0 +1,302 @@
+"""Pre-training: one encoder on four tasks with one mixed cross-entropy (paper, sections 3.1 and 4.1).
+
+    python kgi.py                                            the only data set under datasets/
+    python kgi.py configs/v1-fr.toml
+    torchrun --nproc_per_node 4 kgi.py configs/v1-fr.toml --precision fp16
+    torchrun --nproc_per_node 2 kgi.py --data datasets/es --layers 6 --heads 6 --dim 384 --ffn 1536
+
+Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
+they change the speed and nothing else. Started again, the same command goes on from the last checkpoint.
+Written to runs/<name>/: metrics.jsonl, checkpoint.pt, and the model (config.json, weights, tokenizer).
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import configs
+import data
+import model as models
+from configs import UserError, write_atomic
+from data import TASKS
+
+VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
+LAYOUT = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
+
+
+def alphas(n):
+    """Weights of EP, LP and TC from their numbers of training examples (section 4.1).
+
+    alpha_i = sum_{j != i} n_j / (2 sum_k n_k), j and k over the three tasks: they sum to 1, the weight
+    of MLM, and the more examples a task has, the less each counts.
+    """
+    total = sum(n)
+    return [(total - x) / (2 * total) if total else 0.0 for x in n]
+
+
+def learning_rate(step, steps, warmup, peak):
+    """Triangle: from zero up to `peak` over the warm-up, then linearly down to zero (appendix B)."""
+    return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def find_data(s):
+    """The data set folder: --data, or the only one under datasets/."""
+    if s.data:
+        return Path(s.data)
+    found = sorted(p.parent for p in Path("datasets").glob("*/manifest.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"several data sets: say --data with one of {', '.join(map(str, found))}")
+    raise UserError("no data set under datasets/; build one with 'make data LANG=fr', or try 'make demo'")
+
+
+def to_device(micro, device):
+    """A micro-batch of data.micro_batches as the arguments of KGIBert.forward."""
+    ids = torch.from_numpy(micro["ids"])
+    full = torch.from_numpy(micro["length"])[:, None]
+    mask = torch.arange(ids.shape[1]) < full
+    sizes = torch.bincount(torch.from_numpy(micro["task"]), minlength=len(TASKS)).tolist()
+    tensors = [ids, None if mask.all() else mask, torch.from_numpy(micro["position"]), torch.from_numpy(micro["label"])]
+    return *(None if x is None else x.to(device, non_blocking=True) for x in tensors), sizes
+
+
+class Trainer:
+    """Everything of one run. State beyond the weights: optimizer, scaler and the step, no more, since the
+    order, the masks and the dropout are functions of (seed, step, micro-batch, rank)."""
+
+    def __init__(self, s):
+        self.s = s
+        self.device, self.dtype = models.choose_device(s.device, s.precision)
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        folder = find_data(s)
+        self.train, self.valid = data.Examples(folder, "train"), data.Examples(folder, "valid")
+        self.tokenizer = data.read_tokenizer(folder)
+        self.out = Path(s.out or Path("runs", f"kgi-{self.train.manifest['name']}"))
+        n = len(self.train)
+        self.steps = s.steps or max(1, round(s.epochs * n / s.batch_size))
+        self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * self.steps)
+        if self.warmup >= self.steps and self.steps > 1:
+            raise UserError(
+                f"warmup = {s.warmup:g} steps, but the run has only {self.steps} "
+                f"({s.epochs:g} epochs of {n:,} examples); give a share, such as --warmup 0.5"
+            )
+        self.valid_every = s.valid_every or max(1, round(n / s.batch_size))
+        self.save_every = s.save_every or self.valid_every
+        self.budget = s.micro_tokens or (65536 if self.device.type == "cuda" else 4096)
+        self.order = data.Order(n, s.batch_size, s.seed)
+        counts = [sum(c["train"][t] for c in self.train.manifest["counts"].values()) for t in ("ep", "lp", "tc")]
+        if s.alphas and len(s.alphas) != 3:
+            raise UserError(f"alphas = {s.alphas}: there must be three, for EP, LP and TC")
+        self.weights = torch.tensor([1.0, *(s.alphas or alphas(counts))])
+
+        torch.manual_seed(s.seed)
+        if s.init:
+            self.model = models.load(s.init)
+            if Path(s.init, "tokenizer.json").read_bytes() != self.tokenizer:
+                raise UserError(f"{folder} was built with another tokenizer than {s.init}; build it with --tokenizer {s.init}")
+        else:
+            m = self.train.manifest
+            self.model = models.KGIBert(
+                models.Config(m["vocab_size"], self.train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, m["special"]["pad"])
+            )
+        self.model.to(self.device)
+        self.ddp = self.model
+        if self.world > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.ddp = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step = 0
+
+    # what a checkpoint must agree on to be gone on from
+    def identity(self):
+        settings = {k: v for k, v in asdict(self.s).items() if k not in LAYOUT}
+        return settings | {"data": self.train.manifest["sha256"]}
+
+    def save(self):
+        """checkpoint.pt (to go on from) and the model as a folder that finetune.py opens."""
+        if self.rank:
+            return
+        state = {
+            "step": self.step, "identity": self.identity(), "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+        }  # fmt: skip
+        write_atomic(self.out / "checkpoint.pt", lambda f: torch.save(state, f))
+        models.save(self.model, self.out, self.tokenizer)
+
+    def resume(self):
+        """Goes on from checkpoint.pt if there is one; lines of metrics.jsonl after it are dropped."""
+        path = self.out / "checkpoint.pt"
+        lines = []
+        if path.exists():
+            state = models.read_torch(path)
+            for key, value in self.identity().items():
+                if state["identity"].get(key) != value:
+                    raise UserError(
+                        f"{path} was made with another '{key}' ({state['identity'].get(key)}, now {value}); "
+                        f"use the same settings, another --out, or delete {self.out}"
+                    )
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+            lines = (self.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= self.step]
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+    def optimizer_step(self):
+        """One effective batch: forward and backward of every micro-batch, then the update.
+
+        Loss, equation (2): per task the sum over all micro-batches and ranks divided by the number of
+        targets in the whole effective batch, so that how it was cut does not matter.
+
+        Returns: (statistics (4, 3): summed loss, right answers, targets of this rank; its real tokens).
+        """
+        s = self.s
+        lr = learning_rate(self.step, self.steps, self.warmup, s.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batch = self.train.batch(*self.order(self.step), s.seed, s.mlm_probability)
+        # DDP averages over the ranks; times world makes it the sum.
+        scale = self.weights * self.world / torch.from_numpy(batch.counts).clamp(min=1)
+        scale = scale.to(self.device, torch.float32)
+        sums = torch.zeros(4, 2, device=self.device)
+        micros = list(data.micro_batches(batch, self.budget, self.rank, self.world))
+        for i, micro in enumerate(micros):
+            torch.manual_seed(int(data.mix(s.seed, self.step, i, self.rank)) >> 1)
+            alone = self.ddp.no_sync() if self.world > 1 and i < len(micros) - 1 else nullcontext()
+            with alone:
+                with self.autocast():
+                    out = self.ddp(*to_device(micro, self.device))
+                self.scaler.scale((out[:, 0] * scale).sum()).backward()
+            sums += out.detach()
+        self.scaler.unscale_(self.optimizer)
+        if s.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        counts = torch.from_numpy(batch.counts).to(self.device) / self.world
+        return torch.cat([sums, counts[:, None]], dim=1), sum(int(m["length"].sum()) for m in micros)
+
+    @torch.no_grad()
+    def validate(self):
+        """Loss and accuracy of each task over the whole validation part."""
+        self.model.eval()
+        total = torch.zeros(4, 3, device=self.device)
+        n, size = len(self.valid), self.s.batch_size
+        for i in range(0, n, size):
+            rows = torch.arange(i, min(i + size, n)).numpy()
+            batch = self.valid.batch(rows * 0 + VALID_EPOCH, rows, self.s.seed, self.s.mlm_probability)
+            for micro in data.micro_batches(batch, self.budget, self.rank, self.world):
+                with self.autocast():
+                    total[:, :2] += self.model(*to_device(micro, self.device))
+            total[:, 2] += torch.from_numpy(batch.counts).to(self.device) / self.world
+        self.model.train()
+        return self.summary(total)
+
+    def summary(self, statistics):
+        """(4, 3) sums of this rank -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
+        if self.world > 1:
+            dist.all_reduce(statistics)
+        out = {"loss": 0.0}
+        for task, weight, (loss, right, n) in zip(TASKS, self.weights.tolist(), statistics.tolist()):
+            if n:
+                out |= {f"{task}_loss": loss / n, f"{task}_accuracy": right / n}
+                out["loss"] += weight * loss / n
+        return out
+
+    def write(self, record):
+        if self.rank == 0:
+            with open(self.out / "metrics.jsonl", "a") as f:
+                f.write(json.dumps(record) + "\n")
+
+    def run(self):
+        s, first = self.s, self.rank == 0
+        self.resume()
+        if first:
+            print(
+                f"{self.out}: {models.parameters(self.model):,} parameters, {len(self.train):,} examples, "
+                f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,}, {self.world} x {self.device.type} "
+                f"{str(self.dtype or torch.float32)[6:]}, weights 1 {' '.join(f'{w:.3f}' for w in self.weights[1:])}",
+                flush=True,
+            )
+        if self.step == 0:
+            record = self.validate()
+            self.write({"step": 0, "valid": record})
+            self.show(0, "valid", record)
+        interval, tokens, since, shown = torch.zeros(4, 3, device=self.device), 0, time.time(), time.time()
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=None if first else True, dynamic_ncols=True)
+        while self.step < self.steps:
+            statistics, count = self.optimizer_step()
+            interval += statistics
+            tokens += count
+            bar.update()
+            last = self.step == self.steps
+            validate, save = self.step % self.valid_every == 0 or last, self.step % self.save_every == 0 or last
+            if self.step % s.log_every == 0 or validate or save:
+                record = self.summary(interval)
+                seconds = time.time() - since
+                record |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": tokens * self.world / seconds}
+                if not record["loss"] < float("inf"):
+                    raise UserError(
+                        f"the loss at step {self.step} is {record['loss']}; the last good checkpoint is in {self.out}. "
+                        "Try a lower --lr or --precision fp32"
+                    )
+                epoch = self.step * s.batch_size / len(self.train)
+                self.write({"step": self.step, "epoch": epoch, **record})
+                bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s")
+                if validate or time.time() - shown > 30:
+                    self.show(self.step, "train", record)
+                    shown = time.time()
+                interval, tokens = torch.zeros_like(interval), 0
+                if validate:
+                    record = self.validate()
+                    self.write({"step": self.step, "valid": record})
+                    self.show(self.step, "valid", record)
+                if save:
+                    self.save()
+                since = time.time()
+        bar.close()
+        if first:
+            print(f"done: {self.out}", flush=True)
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def show(self, step, what, record):
+        """One line: losses and accuracies per task, and the rate."""
+        if self.rank:
+            return
+        parts = [f"step {step:>6}/{self.steps} {what}", f"loss {record['loss']:.3f}"]
+        for task in TASKS:
+            if f"{task}_loss" in record:
+                parts.append(f"{task} {record[f'{task}_loss']:.3f} ({100 * record[f'{task}_accuracy']:.1f} %)")
+        if "lr" in record:
+            parts.append(f"lr {record['lr']:.2e}, {record['tokens_per_s']:,.0f} tokens/s")
+        tqdm.write("  ".join(parts), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def main(argv):
+    settings, _ = configs.load("train", argv, "python kgi.py [config.toml] [--key value ...]")
+    Trainer(settings).run()
+
+
+if __name__ == "__main__":
+    configs.run(main)
