@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
 SY = 6
 INVERSE = np.array([1, 0, 3, 2, 5, 4, 6])
 TASKS = ("mlm", "ep", "lp", "tc")
+NAMES = ("masked language modelling", "entity prediction", "link prediction", "triple classification")
 MLM, EP, LP, TC = range(4)
 TRUE, OTHER_PAIR, OTHER_RELATION = range(3)  # kinds of triple-classification examples
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -326,15 +328,12 @@ def make_graph(lang, groups, group, terms, relations):
     pair, r = keys // 8, keys % 8
     h, t = pair // len(cui), pair % len(cui)
     known = np.union1d(keys, (t * len(cui) + h) * 8 + INVERSE[r])
-    return Graph(
-        lang, cui, group[cui], groups, first_term, strings, h.astype(np.int32), r.astype(np.int8), t.astype(np.int32), known
-    )
+    h, r, t = h.astype(np.int32), r.astype(np.int8), t.astype(np.int32)
+    return Graph(lang, cui, group[cui], groups, first_term, strings, h, r, t, known)
 
 
 def read_graphs(umls, langs, kept, semgroups):
     """One Graph per language of a UMLS release folder; each RRF file is read once."""
-    if not Path(umls).is_dir():
-        raise UserError(f"UMLS folder '{umls}' not found; see the README on where to get a release")
     for name in ("MRSTY", "MRCONSO", "MRREL"):
         if not find_rrf(umls, name):
             raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; unpack the release there")
@@ -552,7 +551,7 @@ def read_e3c(folder, lang, layers):
     """
     name = LANGUAGES.get(lang, ("", ""))[1]
     if not name:
-        raise UserError(f"E3C has no documents in language {lang}; leave --e3c out to build without documents")
+        raise UserError(f"E3C has no documents in language {lang}; say E3C=none to build without documents")
     texts, odd = [], 0
     for layer in layers:
         place = Path(folder, "data_collection", name, f"layer{layer}")
@@ -590,10 +589,9 @@ def train_tokenizer(texts, vocab_size, cased):
     normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)]
     )
-    count = {}
+    count = Counter()
     for batch in texts:
-        for c in normalizer.normalize_str(" ".join(batch)):
-            count[c] = count.get(c, 0) + 1
+        count.update(normalizer.normalize_str(" ".join(batch)))
     letters = sorted(c for c, n in count.items() if not c.isspace())
     letters = sorted(sorted(letters, key=lambda c: -count[c])[: vocab_size // 4])
     first = [*SPECIALS, *RELATION_TOKENS, *("##" + c for c in letters)]
@@ -635,12 +633,12 @@ def load_tokenizer(folder):
 
 def special_ids(tokenizer):
     """{"pad", "cls", "sep", "mask", "unk": id, "relations": [ids], "hrel": id}, BERT's names or RoBERTa's."""
-    names = {"pad": "[PAD] <pad>", "cls": "[CLS] <s>", "sep": "[SEP] </s>", "mask": "[MASK] <mask>", "unk": "[UNK] <unk>"}
+    roberta = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
     out = {}
-    for role, tokens in names.items():
-        found = [i for i in map(tokenizer.token_to_id, tokens.split()) if i is not None]
+    for role, name in roberta.items():
+        found = [i for i in map(tokenizer.token_to_id, (f"[{role.upper()}]", name)) if i is not None]
         if not found:
-            raise UserError(f"the tokenizer has none of {tokens}")
+            raise UserError(f"the tokenizer has neither [{role.upper()}] nor {name}")
         out[role] = found[0]
     out["relations"] = [tokenizer.token_to_id(t) for t in RELATION_TOKENS[:-1]]
     out["hrel"] = tokenizer.token_to_id("[HREL]")
@@ -774,10 +772,30 @@ def write_documents(writer, lang, texts, tokenizer, windows, seq_len):
 
 # ---------------------------------------------------------------- the build
 
+WHAT_TO_GET = """
+  UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
+        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
+  E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
+  Put or link them at ./umls and ./E3C-Corpus, or say: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
+  (E3C=none builds without documents). 'make demo' needs neither: it shows all of it on synthetic data."""
+
+
+def sources(s):
+    """The folders (umls, e3c or None) from the settings, the environment, or the default places."""
+    if not s.lang:
+        raise UserError("say which language: make data LANG=fr (or en, es, multi, ..., or a LAT code such as ITA)")
+    umls = s.umls or os.environ.get("UMLS") or "umls"
+    e3c = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
+    for what, folder in (("UMLS release", umls), ("E3C corpus", e3c)):
+        if folder != "none" and not Path(folder).is_dir():
+            raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
+    return umls, None if e3c == "none" else e3c
+
 
 def build(s):
     """Builds the data set of settings `s` (configs.Data) in a folder beside `out`, then moves it there."""
     began = time.time()
+    umls, e3c = sources(s)
     langs = languages(s.lang)
     name = s.lang.lower() if len(langs) > 1 else langs[0]
     out = Path(s.out or Path("datasets", name))
@@ -792,16 +810,17 @@ def build(s):
         print(f"[{time.time() - began:6.1f} s] {text}", flush=True)
 
     table = s.semgroups or Path(configs.__file__).with_name("SemGroups.txt")
-    graphs = read_graphs(s.umls, langs, s.semantic_types, table)
+    graphs = read_graphs(umls, langs, s.semantic_types, table)
     for g in graphs:
         say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
 
     documents, odd = {}, {}
     for lang in langs:
-        texts, odd[lang] = read_e3c(s.e3c, lang, s.e3c_layers) if s.e3c else ([], 0)
+        texts, odd[lang] = read_e3c(e3c, lang, s.e3c_layers) if e3c else ([], 0)
         documents[lang] = split_documents(texts, s.seed, s.valid, s.keep_duplicates)
         used = sum(map(len, documents[lang].values()))
-        say(f"{lang}: {used:,} documents of {len(texts):,} ({len(texts) - used:,} repeated texts, {odd[lang]:,} files without text)")
+        left_out = f"{len(texts) - used:,} repeated texts, {odd[lang]:,} files without text"
+        say(f"{lang}: {used:,} documents of {len(texts):,} files ({left_out})")
 
     if s.tokenizer:
         tokenizer = load_tokenizer(s.tokenizer)
@@ -824,11 +843,10 @@ def build(s):
             write_graph_examples(writers[part], i, g, samples, tokenizer, s.seq_len, special)
             short += write_documents(writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len)
             n = dict(zip(TASKS, writers[part].counts(i)))
-            line = f"{n['ep']:,} entity prediction, {n['lp']:,} paths, {n['tc']:,} classification, {n['mlm']:,} documents"
-            say(f"{lang} {part}: {line}")
-            for task, size in sizes.items():
-                if n[TASKS[task]] < size:
-                    say(f"{lang} {part}: {n[TASKS[task]]:,} {TASKS[task]} examples instead of {size:,}: the graph has no more")
+            short_of = [f"{n[TASKS[t]]:,} {NAMES[t]} of {size:,}" for t, size in sizes.items() if n[TASKS[t]] < size]
+            say(f"{lang} {part}: {sum(n.values()):,} examples")
+            if short_of:
+                say(f"{lang} {part}: the graph has no more than {', '.join(short_of)}")
             report.setdefault(lang, {})[part] = n
         report[lang] |= {
             "terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h),
@@ -845,12 +863,12 @@ def build(s):
         tokenizer.save(str(beside / "tokenizer.json"))
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(beside.iterdir())}
         settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "out", "tokenizer", "semgroups")}
-        sources = {p.name: p.stat().st_size for p in (find_rrf(s.umls, n) for n in RRF) if p}
+        rrf_bytes = {p.name: p.stat().st_size for p in (find_rrf(umls, n) for n in RRF) if p}
         manifest = {
-            "name": name, "languages": langs, "settings": settings, "source_bytes": sources, "special": special,
+            "name": name, "languages": langs, "settings": settings, "source_bytes": rrf_bytes, "special": special,
             "vocab_size": tokenizer.get_vocab_size(), "counts": report, "sha256": files,
         }  # fmt: skip
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         old = out.with_name(f"{out.name}.old-{os.getpid()}")
         if out.exists():
             out.rename(old)

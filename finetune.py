@@ -22,7 +22,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from seqeval.scheme import IOB2
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import configs
@@ -102,19 +101,18 @@ def windows(sentences, tokenizer, special, max_len):
     Returns: list of (sentence, first word, ids with [CLS] and [SEP], position of each word's first token).
     """
     room = max_len - 2
-    flat, owner = [w for words, _ in sentences for w in words], np.repeat(np.arange(len(sentences)), [len(w) for w, _ in sentences])
-    ids, lengths = data.encode(tokenizer, flat, "words")
+    ids, lengths = data.encode(tokenizer, [w for words, _ in sentences for w in words], "words")
     start = np.cumsum(lengths) - lengths
     pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
     out = []
-    bounds = np.searchsorted(owner, np.arange(len(sentences) + 1))
+    bounds = np.cumsum([0] + [len(words) for words, _ in sentences])
     for i in range(len(sentences)):
         words = pieces[bounds[i] : bounds[i + 1]]
         begin, first = np.cumsum([0] + [len(w) for w in words]), 0
         while True:
             last = int(np.searchsorted(begin, begin[first] + room, side="right")) - 1  # one past the last word
-            body = [t for w in words[first:last] for t in w]
-            out.append((i, first, [special["cls"], *body, special["sep"]], (begin[first:last] - begin[first] + 1).tolist()))
+            body = [special["cls"], *(t for w in words[first:last] for t in w), special["sep"]]
+            out.append((i, first, body, (begin[first:last] - begin[first] + 1).tolist()))
             if last == len(words):
                 break
             half = int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))

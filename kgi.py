@@ -103,12 +103,11 @@ class Trainer:
         if s.init:
             self.model = models.load(s.init)
             if Path(s.init, "tokenizer.json").read_bytes() != self.tokenizer:
-                raise UserError(f"{folder} was built with another tokenizer than {s.init}; build it with --tokenizer {s.init}")
+                raise UserError(f"{folder} has another tokenizer than {s.init}; build it with --tokenizer {s.init}")
         else:
-            m = self.train.manifest
-            self.model = models.KGIBert(
-                models.Config(m["vocab_size"], self.train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, m["special"]["pad"])
-            )
+            vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
+            sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
+            self.model = models.KGIBert(models.Config(vocab, self.train.seq_len, *sizes, pad))
         self.model.to(self.device)
         self.ddp = self.model
         if self.world > 1:
@@ -242,7 +241,8 @@ class Trainer:
             self.write({"step": 0, "valid": record})
             self.show(0, "valid", record)
         interval, tokens, since, shown = torch.zeros(4, 3, device=self.device), 0, time.time(), time.time()
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=None if first else True, dynamic_ncols=True)
+        hidden = None if first else True  # None: a bar on a terminal, nothing elsewhere
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
         while self.step < self.steps:
             statistics, count = self.optimizer_step()
             interval += statistics

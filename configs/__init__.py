@@ -5,7 +5,7 @@
 
 A value comes from the dataclass default (the paper's number where it has one), then from the
 command's table of a TOML file ([data], [train] or [finetune]), then from the command line. Each is
-checked against the type written here; an unknown key or a wrong type is one line and exit status 2.
+checked against the type written here; an unknown key or a wrong type is one line and exit status 1.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Data:
     """`data.py build`: the sources, the sizes of Table 1 and how to cut and tokenise them."""
 
     lang: str = setting("", "en, fr, es ... (or a UMLS LAT code such as FRE), or multi = en+fr+es")
-    umls: str = setting("", "folder of a UMLS release (holds MRCONSO.RRF, or META/MRCONSO.RRF)")
-    e3c: str = setting("", "folder of the E3C corpus (holds data_collection/); none: no documents")
+    umls: str = setting("", "folder of a UMLS release; default $UMLS or ./umls")
+    e3c: str = setting("", "folder of the E3C corpus; default $E3C or ./E3C-Corpus; 'none': no documents")
     out: str = setting("", "where the data set goes; default datasets/<lang>")
     seed: int = setting(0, "seed of every random choice of the build")
     classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
@@ -229,10 +229,10 @@ def write_atomic(path, write):
 
 
 def run(main):
-    """Runs a command: a UserError becomes one line on stderr and exit status 2."""
+    """Runs a command: a UserError becomes one line on stderr (from rank 0) and exit status 1."""
     try:
         main(sys.argv[1:])
     except UserError as e:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}")  # exit status 1
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("RANK", "0") == "0" else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -90,7 +90,17 @@ STN = {
     "T023": ("A1.2.3.1", "Body Part, Organ, or Organ Component"), "T080": ("A2.1.4", "Qualitative Concept"),
     "T033": ("A2.2", "Finding"), "T083": ("A2.1.5.4", "Geographic Area"),
 }  # fmt: skip
-INVERSE = {"PAR": "CHD", "CHD": "PAR", "RB": "RN", "RN": "RB", "AQ": "QB", "QB": "AQ", "SY": "SY", "RO": "RO", "SIB": "SIB"}
+INVERSE = {
+    "PAR": "CHD",
+    "CHD": "PAR",
+    "RB": "RN",
+    "RN": "RB",
+    "AQ": "QB",
+    "QB": "AQ",
+    "SY": "SY",
+    "RO": "RO",
+    "SIB": "SIB",
+}
 
 
 def sites():
@@ -101,7 +111,11 @@ def sites():
         regions = REGIONS[n] if n < len(REGIONS) else None
         for i, site in enumerate(SITES):
             k = n - len(REGIONS) + 1
-            part = regions or ((f"segment {k}", f"of segment {k}"), (f"segment {k}", f"du segment {k}"), (f"segmento {k}", f"del segmento {k}"))
+            part = regions or (
+                (f"segment {k}", f"of segment {k}"),
+                (f"segment {k}", f"du segment {k}"),
+                (f"segmento {k}", f"del segmento {k}"),
+            )
             yield [f"{p[0]} {s[1]}" for p, s in zip(part, site)], [f"{p[1]} {s[1]}" for p, s in zip(part, site)], i
 
 
@@ -147,7 +161,10 @@ def write_release(folder, n, seed=0):
     meta = Path(folder, "META")
     meta.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    files = {name: open(meta / f"{name}.RRF", "w", encoding="utf-8", newline="\n") for name in ("MRCONSO", "MRREL", "MRSTY", "MRRANK")}
+    files = {
+        name: open(meta / f"{name}.RRF", "w", encoding="utf-8", newline="\n")
+        for name in ("MRCONSO", "MRREL", "MRSTY", "MRRANK")
+    }
     atoms, relations, types = itertools.count(1), itertools.count(1), itertools.count(1)
     kept = []
 
@@ -157,7 +174,9 @@ def write_release(folder, n, seed=0):
     def atom(c, lat, ts, stt, ispref, tty, text, suppress="N", sab="SYN"):
         a = next(atoms)
         code = f"D{c[1:]}"
-        files["MRCONSO"].write(f"{c}|{lat}|{ts}|L{a:07d}|{stt}|S{a:07d}|{ispref}|A{a:08d}||{code}||{sab}|{tty}|{code}|{text}|0|{suppress}||\n")
+        files["MRCONSO"].write(
+            f"{c}|{lat}|{ts}|L{a:07d}|{stt}|S{a:07d}|{ispref}|A{a:08d}||{code}||{sab}|{tty}|{code}|{text}|0|{suppress}||\n"
+        )
 
     def relate(c1, rel, c2, sab="SYN", suppress="N"):
         for a, r, b in ((c1, rel, c2), (c2, INVERSE[rel], c1)):
@@ -201,7 +220,7 @@ def write_release(folder, n, seed=0):
             relate(c, "RB", f"C{8_000_000 + i:07d}")  # a concept that is in no other file
             files["MRREL"].write(f"{c}||CUI|RO|||CUI||R{next(relations):08d}||SYN|SYN|||N||\n")
         if len(kept) < 5000:
-            kept.append((tui, [s[0] for s in names]))
+            kept.append((tui, names))
     country = f"C{7_000_000:07d}"  # a type that the configs do not keep
     atom(country, "ENG", "P", "PF", "Y", "PT", "France")
     semantic(country, "T083")
@@ -264,10 +283,13 @@ def text_of(tokens):
     return text
 
 
-def names_of(terms, lang, start, step):
-    names = {}
-    for tui, strings in terms[start::step]:
-        names.setdefault(GROUP.get(tui), []).append(strings[list(LANGS).index(lang)])
+def names_of(terms, lang, organs=SITES, synonyms=True):
+    """{group: [names]} of the terms that speak of one of the organs."""
+    column, names = list(LANGS).index(lang), {}
+    words = tuple(form for site in organs for form in site[column])
+    for tui, strings in terms:
+        if tui in GROUP and strings[column][0].endswith(words) or any(f"{w} " in strings[column][0] for w in words):
+            names.setdefault(GROUP[tui], []).extend(strings[column] if synonyms else strings[column][:1])
     return names
 
 
@@ -277,11 +299,13 @@ def write_documents(folder, terms, n, seed=1):
         rng = random.Random(f"{seed} {lang}")
         place = Path(folder, "E3C", "data_collection", name, "layer3")
         place.mkdir(parents=True, exist_ok=True)
-        names = names_of(terms, lang, 0, 1)
+        names = names_of(terms, lang)
         for i in range(n):
             text = " ".join(text_of(sentence(rng, lang, names)) for _ in range(rng.randint(3, 12)))
             file = place / f"{lang.upper()}{100_000 + i}.json"
-            file.write_text(json.dumps({"id": file.stem, "language": lang, "text": text}, ensure_ascii=False), encoding="utf-8")
+            file.write_text(
+                json.dumps({"id": file.stem, "language": lang, "text": text}, ensure_ascii=False), encoding="utf-8"
+            )
             if i % 40 == 0:  # twins under another prefix, as in the French part of E3C
                 file.with_name(f"XX{100_000 + i}.json").write_text(json.dumps({"text": text}), encoding="utf-8-sig")
         (place / "ZZ1.json").write_text('{"id": "ZZ1"}', encoding="utf-8")
@@ -289,13 +313,14 @@ def write_documents(folder, terms, n, seed=1):
 
 
 def write_corpus(folder, terms, n_train, n_test, seed=2):
-    """ner/<lang>/{train,test}.txt in E3C's IOB layout; the test part speaks of other terms."""
+    """ner/<lang>/{train,test}.txt in E3C's IOB layout. The test part speaks of other organs than the
+    training part and uses synonyms too, so that who has read about them before has the better of it."""
     for lang in LANGS:
         rng = random.Random(f"{seed} {lang}")
         place = Path(folder, "ner", lang)
         place.mkdir(parents=True, exist_ok=True)
-        for part, n, start in (("train", n_train, 0), ("test", n_test, 1)):
-            names = names_of(terms, lang, start, 2)
+        for part, n, organs in (("train", n_train, SITES[::2]), ("test", n_test, SITES[1::2])):
+            names = names_of(terms, lang, organs, synonyms=part == "test")
             blocks = ["".join(f"{w} {t}\n" for w, t in sentence(rng, lang, names)) for _ in range(n)]
             (place / f"{part}.txt").write_text("\n".join(blocks) + "\n", encoding="utf-8")
 
@@ -305,9 +330,13 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--concepts", type=int, default=3000)
     parser.add_argument("--documents", type=int, default=600, help="per language")
-    parser.add_argument("--sentences", type=int, default=400, help="of the IOB corpus, training part")
+    parser.add_argument(
+        "--sentences", type=int, default=160, help="of the IOB corpus, training part; three times as many to test"
+    )
     args = parser.parse_args()
     terms = write_release(args.folder, args.concepts)
     write_documents(args.folder, terms, args.documents)
-    write_corpus(args.folder, terms, args.sentences, args.sentences)
-    print(f"{args.folder}: {args.concepts:,} concepts, {args.documents:,} documents a language, {2 * args.sentences:,} IOB sentences a language")
+    write_corpus(args.folder, terms, args.sentences, 3 * args.sentences)
+    print(
+        f"{args.folder}: {args.concepts:,} concepts, {args.documents:,} documents a language, {4 * args.sentences:,} IOB sentences a language"
+    )

@@ -1,0 +1,54 @@
+# Every command a user types. Each is a thin line over a Python command that works without make.
+
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# make takes LANG from the environment too, where it is the user's locale: only `make data LANG=fr` counts.
+ifeq ($(origin LANG),command line)
+  LANGUAGE_ARG := --lang $(LANG)
+endif
+unexport LANG
+export UMLS E3C
+
+.PHONY: help setup demo test lint data train ner clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+$(READY): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+setup: $(READY) ## the Python environment in .venv
+
+demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU
+	rm -rf demo
+	$(PY) tests/sample.py demo/sample
+	$(PY) data.py build configs/demo.toml
+	$(PY) kgi.py configs/demo.toml
+	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/pretrained
+	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/untrained --untrained
+	@$(PY) tests/closing.py demo
+
+test: $(READY) ## the tests
+	$(PY) -m pytest -q
+
+lint: $(READY) ## ruff, check and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [CONFIG=file] [ARGS=..]: a data set in datasets/
+	@$(PY) data.py build $(CONFIG) $(LANGUAGE_ARG) $(ARGS)
+
+train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training into runs/
+	@$(VENV)/bin/torchrun --nproc_per_node $(or $(RANKS),1) kgi.py $(CONFIG) $(ARGS)
+
+ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
+	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
+
+clean: ## removes the demo and caches, keeps data sets, runs and results
+	rm -rf demo .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -1,0 +1,38 @@
+"""The demo's closing table: what pre-training learnt, and what it is worth for NER.
+
+python tests/closing.py demo
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+NAMES = {
+    "mlm": "masked language modelling", "ep": "entity prediction", "lp": "link prediction",
+    "tc": "triple classification",
+}  # fmt: skip
+CHANCE = {"lp": "16.7", "tc": "50.0"}
+
+
+def main(folder):
+    lines = (Path(folder, "kgi-fr", "metrics.jsonl")).read_text().splitlines()
+    valid = [r["valid"] for r in map(json.loads, lines) if "valid" in r]
+    print(f"\n{'held-out pairs and documents':<32} {'chance':>8} {'before':>8} {'after':>8}")
+    for task, name in NAMES.items():
+        before, after = (100 * v[f"{task}_accuracy"] for v in (valid[0], valid[-1]))
+        print(f"{name + ', accuracy':<36} {CHANCE.get(task, ''):>4} {before:8.1f} {after:8.1f}")
+    print(f"\n{'one-shot NER, F1':<32} {'all O':>8} {'untrained':>15} {'pre-trained':>15}")
+    runs = {
+        kind: json.loads(Path(folder, "results", kind, "scores.json").read_text())["runs"]
+        for kind in ("untrained", "pretrained")
+    }
+    for kind, name, i in (("paper", "per-sequence macro (the paper's)", 2), ("entity", "entities, strict", 2)):
+        values = [[r[kind][i] for r in runs[which]] for which in ("untrained", "pretrained")]
+        cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" for v in values]
+        floor = runs["untrained"][0]["all_o"] if kind == "paper" else 0.0
+        print(f"{name:<32} {floor:8.1f} {cells[0]:>15} {cells[1]:>15}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
