@@ -1,0 +1,95 @@
+"""configs/__init__.py: defaults, TOML files, overrides, and what is said about mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs import UserError
+
+FILES = sorted(Path(configs.__file__).parent.glob("*.toml"))
+
+
+def load(table, *argv, positionals=0):
+    return configs.load(table, list(argv), "usage", positionals)[0]
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("[train]\nlr = 1\nepochs = 3\nalphas = [0.2, 0.3, 0.5]\n[data]\nlang = 'fr'\n")
+    s = load("train", str(file), "--epochs", "5", "--weight-decay=0", "--data", "x")
+    assert (s.lr, s.epochs, s.weight_decay, s.alphas, s.layers) == (1.0, 5.0, 0.0, [0.2, 0.3, 0.5], 12)
+    assert load("train", "--epochs", "5", str(file)).epochs == 5  # wherever the file stands
+    assert load("data", "--semantic_types", "DISO,T016", "--cased", "false").semantic_types == ["DISO", "T016"]
+    assert load("finetune", "--untrained", "--lr", "1e-4").untrained
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--learning_rate", "1"], "unknown setting 'learning_rate'"),
+        (["--epoch", "1"], "did you mean 'epochs'?"),
+        (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--layers", "2.5"], "--layers: '2.5' is not a whole number"),
+        (["--lr"], "--lr needs a value"),
+        (["--alphas", "a,b"], "is not a list of numbers"),
+        (["extra"], "unexpected argument 'extra'"),
+        (["no-such.toml"], "no-such.toml: No such file"),
+    ],
+)
+def test_mistakes_on_the_command_line(argv, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        load("train", *argv)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[train]\nlayer = 3", r"\[train\]: unknown setting 'layer'; did you mean 'layers'"),
+        ("[train]\nlayers = 'three'", "layers = 'three' is not a whole number"),
+        ("[train]\nlayers = true", "layers = True is not a whole number"),
+        ("[data]\nsemantic_types = [1]", r"semantic_types = \[1\] is not a list of texts"),
+        ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, finetune"),
+        ("layers = 3", "'layers' is not one of the tables"),
+        ("[train", "not a TOML file"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, text, said):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load("train", str(tmp_path / "x.toml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
+def test_every_config_loads(file):
+    for table in configs.TABLES:
+        load(table, str(file))
+
+
+@pytest.mark.parametrize("lang", ["fr", "es", "en", "multi"])
+def test_numbers_of_the_paper(lang):
+    """Tables 1 and 8 for v1, appendix C for v2, section 4.2 for the one-shot protocol."""
+    folder = Path(configs.__file__).parent
+    v1, v2 = str(folder / f"v1-{lang}.toml"), str(folder / f"v2-{lang}.toml")
+    d, t = load("data", v1), load("train", v1)
+    assert (d.lang, d.classification, d.prediction, d.seq_len) == (lang, 200_000, 100_000, 256)
+    assert d.paths == (64_208 if lang == "fr" else 100_000)
+    assert (t.layers, t.heads, t.dim, t.lr, t.warmup, t.batch_size, t.epochs) == (12, 12, 768, 7.5e-4, 10_770, 1500, 64)
+    assert t.mlm_probability == 0.15
+    t = load("train", v2)
+    assert (t.layers, t.heads, t.lr, t.warmup, t.batch_size, t.epochs) == (8, 8, 5e-5, 30_000, 1536, 200)
+    f = load("finetune", v1)
+    assert (f.epochs, f.batch_size, f.lr, f.weight_decay) == (1, 4, 2e-5, 0.01)
+
+
+def test_write_atomic_keeps_the_old_file(tmp_path):
+    file = tmp_path / "x"
+    file.write_text("old")
+
+    def fail(f):
+        f.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        configs.write_atomic(file, fail)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
