@@ -32,7 +32,9 @@ def release(tmp_path_factory):
 
 
 def build(release, out, **settings):
-    s = configs.Data(**{"lang": "en", "umls": str(release), "e3c": str(release / "E3C"), "out": str(out)} | SMALL | settings)
+    s = configs.Data(
+        **{"lang": "en", "umls": str(release), "e3c": str(release / "E3C"), "out": str(out)} | SMALL | settings
+    )
     data.build(s)
     return out
 
@@ -53,4 +55,6 @@ def real():
 def command(*args, cwd=ROOT):
     """Runs a command of the project as a user would; the finished process, output as text."""
     env = {k: v for k, v in os.environ.items() if k not in ("UMLS", "E3C")}
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )

@@ -64,7 +64,9 @@ def test_sequences_spell_the_triples(dataset, release, examples):
         steps = list(zip(concepts, relations, concepts[1:]))
         assert all((s in triples) == (task != TC or examples.kind[i] == data.TRUE) for s in steps)
         assert task != LP or 2 <= len(relations) <= 10
-    assert (seen > 0).all() and seen.tolist() == [examples.manifest["counts"]["en"][part_of(examples)][t] for t in TASKS]
+    assert (seen > 0).all() and seen.tolist() == [
+        examples.manifest["counts"]["en"][part_of(examples)][t] for t in TASKS
+    ]
 
 
 def part_of(examples):
@@ -111,7 +113,9 @@ def test_a_real_data_set(real, tmp_path):
     umls, e3c = real
     outs = []
     for name in ("a", "b"):
-        s = configs.Data(lang="es", umls=str(umls), e3c=str(e3c), out=str(tmp_path / name), paths=5000, classification=20_000)
+        s = configs.Data(
+            lang="es", umls=str(umls), e3c=str(e3c), out=str(tmp_path / name), paths=5000, classification=20_000
+        )
         data.build(s)
         outs.append(tmp_path / name)
     assert digests(outs[0]) == digests(outs[1])
@@ -175,7 +179,15 @@ def test_a_checkpoints_tokenizer(release, dataset, tmp_path):
     out = build(release, tmp_path / "en", tokenizer=str(tmp_path))
     special = json.loads((out / "manifest.json").read_text())["special"]
     n = len(words)
-    assert special == {"cls": 0, "sep": 1, "pad": 2, "unk": 3, "mask": 4, "relations": list(range(n, n + 7)), "hrel": n + 7}
+    assert special == {
+        "cls": 0,
+        "sep": 1,
+        "pad": 2,
+        "unk": 3,
+        "mask": 4,
+        "relations": list(range(n, n + 7)),
+        "hrel": n + 7,
+    }
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not a tokenizer.json"):
@@ -230,7 +242,9 @@ def test_masks_of_each_task(examples):
             tail = range(at[0] + 1, len(ids) - 1)
             assert targets == {k: (EP, original[k]) for k in tail} and all(ids[k] == mask for k in tail)
         if task == LP:
-            assert targets == {k: (LP, int(examples.relation[original[k]])) for k in at} and all(ids[k] == hrel for k in at)
+            assert targets == {k: (LP, int(examples.relation[original[k]])) for k in at} and all(
+                ids[k] == hrel for k in at
+            )
             assert all(0 <= label < 6 for _, label in targets.values())
         if task == TC:
             assert targets == {0: (TC, int(examples.kind[i] == data.TRUE))}

@@ -118,7 +118,11 @@ def brute_force(folder, lat, kept):
     """The same graph by a plain loop: (preferred, all terms, triples) by CUI."""
 
     def rows(name):
-        return [line.split("|") for line in (folder / "META" / f"{name}.RRF").read_text(encoding="utf-8").split("\n") if line]
+        return [
+            line.split("|")
+            for line in (folder / "META" / f"{name}.RRF").read_text(encoding="utf-8").split("\n")
+            if line
+        ]
 
     group = {line.split("|")[2]: line.split("|")[0] for line in open(TABLE)}
     has_type = {cui for cui, tui, *_ in rows("MRSTY") if tui in kept or group[tui] in kept}
@@ -252,7 +256,9 @@ def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, arg
     out = tmp_path / "out"
     if "--out" not in argv:
         argv += ["--out", str(out)]
-    p = command("data.py", "build", *argv, "--classification", 50, "--prediction", 50, "--paths", 50, "--vocab_size", 400)
+    p = command(
+        "data.py", "build", *argv, "--classification", 50, "--prediction", 50, "--paths", 50, "--vocab_size", 400
+    )
     assert p.returncode != 0 and said in p.stderr and "Traceback" not in p.stderr
     assert re.match(r"data\.py: error: ", p.stderr)
     assert [f.name for f in tmp_path.iterdir()] == ["empty"]

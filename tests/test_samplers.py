@@ -136,7 +136,11 @@ def test_classification_strata():
     stratum = graph.stratum(graph.h, graph.t)
     everywhere = np.bincount(stratum, minlength=9)
     across = np.arange(9) // 3 != np.arange(9) % 3
-    for k, frame, n in ((TRUE, everywhere, 600), (OTHER_PAIR, everywhere * across, 300), (OTHER_RELATION, everywhere * ~across, 300)):
+    for k, frame, n in (
+        (TRUE, everywhere, 600),
+        (OTHER_PAIR, everywhere * across, 300),
+        (OTHER_RELATION, everywhere * ~across, 300),
+    ):
         got = np.bincount(graph.stratum(h, t)[kind == k], minlength=9)
         assert got.sum() == n and (np.abs(got - frame / frame.sum() * n) < 1).all()
 
@@ -166,7 +170,9 @@ def test_other_relation_changes_only_the_relation():
 def pair_graph():
     truth = {(0, 0, 1), (1, 1, 0), (0, 4, 1), (1, 5, 0)}
     h, r, t = (np.array(x) for x in zip(*sorted(truth)))
-    graph = data.Graph("en", np.array([5, 9]), np.zeros(2, np.int8), ["G"], np.arange(3), pa.array(["a", "b"]), h, r, t, None)
+    graph = data.Graph(
+        "en", np.array([5, 9]), np.zeros(2, np.int8), ["G"], np.arange(3), pa.array(["a", "b"]), h, r, t, None
+    )
     graph.known = np.unique(graph.key(h, r, t))
     return graph, truth
 
@@ -206,7 +212,10 @@ def test_walks_against_all_paths():
                 every.add((c + (t,), r + (kind,)))
     s = configs.Data(valid=1e-9, max_relations=3)
     _, _, (concepts, relations) = data.sample(graph, "train", sizes(50 * len(every)), s)
-    drawn = {(tuple(x for x in c if x >= 0), tuple(x for x in r if x >= 0)) for c, r in zip(concepts.tolist(), relations.tolist())}
+    drawn = {
+        (tuple(x for x in c if x >= 0), tuple(x for x in r if x >= 0))
+        for c, r in zip(concepts.tolist(), relations.tolist())
+    }
     assert len(every) > 20 and drawn == every
 
 

@@ -1,0 +1,245 @@
+"""The trainer: the loss of equation (2), what must not depend on the layout, and going on after a stop."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import configs
+import data
+import kgi
+import model as models
+from configs import UserError
+from tests.conftest import ROOT, command
+
+TINY = {
+    "layers": 2, "heads": 2, "dim": 32, "ffn": 64, "steps": 6, "batch_size": 40, "lr": 1e-3, "log_every": 1,
+    "valid_every": 3, "device": "cpu", "dropout": 0.0,
+}  # fmt: skip
+
+
+def settings(dataset, out, **more):
+    return configs.Train(**{"data": str(dataset), "out": str(out)} | TINY | more)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+
+
+def args(dataset, out, **more):
+    s = {"data": dataset, "out": out} | TINY | more
+    return [x for k, v in s.items() for x in (f"--{k}", str(v))]
+
+
+def test_alphas():
+    """Section 4.1 by hand, at Table 1's sizes for French: they sum to 1, and more examples weigh less."""
+    ep, lp, tc = 100_000, 64_208, 200_000
+    a = kgi.alphas([ep, lp, tc])
+    assert a == pytest.approx([(lp + tc) / 728_416, (ep + tc) / 728_416, (ep + lp) / 728_416])
+    assert sum(a) == pytest.approx(1) and a[1] > a[0] > a[2] and kgi.alphas([1, 1, 1]) == pytest.approx([1 / 3] * 3)
+
+
+def test_learning_rate():
+    rate = [kgi.learning_rate(s, 100, 40, 2.0) for s in range(100)]
+    assert rate[0] == pytest.approx(2 / 40) and max(rate) == rate[39] == rate[40] == 2.0
+    assert rate[70] == pytest.approx(2.0 * 30 / 60) and 0 < rate[99] < 0.04
+    assert all(b > a for a, b in zip(rate[:39], rate[1:40])) and all(b < a for a, b in zip(rate[40:], rate[41:]))
+
+
+def test_loss_of_a_step_is_equation_2(dataset, tmp_path):
+    """One step against a plain loop: each example alone, dense cross-entropy, no micro-batches."""
+    trainer = kgi.Trainer(settings(dataset, tmp_path / "run", mlm_probability=0.3, batch_size=300))
+    model, e = trainer.model, trainer.train
+    batch = e.batch(*data.Order(len(e), 300, 0)(0), 0, 0.3)
+    sums, counts = [0.0] * 4, [0] * 4
+    for i in range(300):
+        ids = torch.from_numpy(batch.ids[batch.start[i] : batch.start[i] + batch.length[i]])[None]
+        hidden = model.encoder(ids)[0]
+        for j in (batch.row == i).nonzero()[0]:
+            task = int(batch.task[j])
+            head = [model.vocabulary, model.vocabulary, model.link, model.triple][task]
+            gold = torch.tensor(int(batch.label[j]))
+            sums[task] = sums[task] + F.cross_entropy(head(hidden[batch.col[j]]), gold)
+            counts[task] += 1
+    assert min(counts) > 0 and counts == batch.counts.tolist()
+    alphas = kgi.alphas([e.manifest["counts"]["en"]["train"][t] for t in ("ep", "lp", "tc")])
+    loss = sum(w * s / n for w, s, n in zip([1.0, *alphas], sums, counts))
+    loss.backward()
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters()]))
+    model.zero_grad()
+    seen = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.update(norm=sum(p.grad.norm() ** 2 for p in model.parameters()) ** 0.5)
+    )
+    trainer.s.clip = 0
+    statistics, tokens = trainer.optimizer_step()
+    assert trainer.summary(statistics)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert seen["norm"].item() == pytest.approx(norm.item(), rel=1e-4) and tokens == batch.length.sum()
+
+
+@pytest.fixture(scope="module")
+def baseline(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("kgi") / "one"
+    kgi.Trainer(settings(dataset, out)).run()
+    return out
+
+
+@pytest.mark.parametrize("ranks, budget", [(1, 200), (2, 300), (4, 64)])
+def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, budget):
+    """The same losses, accuracies and weights with any number of real processes and any micro-batch."""
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
+    p = command(*run, "kgi.py", *args(dataset, tmp_path, micro_tokens=budget))
+    assert p.returncode == 0, p.stderr
+    for a, b in zip(lines(baseline), lines(tmp_path), strict=True):
+        a, b = (x.get("valid", {k: v for k, v in x.items() if k != "tokens_per_s"}) for x in (a, b))
+        assert a == pytest.approx(b, rel=2e-5, abs=2e-5)
+    mine = weights(tmp_path)
+    assert all((v - mine[k]).abs().max() < 2e-5 for k, v in weights(baseline).items())
+
+
+STOP = """
+import sys
+sys.path.insert(0, {root!r})
+import kgi
+write = kgi.Trainer.write
+def leave(trainer, record):
+    write(trainer, record)
+    if record["step"] == 5:
+        sys.exit(9)
+kgi.Trainer.write = leave
+kgi.main({argv!r})
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_going_on_ends_in_the_same_weights(dataset, tmp_path, ranks):
+    """Stopped after the checkpoint at step 3 and started again, with dropout: bit for bit the same."""
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
+    whole = tmp_path / "whole"
+    p = command(*run, "kgi.py", *args(dataset, whole, dropout=0.1))
+    assert p.returncode == 0, p.stderr
+    stopped = tmp_path / "stopped"
+    (tmp_path / "stop.py").write_text(STOP.format(root=str(ROOT), argv=args(dataset, stopped, dropout=0.1)))
+    assert command(*run, tmp_path / "stop.py").returncode != 0
+    assert [r["step"] for r in lines(stopped) if "valid" not in r] == [1, 2, 3, 4, 5]  # written after the checkpoint
+    p = command(*run, "kgi.py", *args(dataset, stopped, dropout=0.1))
+    assert p.returncode == 0 and "steps 3 to 6" in p.stdout, p.stderr
+    a, b = weights(whole), weights(stopped)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    for x, y in zip(lines(whole), lines(stopped), strict=True):
+        assert x.keys() == y.keys() and x["step"] == y["step"] and x.get("valid") == y.get("valid")
+        assert x.get("loss") == y.get("loss")
+
+
+def test_dropout_differs_from_step_to_step(dataset, tmp_path):
+    trainer = kgi.Trainer(settings(dataset, tmp_path, dropout=0.5, lr=0.0, batch_size=40))
+    order = trainer.order(0)
+    trainer.order = lambda step: order
+    a, b = (trainer.optimizer_step()[0][:, 0].sum().item() for _ in range(2))
+    trainer.step = 0
+    assert a != b and trainer.optimizer_step()[0][:, 0].sum().item() == a
+
+
+def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
+    model = models.load(baseline)
+    assert all(torch.equal(v, weights(baseline)[k]) for k, v in model.state_dict().items())
+    assert (baseline / "tokenizer.json").read_bytes() == (dataset / "tokenizer.json").read_bytes()
+    before = (baseline / "checkpoint.pt").read_bytes()
+    kgi.Trainer(settings(dataset, baseline)).run()  # nothing left to do
+    assert (baseline / "checkpoint.pt").read_bytes() == before
+    more = kgi.Trainer(settings(dataset, tmp_path, init=str(baseline)))
+    assert all(torch.equal(v, weights(baseline)[k]) for k, v in more.model.state_dict().items())
+
+
+def test_validation_counts_every_target(dataset, tmp_path):
+    """Over the whole part, in whatever pieces: the same losses."""
+    a = kgi.Trainer(settings(dataset, tmp_path, batch_size=40)).validate()
+    b = kgi.Trainer(settings(dataset, tmp_path, batch_size=1000, micro_tokens=10**6)).validate()
+    assert a == pytest.approx(b, rel=1e-5) and set(a) == {"loss"} | {
+        f"{t}_{x}" for t in data.TASKS for x in ("loss", "accuracy")
+    }
+
+
+def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
+    for more, said in (
+        ({"lr": 5e-4}, "another 'lr'"),
+        ({"seed": 1}, "another 'seed'"),
+        ({"steps": 9}, "another 'steps'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            kgi.Trainer(settings(dataset, baseline, **more)).run()
+    (tmp_path / "checkpoint.pt").write_bytes((baseline / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match="checkpoint.pt: damaged"):
+        kgi.Trainer(settings(dataset, tmp_path)).run()
+
+
+@pytest.mark.parametrize("more, said", [
+    ({"warmup": 10_770}, r"warmup = 10770 steps, but the run has only 6"),
+    ({"alphas": [0.5]}, "there must be three"),
+    ({"heads": 5}, "heads = 5 does not divide dim = 32"),
+    ({"precision": "int8"}, "precision = 'int8'"),
+    ({"device": "tpu"}, "device = 'tpu'"),
+    ({"data": "nowhere"}, "nowhere is not a data set"),
+    ({"init": "nowhere"}, "is nowhere a checkpoint folder"),
+])  # fmt: skip
+def test_bad_settings(dataset, tmp_path, more, said):
+    with pytest.raises(UserError, match=said):
+        kgi.Trainer(settings(dataset, tmp_path, **more))
+    assert not any(tmp_path.iterdir())
+
+
+def test_which_data_set(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no data set under datasets/"):
+        kgi.find_data(configs.Train())
+    for name in ("fr", "es"):
+        (tmp_path / "datasets" / name).mkdir(parents=True)
+        (tmp_path / "datasets" / name / "manifest.json").write_text("{}")
+        if name == "fr":
+            assert str(kgi.find_data(configs.Train())) == "datasets/fr"
+    with pytest.raises(UserError, match="say --data with one of datasets/es, datasets/fr"):
+        kgi.find_data(configs.Train())
+
+
+def test_a_mistake_is_one_line(dataset, tmp_path):
+    p = command("kgi.py", "--data", dataset, "--learning_rate", "1")
+    assert p.returncode != 0 and p.stderr.startswith("kgi.py: error: --learning_rate: unknown setting")
+    p = command("kgi.py", *args(dataset, tmp_path, lr="1e30", clip=0, precision="fp32"))
+    assert p.returncode != 0 and "the loss at step" in p.stderr and "Traceback" not in p.stderr
+
+
+def test_bf16_autocast_on_cpu(dataset, baseline, tmp_path):
+    kgi.Trainer(settings(dataset, tmp_path, precision="bf16")).run()
+    a, b = lines(baseline)[-1]["valid"], lines(tmp_path)[-1]["valid"]
+    assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+
+
+def test_fp16_skips_a_step_with_infinite_gradients(dataset, tmp_path, monkeypatch):
+    """The scaler's logic, on the CPU: an infinite gradient leaves the weights and halves the scale."""
+    trainer = kgi.Trainer(settings(dataset, tmp_path))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.optimizer_step()
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    hook = trainer.model.triple.bias.register_hook(lambda g: g * float("inf"))
+    trainer.optimizer_step()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    assert trainer.scaler.get_scale() == 512.0 and trainer.step == 2
+    hook.remove()
+    trainer.optimizer_step()
+    after = trainer.model.state_dict()
+    assert all(v.isfinite().all() for v in after.values()) and any(
+        not torch.equal(v, before[k]) for k, v in after.items()
+    )
+
+
+def test_torchrun_as_the_readme_has_it(dataset, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "kgi.py", "--lr", "fast"]
+    p = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert p.returncode != 0 and p.stderr.count("--lr: 'fast' is not a number") == 1

@@ -1,0 +1,169 @@
+"""The encoder against torch's own layer, the heads against a dense computation, checkpoints in and out."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import model as models
+from configs import UserError
+
+SIZES = [(48, 2, 4, 96), (32, 1, 1, 64), (40, 3, 8, 80)]  # dim, layers, heads, ffn
+
+
+def small(dim=48, layers=2, heads=4, ffn=96, vocab=50, positions=20, seed=0, dropout=0.1):
+    torch.manual_seed(seed)
+    model = models.KGIBert(models.Config(vocab, positions, dim, layers, heads, ffn, dropout))
+    for p in model.parameters():  # LayerNorms and biases that are not trivial
+        nn.init.normal_(p, mean=float(p.ndim == 1) / 2, std=0.2)
+    return model.double().eval()
+
+
+def reference(model):
+    """torch.nn.TransformerEncoder with the same weights."""
+    c = model.config
+    layer = nn.TransformerEncoderLayer(
+        c.dim, c.heads, c.ffn, c.dropout, "gelu", layer_norm_eps=1e-12, batch_first=True, norm_first=False
+    )
+    ref = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False).double().eval()
+    pairs = {
+        "self_attn.in_proj_weight": "qkv.weight", "self_attn.in_proj_bias": "qkv.bias",
+        "self_attn.out_proj": "out", "linear1": "ffn1", "linear2": "ffn2",
+    }  # fmt: skip
+    for theirs, ours in zip(ref.layers, model.layers):
+        state = ours.state_dict()
+        for name in theirs.state_dict():
+            mine = name
+            for a, b in pairs.items():
+                mine = mine.replace(a, b)
+            theirs.state_dict()[name].copy_(state[mine])
+    return ref
+
+
+def ids_and_mask(vocab=50, seed=1, lengths=(9, 4, 12, 1)):
+    torch.manual_seed(seed)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return torch.randint(5, vocab, mask.shape) * mask, mask
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_encoder_is_torchs(sizes):
+    encoder = small(*sizes).encoder
+    ids, mask = ids_and_mask()
+    x = encoder.norm(encoder.word(ids) + encoder.position(torch.arange(ids.shape[1])))
+    want = reference(encoder)(x, src_key_padding_mask=~mask)
+    assert (encoder(ids, mask) - want)[mask].abs().max() < 1e-6
+
+
+def test_padding_and_company_change_nothing():
+    encoder = small().encoder
+    ids, mask = ids_and_mask()
+    together = encoder(ids, mask)
+    for i, n in enumerate(mask.sum(1).tolist()):
+        assert (encoder(ids[i : i + 1, :n]) - together[i, :n]).abs().max() < 1e-10
+    wide = torch.cat([ids, torch.full((4, 8), 7)], 1)  # whatever stands in the padding
+    mask = torch.cat([mask, torch.zeros(4, 8, dtype=bool)], 1)
+    assert (encoder(wide, mask)[:, :12] - together)[mask[:, :12]].abs().max() < 1e-10
+
+
+def test_gathered_heads_are_the_dense_ones():
+    """Losses and gradients as if every head had run at every position."""
+    model = small()
+    ids, mask = ids_and_mask()
+    width = ids.shape[1]
+    targets = [[(0, 1, 7), (2, 3, 9), (2, 11, 8)], [(0, 2, 30)], [(1, 3, 5), (2, 5, 0)], [(3, 0, 1), (1, 0, 0)]]
+    flat = [(r * width + c, label) for task in targets for r, c, label in task]
+    position, label = (torch.tensor(x) for x in zip(*flat))
+    out = model(ids, mask, position, label, [len(t) for t in targets])
+    out[:, 0].sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+
+    hidden = model.encoder(ids, mask)
+    dense = [model.vocabulary(hidden)] * 2 + [model.link(hidden), model.triple(hidden)]
+    total = 0
+    for task, (logits, places) in enumerate(zip(dense, targets)):
+        gold = torch.full(ids.shape, -100)
+        for r, c, y in places:
+            gold[r, c] = y
+        loss = F.cross_entropy(logits.flatten(0, 1), gold.flatten(), reduction="sum")
+        right = (logits.argmax(-1) == gold).sum()
+        assert abs(out[task, 0] - loss) < 1e-4 and out[task, 1] == right
+        total = total + loss
+    total.backward()
+    assert all((p.grad - grads[n]).abs().max() < 1e-5 for n, p in model.named_parameters())
+
+
+def test_a_micro_batch_without_targets_of_a_task():
+    """Zero loss, and a gradient (of zeros) for every parameter, so that ranks have the same to exchange."""
+    model = small().train()
+    ids, mask = ids_and_mask()
+    for sizes in ([0, 0, 0, 2], [2, 0, 0, 0], [0, 0, 0, 0]):
+        model.zero_grad()
+        n = sum(sizes)
+        out = model(ids, mask, torch.arange(n), torch.zeros(n, dtype=torch.int64), sizes)
+        assert out[torch.tensor(sizes) == 0].eq(0).all() and out.isfinite().all()
+        out.sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_initial_values():
+    model = models.KGIBert(models.Config(500, 64, 96, 2, 4, 200))
+    assert abs(model.encoder.word.weight.std() - 0.02) < 2e-3 and model.encoder.word.weight[0].eq(0).all()
+    assert (
+        abs(model.encoder.layers[0].ffn1.weight.std() - 0.02) < 2e-3 and model.encoder.layers[0].ffn1.bias.eq(0).all()
+    )
+    for name, p in model.named_parameters():
+        assert "norm" not in name or p.eq(1 if name.endswith("weight") else 0).all()
+
+
+def test_too_long_a_sequence_names_the_limit():
+    with pytest.raises(ValueError, match="21 tokens; the encoder has 20 positions"):
+        small().encoder(torch.ones(1, 21, dtype=torch.int64))
+
+
+def test_there_and_back(tmp_path):
+    model = small().float()
+    models.save(model, tmp_path / "m", b"{}")
+    again = models.load(tmp_path / "m").eval()
+    assert again.encoder.config == model.encoder.config
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    names = torch.load(tmp_path / "m" / "pytorch_model.bin", weights_only=True)
+    assert "distilbert.transformer.layer.1.attention.k_lin.bias" in names and not any("qkv" in n for n in names)
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    good = tmp_path / "good"
+    models.save(small().float(), good, b"{}")
+
+    def copy(name):
+        shutil.copytree(good, tmp_path / name)
+        return tmp_path / name
+
+    def raises(folder, said):
+        with pytest.raises(UserError, match=said):
+            models.load(folder)
+
+    raises(tmp_path / "none", "is .*none a checkpoint folder")
+    folder = copy("cut")
+    (folder / "pytorch_model.bin").write_bytes((good / "pytorch_model.bin").read_bytes()[:900])
+    raises(folder, "pytorch_model.bin: damaged or not a weights file")
+    folder = copy("config")
+    (folder / "config.json").write_text("{")
+    raises(folder, "config.json: not a model configuration")
+    folder = copy("other")
+    d = json.loads((good / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(d | {"model_type": "t5"}))
+    raises(folder, "model type 't5' is not supported")
+    (folder / "config.json").write_text(json.dumps(d | {"hidden_dim": 97}))
+    raises(folder, r"ffn.lin1.weight has shape \(96, 48\) where config.json says \(97, 48\)")
+    (folder / "config.json").write_text(json.dumps(d | {"n_layers": 3}))
+    raises(folder, "no weight distilbert.transformer.layer.2")
+    (folder / "config.json").write_text(json.dumps(d | {"n_heads": 5}))
+    raises(folder, "heads = 5 does not divide dim = 48")
+    folder = copy("missing")
+    (folder / "pytorch_model.bin").unlink()
+    raises(folder, "pytorch_model.bin not found")

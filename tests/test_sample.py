@@ -1,0 +1,41 @@
+"""The synthetic release: deterministic, any size, with the warts of the real thing."""
+
+import itertools
+
+from tests import sample
+
+
+def test_same_arguments_same_bytes(release, tmp_path):
+    terms = sample.write_release(tmp_path, 700)
+    sample.write_documents(tmp_path, terms, 60)
+    sample.write_corpus(tmp_path, terms, 40, 40)
+    files = [f for f in release.rglob("*") if f.is_file()]
+    assert len(files) > 100 and all(f.read_bytes() == (tmp_path / f.relative_to(release)).read_bytes() for f in files)
+
+
+def test_layout_and_warts(release):
+    rows = {}
+    for name, columns in (("MRCONSO", 18), ("MRREL", 16), ("MRSTY", 6), ("MRRANK", 4)):
+        rows[name] = [line.split("|") for line in (release / "META" / f"{name}.RRF").read_text().split("\n")[:-1]]
+        assert all(len(r) == columns + 1 and r[-1] == "" for r in rows[name])
+    assert {r[16] for r in rows["MRCONSO"]} >= {"N", "O", "Y"} and {r[1] for r in rows["MRCONSO"]} == {
+        "ENG",
+        "FRE",
+        "SPA",
+    }
+    assert any('"' in r[14] for r in rows["MRCONSO"]) and any("é" in r[14] for r in rows["MRCONSO"])
+    assert {r[3] for r in rows["MRREL"]} == set(sample.INVERSE) and {r[14] for r in rows["MRREL"]} == {"N", "O"}
+    assert any(r[4] == "" for r in rows["MRREL"])
+    pairs = [(r[0], r[3], r[4]) for r in rows["MRREL"] if r[4]]
+    assert len(set(pairs)) < len(pairs) and {(b, sample.INVERSE[k], a) for a, k, b in pairs} == set(pairs)
+    types = [r[0] for r in rows["MRSTY"]]
+    named = {r[0] for r in rows["MRCONSO"]}
+    assert len(set(types)) < len(types) and named - set(types) and {c for p in pairs for c in p[::2]} - named
+
+
+def test_any_size_without_end():
+    names = set()
+    for i, _, strings, links in itertools.islice(sample.concepts(), 20_000):
+        names.add(strings[0][0])
+        assert all(other < i for _, other in links)
+    assert len(names) == 20_000
