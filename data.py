@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tqdm import tqdm
 
 import configs
-from configs import UserError
+from configs import UserError, write_atomic
 
 # Section 3.1's seven relation types. SY last, so that the six classes of link prediction are 0..5.
 RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
@@ -413,15 +414,16 @@ def stratified(rng, pool, of_pool, shares, n, repeat=False):
     return rng.permutation(pool[order[start[strata] + turn % np.maximum(size, 1)[strata]]])
 
 
-def negatives(rng, graph, source, propose, allowed):
+def negatives(rng, graph, source, redraw, propose, allowed):
     """Distinct triples that are not in the graph, one per true triple of `source`: (3, n) int64.
 
     Args:
         source: indices of true triples. propose(rng, source) -> candidate (h, r, t).
+        redraw(rng, source) -> other true triples of the same strata.
         allowed(h, t) -> bool array: whether the pair is on this part's side of the validation split.
 
-    A candidate that is true, on the wrong side or taken already is proposed anew, 200 times at most:
-    in a graph so dense that this fails, fewer come back (and the build says so).
+    Instead of a candidate that is true, on the wrong side or taken already another one is proposed, 200
+    times at most: in a graph so dense that this fails, fewer come back (and the build says so).
     """
     done, taken = [np.zeros((3, 0), np.int64)], np.zeros(0, np.int64)
     for _ in range(200):
@@ -434,7 +436,7 @@ def negatives(rng, graph, source, propose, allowed):
         good &= ~graph.contains(h, r, t) & allowed(h, t) & ~np.isin(key, taken)
         done.append(np.stack([h, r, t])[:, good])
         taken = np.concatenate([taken, key[good]])
-        source = source[~good]
+        source = redraw(rng, source[~good])
     return np.concatenate(done, axis=1)
 
 
@@ -469,8 +471,16 @@ def sample_classification(rng, graph, part, shares, n, allowed):
             return np.zeros((3, 0), np.int64)
         crossed = np.arange(len(shares)) // len(graph.groups) != np.arange(len(shares)) % len(graph.groups)
         weight = np.where(crossed == crossing[pool[0]], shares, 0)
+        by_stratum = pool[np.argsort(stratum[pool], kind="stable")]
+        members = np.bincount(stratum[pool], minlength=len(shares))
+        begin = np.cumsum(members) - members
+
+        def redraw(rng, i):
+            s = stratum[i]
+            return by_stratum[begin[s] + (rng.random(len(i)) * members[s]).astype(np.int64)]
+
         source = stratified(rng, pool, stratum[pool], weight, n, repeat=True)
-        return negatives(rng, graph, source, propose, allowed)
+        return negatives(rng, graph, source, redraw, propose, allowed)
 
     across, within = part[crossing[part]], part[~crossing[part]]
     true = min(n // 2, len(part))
@@ -688,7 +698,7 @@ class Writer:
         task, langs = np.concatenate(self.columns["task"]), np.concatenate(self.columns["lang"])
         return np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()
 
-    def write(self, path):
+    def write(self, f):
         col = {name: np.concatenate(values) for name, values in self.columns.items()}
         small = [pa.array(col[name].astype(np.uint8)) for name in ("task", "lang", "kind")]
         lists = [
@@ -698,7 +708,7 @@ class Writer:
             for values, n in (("cui", "cuis"), ("id", "ids"))
         ]
         batch = pa.record_batch(small + lists, names=["task", "lang", "kind", "cuis", "ids"])
-        with pa.OSFile(str(path), "wb") as f, ipc.new_file(f, batch.schema) as out:
+        with ipc.new_file(f, batch.schema) as out:
             out.write_batch(batch)
 
 
@@ -855,36 +865,45 @@ def build(s):
             "files_without_text": odd[lang], "documents_too_short": short,
         }  # fmt: skip
 
-    beside = out.with_name(f"{out.name}.building-{os.getpid()}")
-    try:
-        beside.mkdir(parents=True)
+    settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "out", "tokenizer", "semgroups")}
+    manifest = {
+        "name": name, "languages": langs, "settings": settings,
+        "special": special, "vocab_size": tokenizer.get_vocab_size(),
+        "source_bytes": {p.name: p.stat().st_size for p in (find_rrf(umls, n) for n in RRF) if p}, "counts": report,
+    }  # fmt: skip
+    with replacing(out) as beside:
         for part, writer in writers.items():
-            writer.write(beside / f"{part}.arrow")
-        tokenizer.save(str(beside / "tokenizer.json"))
-        files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(beside.iterdir())}
-        settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "out", "tokenizer", "semgroups")}
-        rrf_bytes = {p.name: p.stat().st_size for p in (find_rrf(umls, n) for n in RRF) if p}
-        manifest = {
-            "name": name, "languages": langs, "settings": settings, "source_bytes": rrf_bytes, "special": special,
-            "vocab_size": tokenizer.get_vocab_size(), "counts": report, "sha256": files,
-        }  # fmt: skip
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        if out.exists():
-            out.rename(old)
-        beside.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as e:
-        raise UserError(f"{out}: cannot be written: {e.strerror}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            write_atomic(beside / f"{part}.arrow", writer.write)
+        write_atomic(beside / "tokenizer.json", lambda f: f.write(tokenizer.to_str(pretty=True).encode()))
+        manifest["sha256"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(beside.iterdir())}
+        write_atomic(beside / "manifest.json", lambda f: f.write((json.dumps(manifest, indent=1) + "\n").encode()))
     print_tables(manifest)
     say(f"wrote {out}")
 
 
+@contextmanager
+def replacing(out):
+    """A new folder beside `out` to write to, which takes the place of `out` if all went well."""
+    beside, old = (out.with_name(f".{out.name}.{what}") for what in ("building", "old"))
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a build that was killed
+        beside.mkdir(parents=True)
+        yield beside
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        beside.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written: {e.strerror or e}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def sample(graph, part, sizes, s):
     """The three samples of one part: ((h, r, t, tail term), (kind, h, r, t, tail term), paths)."""
-    rng = {task: np.random.default_rng([s.seed, PARTS.index(part), task]) for task in sizes}
+    lang = int.from_bytes(graph.lang.encode())
+    rng = {task: np.random.default_rng([s.seed, lang, PARTS.index(part), task]) for task in sizes}
     stratum = graph.stratum(graph.h, graph.t)
     shares = np.bincount(stratum, minlength=len(graph.groups) ** 2)
 

@@ -52,7 +52,7 @@ def find_data(s):
     """The data set folder: --data, or the only one under datasets/."""
     if s.data:
         return Path(s.data)
-    found = sorted(p.parent for p in Path("datasets").glob("*/manifest.json"))
+    found = sorted(p.parent for p in Path("datasets").glob("[!.]*/manifest.json"))
     if len(found) == 1:
         return found[0]
     if found:
@@ -149,7 +149,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
-            lines = (self.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+            metrics = self.out / "metrics.jsonl"
+            lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
             lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= self.step]
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)

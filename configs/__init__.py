@@ -222,7 +222,7 @@ def write_atomic(path, write):
         os.replace(beside, path)
     except OSError as e:
         beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {e.strerror}") from None
+        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

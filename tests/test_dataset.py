@@ -156,6 +156,16 @@ def test_documents(release, tmp_path):
     assert tokens["once"][1] > 62 == tokens["first"][1]
 
 
+def test_copies_of_a_text_are_in_one_part():
+    texts = [f"text {i % 300}" for i in range(900)]
+    parts = data.split_documents(texts, 0, 0.3, keep_duplicates=True)
+    assert not set(parts["train"]) & set(parts["valid"]) and len(parts["train"]) + len(parts["valid"]) == 900
+    once = data.split_documents(texts, 0, 0.3, keep_duplicates=False)
+    assert {p: set(t) for p, t in parts.items()} == {p: set(t) for p, t in once.items()} and sum(
+        map(len, once.values())
+    ) == 300
+
+
 def test_multi(release, tmp_path):
     out = build(release, tmp_path / "multi", lang="multi")
     e = data.Examples(out, "train")

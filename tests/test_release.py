@@ -56,6 +56,9 @@ def test_direction(tmp_path):
     """C1|..|PAR|C2 says that C2 is a parent of C1: the triple of the paper is C2 [PAR] C1."""
     g = graph_of(write(tmp_path, BASE, [rel("C0000001", "PAR", "C0000002")], TYPES))
     assert triples(g) == {("C0000002", "PAR", "C0000001")}
+    one, two = np.array([0]), np.array([1])
+    true = [(r, bool(g.contains(a, r, b)[0])) for a, b in ((two, one), (one, two)) for r in range(7)]
+    assert [data.RELATIONS[r] for r, yes in true if yes] == ["PAR", "CHD"]  # its inverse is true as well
 
 
 def test_which_relations_are_kept(tmp_path):
@@ -269,6 +272,7 @@ def test_a_failed_build_keeps_the_old_data_set(release, tmp_path, monkeypatch):
     before = {f.name: f.read_bytes() for f in out.iterdir()}
 
     def full(*_):
+        assert len(list(tmp_path.iterdir())) == 2  # the new one is made beside the old one
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data.Writer, "write", full)

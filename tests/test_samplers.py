@@ -124,7 +124,7 @@ def test_classification(seed, density, inverses):
                 assert graph.group[a] != graph.group[c] and (graph.group[a], b, graph.group[c]) in groups
             if k == OTHER_RELATION:
                 assert graph.group[a] == graph.group[c] and (a, c) in pairs
-        if part == "train" and density == 0.1 and inverses:  # enough of everything
+        if part == "train" and density == 0.1:  # enough of everything
             assert n.tolist() == [200, 100, 100]
 
 
@@ -153,8 +153,17 @@ def test_negatives_in_hopeless_graphs_end():
         _, (kind, h, r, t, _), _ = data.sample(graph, "train", sizes(100), settings())
         assert all((x in truth) == (k == TRUE) for x, k in zip(zip(h.tolist(), r.tolist(), t.tolist()), kind))
         assert (kind == TRUE).sum() * 2 == len(kind)
+        assert (kind == TRUE).sum() > 0 or density == 1.0
         if groups == 1:  # no pair of different groups: the other kind makes up for it
             assert (kind == OTHER_RELATION).sum() == 50
+
+
+def test_a_graph_of_synonyms_alone_has_no_paths():
+    graph, _ = random_graph(1)
+    synonyms = graph.r == SY
+    graph.h, graph.r, graph.t = graph.h[synonyms], graph.r[synonyms], graph.t[synonyms]
+    (h, *_), (kind, *_), (concepts, relations) = data.sample(graph, "train", sizes(20), settings())
+    assert len(h) == 20 and len(kind) == 20 and len(concepts) == len(relations) == 0
 
 
 def test_other_relation_changes_only_the_relation():
