@@ -569,11 +569,14 @@ def read_e3c(folder, lang, layers):
             raise UserError(f"{place} not found; E3C must point to the folder that holds data_collection/")
         for path in progress(f"E3C {name} layer {layer}", sorted(place.glob("*.json"))):
             try:
-                text = json.loads(path.read_text(encoding="utf-8-sig"))["text"].strip()
-            except (ValueError, KeyError, TypeError, AttributeError):
+                text = json.loads(path.read_text(encoding="utf-8-sig"))["text"]
+                text = text.encode("utf-8", "ignore").decode().strip()  # JSON can hold half a surrogate pair
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 text = ""
-            texts.append(text) if text else None
-            odd += not text
+            if text:
+                texts.append(text)
+            else:
+                odd += 1
     return texts, odd
 
 
@@ -637,6 +640,8 @@ def load_tokenizer(folder):
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises plain Exception
         raise UserError(f"{path}: not a tokenizer.json: {e}") from None
+    tokenizer.no_truncation()  # some files come with both switched on
+    tokenizer.no_padding()
     add_specials(tokenizer)
     return tokenizer
 

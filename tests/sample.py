@@ -310,6 +310,7 @@ def write_documents(folder, terms, n, seed=1):
                 file.with_name(f"XX{100_000 + i}.json").write_text(json.dumps({"text": text}), encoding="utf-8-sig")
         (place / "ZZ1.json").write_text('{"id": "ZZ1"}', encoding="utf-8")
         (place / "ZZ2.json").write_text("not json", encoding="utf-8")
+        (place / "ZZ3.json").write_text('{"text": " \\ud83d "}', encoding="utf-8")  # half a character
 
 
 def write_corpus(folder, terms, n_train, n_test, seed=2):

@@ -150,7 +150,7 @@ def test_documents(release, tmp_path):
         counts[name] = sum((e.task == MLM).sum() for e in parts)
         lengths = np.concatenate([np.diff(e.offsets)[e.task == MLM] for e in parts])
         tokens[name] = lengths.sum(), lengths.max()
-        assert json.loads((out / "manifest.json").read_text())["counts"]["en"]["files_without_text"] == 2
+        assert json.loads((out / "manifest.json").read_text())["counts"]["en"]["files_without_text"] == 3
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
     assert counts["all"] > 60 and tokens["all"][0] == tokens["once"][0] and tokens["all"][1] == 62
     assert tokens["once"][1] > 62 == tokens["first"][1]
@@ -185,6 +185,8 @@ def test_a_checkpoints_tokenizer(release, dataset, tmp_path):
     t = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     t.pre_tokenizer = pre_tokenizers.Whitespace()
     t.add_special_tokens(words[:5])
+    t.enable_truncation(3)
+    t.enable_padding(length=9)
     t.save(str(tmp_path / "tokenizer.json"))
     out = build(release, tmp_path / "en", tokenizer=str(tmp_path))
     special = json.loads((out / "manifest.json").read_text())["special"]
@@ -198,6 +200,7 @@ def test_a_checkpoints_tokenizer(release, dataset, tmp_path):
         "relations": list(range(n, n + 7)),
         "hrel": n + 7,
     }
+    assert np.diff(data.Examples(out, "train").offsets).max() > 30  # its own truncation is switched off
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not a tokenizer.json"):
