@@ -816,8 +816,8 @@ def build(s):
     out = Path(s.out or Path("datasets", name))
     if s.windows not in ("random", "first", "all"):
         raise UserError(f"windows = '{s.windows}' is not one of random, first, all")
-    if not 0 < s.valid < 1 or s.seq_len < 16 or s.max_relations < 2:
-        raise UserError("valid must lie between 0 and 1, seq_len be 16 or more, max_relations 2 or more")
+    if not 0 < s.valid < 1:
+        raise UserError(f"valid = {s.valid} must lie between 0 and 1")
     if out.exists() and not Path(out, "manifest.json").is_file() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not a data set; choose another --out")
 

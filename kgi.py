@@ -102,8 +102,14 @@ class Trainer:
         torch.manual_seed(s.seed)
         if s.init:
             self.model = models.load(s.init)
-            if Path(s.init, "tokenizer.json").read_bytes() != self.tokenizer:
+            theirs = Path(s.init, "tokenizer.json")
+            if not theirs.is_file() or theirs.read_bytes() != self.tokenizer:
                 raise UserError(f"{folder} has another tokenizer than {s.init}; build it with --tokenizer {s.init}")
+            if self.model.encoder.config.max_positions < self.train.seq_len:
+                raise UserError(
+                    f"{s.init} has {self.model.encoder.config.max_positions} positions and {folder} sequences of up to "
+                    f"{self.train.seq_len} tokens; build it with a smaller --seq_len"
+                )
         else:
             vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
             sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
@@ -117,8 +123,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0
 
-    # what a checkpoint must agree on to be gone on from
     def identity(self):
+        """What must be the same for a checkpoint to be gone on from."""
         settings = {k: v for k, v in asdict(self.s).items() if k not in LAYOUT}
         return settings | {"data": self.train.manifest["sha256"]}
 
@@ -139,6 +145,8 @@ class Trainer:
         lines = []
         if path.exists():
             state = models.read_torch(path)
+            if not isinstance(state, dict) or "identity" not in state:
+                raise UserError(f"{path} is not a checkpoint of this program; choose another --out")
             for key, value in self.identity().items():
                 if state["identity"].get(key) != value:
                     raise UserError(

@@ -21,10 +21,12 @@ class UserError(Exception):
     """Something the user can put right: shown as one line, without a traceback."""
 
 
-def setting(default, help):
+def setting(default, help, least=0):
+    """A field with its line of --help and, for a number, the least value it may have."""
+    metadata = {"help": help, "least": least}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 # "Semantic types related to human biology and medicine" (appendix A.1). The paper does not list
@@ -51,15 +53,15 @@ class Data:
     prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)")
     paths: int = setting(100_000, "link-prediction paths per language (Table 1)")
     valid: float = setting(0.05, "share of concept pairs and documents held out for validation")
-    seq_len: int = setting(256, "tokens of the longest sequence (Table 8)")
-    max_relations: int = setting(10, "relations of the longest path")
+    seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", least=16)
+    max_relations: int = setting(10, "relations of the longest path", least=2)
     semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept")
     semgroups: str = setting("", "another SemGroups.txt than the one in configs/")
     e3c_layers: list[str] = setting(["3"], "E3C layers to read (Table 1 counts layer 3)")
     keep_duplicates: bool = setting(False, "count a text each time it occurs, as the paper does")
     windows: str = setting("random", "document tokens to train on: random, first (paper) or all")
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; none: train one")
-    vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)")
+    vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", least=100)
     cased: bool = setting(True, "keep upper case in a trained vocabulary (accents always stay)")
 
 
@@ -69,16 +71,16 @@ class Train:
 
     data: str = setting("", "data set folder; default: the only one under datasets/")
     out: str = setting("", "run folder; default runs/kgi-<data set>")
-    init: str = setting("", "start from the weights of this checkpoint folder")
+    init: str = setting("", "start from the weights (and sizes) of this checkpoint folder")
     seed: int = setting(0, "seed of weights, order, masks and dropout")
-    layers: int = setting(12, "encoder layers (v1 12, v2 8)")
-    heads: int = setting(12, "attention heads (v1 12, v2 8)")
-    dim: int = setting(768, "hidden size")
-    ffn: int = setting(3072, "feed-forward size")
+    layers: int = setting(12, "encoder layers (v1 12, v2 8)", least=1)
+    heads: int = setting(12, "attention heads (v1 12, v2 8)", least=1)
+    dim: int = setting(768, "hidden size", least=1)
+    ffn: int = setting(3072, "feed-forward size", least=1)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers")
     epochs: float = setting(64.0, "passes over the training examples")
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0")
-    batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks")
+    batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks", least=1)
     lr: float = setting(7.5e-4, "peak of the triangular schedule")
     warmup: float = setting(0.5, "steps up to the peak; below 1: a share of the run")
     weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)")
@@ -100,10 +102,10 @@ class Finetune:
     corpus: str = setting("", "e3c, ncbi-disease or iob (any two-column file)")
     data: str = setting("", "folder of the corpus")
     out: str = setting("", "results folder; default results/<checkpoint>/<corpus>")
-    runs: int = setting(1, "seeds, each from the same checkpoint")
+    runs: int = setting(1, "seeds, each from the same checkpoint", least=1)
     seed: int = setting(0, "first seed")
     epochs: int = setting(1, "passes over the training part (1 = one-shot)")
-    batch_size: int = setting(4, "sequences per update")
+    batch_size: int = setting(4, "sequences per update", least=1)
     lr: float = setting(2e-5, "learning rate")
     weight_decay: float = setting(0.01, "AdamW weight decay")
     max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions")
@@ -158,7 +160,12 @@ def load(table, argv, usage, positionals=0):
     if len(rest) != positionals:
         what = f"unexpected argument '{rest[positionals]}'" if len(rest) > positionals else "too few arguments"
         raise UserError(f"{what}; usage: {usage.strip().splitlines()[0]} (--help lists the settings)")
-    return cls(**values), rest
+    settings = cls(**values)
+    for f in dataclasses.fields(cls):
+        value = getattr(settings, f.name)
+        if f.type in (int, float) and not value >= f.metadata["least"]:
+            raise UserError(f"{f.name} = {value} must not be less than {f.metadata['least']}")
+    return settings, rest
 
 
 def _field(cls, key, where):
@@ -232,7 +239,7 @@ def run(main):
     """Runs a command: a UserError becomes one line on stderr (from rank 0) and exit status 1."""
     try:
         main(sys.argv[1:])
-    except UserError as e:
+    except (UserError, OSError) as e:  # a disk that is full, a folder that may not be written to
         sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("RANK", "0") == "0" else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -13,7 +13,7 @@ import data
 import kgi
 import model as models
 from configs import UserError
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, build, command
 
 TINY = {
     "layers": 2, "heads": 2, "dim": 32, "ffn": 64, "steps": 6, "batch_size": 40, "lr": 1e-3, "log_every": 1,
@@ -154,8 +154,17 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
     before = (baseline / "checkpoint.pt").read_bytes()
     kgi.Trainer(settings(dataset, baseline)).run()  # nothing left to do
     assert (baseline / "checkpoint.pt").read_bytes() == before
-    more = kgi.Trainer(settings(dataset, tmp_path, init=str(baseline)))
+    more = kgi.Trainer(settings(dataset, tmp_path / "more", init=str(baseline)))
     assert all(torch.equal(v, weights(baseline)[k]) for k, v in more.model.state_dict().items())
+
+
+def test_a_start_from_other_weights_must_fit_the_data_set(release, dataset, baseline, tmp_path):
+    other = build(release, tmp_path / "other", vocab_size=300)
+    with pytest.raises(UserError, match="has another tokenizer than .*; build it with --tokenizer"):
+        kgi.Trainer(settings(other, tmp_path / "run", init=str(baseline)))
+    long = build(release, tmp_path / "long", tokenizer=str(baseline), seq_len=80)
+    with pytest.raises(UserError, match="has 64 positions and .* sequences of up to 80 tokens"):
+        kgi.Trainer(settings(long, tmp_path / "run", init=str(baseline)))
 
 
 def test_validation_counts_every_target(dataset, tmp_path):
@@ -175,6 +184,9 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             kgi.Trainer(settings(dataset, baseline, **more)).run()
+    torch.save([1], tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        kgi.Trainer(settings(dataset, tmp_path)).run()
     (tmp_path / "checkpoint.pt").write_bytes((baseline / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match="checkpoint.pt: damaged"):
         kgi.Trainer(settings(dataset, tmp_path)).run()

@@ -249,7 +249,7 @@ def test_languages():
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "EMPTY"], "data_collection/French/layer3 not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--tokenizer", "EMPTY"], "tokenizer.json not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--windows", "some"], "windows = 'some'"),
-    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "2"], "valid must lie between 0 and 1"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "2"], "valid = 2.0 must lie between 0 and 1"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "is not a data set"),
 ])  # fmt: skip
 def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, argv, said):
