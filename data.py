@@ -145,10 +145,14 @@ def read_rrf(path, columns):
     convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=columns)
     convert.strings_can_be_null = False
     try:
+        rows = 0
         with pa.OSFile(str(path)) as f, progress(path.name, path.stat().st_size, "B") as bar:
             for batch in csv.open_csv(f, read, parse, convert):
                 yield batch
+                rows += len(batch)
                 bar.update(f.tell() - bar.n)
+        if rows == 0:
+            raise pa.ArrowInvalid("there is no row in it")
     except (pa.ArrowInvalid, OSError) as e:
         raise explain(path, e) from None
 
@@ -160,7 +164,9 @@ def explain(path, error):
         return UserError(f"{path}: the file is empty; unpack the release again")
     with open(path, "rb") as f:
         for n, line in enumerate(f, 1):
-            if line.strip() and line.count(b"|") != len(names):
+            if not line.strip():
+                continue
+            if line.count(b"|") != len(names):
                 cut = "" if line.endswith(b"\n") else ", and the file ends in the middle of it"
                 return UserError(
                     f"{path}, row {n}: {line.count(b'|')} columns instead of {len(names)}{cut}; "
@@ -177,6 +183,8 @@ def explain(path, error):
             for column in ("CUI", "CUI1", "CUI2"):
                 if row.get(column) and not re.fullmatch(r"C\d{7}", row[column]):
                     return UserError(f"{path}, row {n}, column {column}: '{row[column]}' is not C and seven digits")
+            if not re.fullmatch(r"A\d{7,9}", row.get("AUI", "A0000000")):
+                return UserError(f"{path}, row {n}, column AUI: '{row['AUI']}' is not A and seven digits or more")
     return UserError(f"{path}: {error}")
 
 
@@ -204,7 +212,7 @@ def read_semantic_types(umls, kept, table):
     """
     group_of = {}
     try:
-        for n, line in enumerate(Path(table).read_text(encoding="utf-8").splitlines(), 1):
+        for n, line in enumerate(Path(table).read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
                 fields = line.split("|")
                 if len(fields) != 4:
@@ -229,11 +237,11 @@ def read_semantic_types(umls, kept, table):
     # Types in order of preference, so that the least deep one is the smallest number of a concept.
     order = sorted(types, key=lambda p: (len(p.split("|")[1]), p.split("|")[1], p))
     use = [p for p in order if p.split("|")[0] in kept or group_of.get(p.split("|")[0]) in kept]
-    preference = np.full(len(types), 127, np.int64)
+    preference = np.full(len(types), len(use), np.int64)
     preference[[types[p] for p in use]] = np.arange(len(use))
-    best = np.full(CUIS, 127, np.int64)
+    best = np.full(CUIS, len(use), np.int64)
     np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(codes)])
-    number = np.array([groups.index(group_of[p.split("|")[0]]) for p in use] + [-1] * (128 - len(use)), np.int8)
+    number = np.array([groups.index(group_of[p.split("|")[0]]) for p in use] + [-1], np.int8)
     return groups, number[best]
 
 
@@ -445,8 +453,9 @@ def sample_classification(rng, graph, part, shares, n, allowed):
 
     OTHER_PAIR: from a true triple with different semantic groups, both concepts drawn anew within
     their groups (among concepts that have relations), the relation kept. OTHER_RELATION: from a true
-    triple within one group, the relation drawn anew. Where one kind cannot be had in full the other
-    makes up for it, and the true triples are cut to match: one half is always true.
+    triple within one group, another relation, drawn by its frequency within groups. Where one kind
+    cannot be had in full the other makes up for it, and the true triples are cut to match: one half is
+    always true.
 
     Args: part: indices of the triples of this part. shares: (strata,) triples of the whole graph.
     """
@@ -463,8 +472,12 @@ def sample_classification(rng, graph, part, shares, n, allowed):
     def other_pair(rng, i):
         return draw(rng, group[graph.h[i]]), graph.r[i], draw(rng, group[graph.t[i]])
 
+    # As often as among true triples: a relation that only false triples have would give them away.
+    common = np.bincount(graph.r[~crossing], minlength=len(RELATIONS)) + 1e-9
+
     def other_relation(rng, i):
-        return graph.h[i], (graph.r[i] + rng.integers(1, len(RELATIONS), len(i))) % len(RELATIONS), graph.t[i]
+        weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, common).cumsum(axis=1)
+        return graph.h[i], (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1), graph.t[i]
 
     def make(propose, pool, n):
         if len(pool) == 0:
@@ -567,7 +580,10 @@ def read_e3c(folder, lang, layers):
         place = Path(folder, "data_collection", name, f"layer{layer}")
         if not place.is_dir():
             raise UserError(f"{place} not found; E3C must point to the folder that holds data_collection/")
-        for path in progress(f"E3C {name} layer {layer}", sorted(place.glob("*.json"))):
+        files = sorted(place.glob("*.json"))
+        if not files:
+            raise UserError(f"{place} holds no .json file; E3C must point to the corpus")
+        for path in progress(f"E3C {name} layer {layer}", files):
             try:
                 text = json.loads(path.read_text(encoding="utf-8-sig"))["text"]
                 text = text.encode("utf-8", "ignore").decode().strip()  # JSON can hold half a surrogate pair
@@ -757,7 +773,7 @@ def write_graph_examples(writer, lang, graph, samples, tokenizer, seq_len, speci
     at, of = np.nonzero(relations >= 0)
     starts[at, 2 + 2 * of], lengths[at, 2 + 2 * of] = rel + relations[at, of], 1
     fits = np.cumsum(lengths, axis=1)[:, 1::2] <= seq_len - 2  # up to and with each name
-    kept = fits[:, : most + 1] & (concepts >= 0)
+    kept = fits & (concepts >= 0)
     lengths[:, 1:-1:2] *= kept
     lengths[:, 2:-1:2] *= kept[:, 1:]
     lengths[:, 0], lengths[:, -1], starts[:, -1] = 1, 1, sep
@@ -780,7 +796,8 @@ def write_documents(writer, lang, texts, tokenizer, windows, seq_len):
     elif windows == "all":
         pieces = -(-length // room)
         offset = ragged(np.zeros(len(pieces), np.int64), pieces) * room
-        start, length = np.repeat(start, pieces) + offset, np.minimum(np.repeat(length, pieces) - offset, room)
+        offset = np.minimum(offset, np.maximum(np.repeat(length, pieces) - room, 0))  # the last one overlaps
+        start, length = np.repeat(start, pieces) + offset, np.minimum(np.repeat(length, pieces), room)
     writer.add(MLM, lang, np.zeros(0), np.zeros(len(start), np.int64), ids[ragged(start, length)], length)
     return dropped
 
@@ -801,10 +818,11 @@ def sources(s):
         raise UserError("say which language: make data LANG=fr (or en, es, multi, ..., or a LAT code such as ITA)")
     umls = s.umls or os.environ.get("UMLS") or "umls"
     e3c = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
+    e3c = None if e3c == "none" else e3c
     for what, folder in (("UMLS release", umls), ("E3C corpus", e3c)):
-        if folder != "none" and not Path(folder).is_dir():
+        if folder and not Path(folder).is_dir():
             raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
-    return umls, None if e3c == "none" else e3c
+    return umls, e3c
 
 
 def build(s):
@@ -816,8 +834,8 @@ def build(s):
     out = Path(s.out or Path("datasets", name))
     if s.windows not in ("random", "first", "all"):
         raise UserError(f"windows = '{s.windows}' is not one of random, first, all")
-    if not 0 < s.valid < 1:
-        raise UserError(f"valid = {s.valid} must lie between 0 and 1")
+    if not out.name:
+        raise UserError(f"--out {out}: name a folder, such as datasets/{name}")
     if out.exists() and not Path(out, "manifest.json").is_file() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not a data set; choose another --out")
 
@@ -870,6 +888,9 @@ def build(s):
             "files_without_text": odd[lang], "documents_too_short": short,
         }  # fmt: skip
 
+    for part in PARTS:
+        if not any(n for c in report.values() for n in c[part].values()):
+            raise UserError(f"the {part} part would be empty; use a larger release, sizes above 0 or another --valid")
     settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "out", "tokenizer", "semgroups")}
     manifest = {
         "name": name, "languages": langs, "settings": settings,
@@ -920,8 +941,8 @@ def sample(graph, part, sizes, s):
     ep = graph.h[ep], graph.r[ep], graph.t[ep]
     tc = sample_classification(rng[TC], graph, mine, shares, sizes[TC], allowed)
     edges = mine[graph.r[mine] != SY]
-    shares = np.bincount(stratum[graph.r != SY], minlength=len(shares))
-    paths = sample_paths(rng[LP], graph, edges, shares, sizes[LP], s.max_relations)
+    without_sy = np.bincount(stratum[graph.r != SY], minlength=len(shares))
+    paths = sample_paths(rng[LP], graph, edges, without_sy, sizes[LP], s.max_relations)
     return (*ep, tail_terms(rng[EP], graph, *ep)), (*tc, tail_terms(rng[TC], graph, *tc[1:])), paths
 
 
@@ -965,6 +986,9 @@ class Examples:
         self.manifest = read_manifest(folder)
         path = Path(folder, f"{part}.arrow")
         try:
+            with open(path, "rb") as f:
+                if hashlib.file_digest(f, "sha256").hexdigest() != self.manifest["sha256"][path.name]:
+                    raise UserError(f"{path}: damaged (not what the manifest says); build the data set again")
             batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except (pa.ArrowInvalid, OSError) as e:
             raise UserError(f"{path}: cannot be read ({e}); build the data set again") from None
@@ -1031,10 +1055,14 @@ class Examples:
 def read_manifest(folder):
     path = Path(folder, "manifest.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"name", "settings", "special", "vocab_size", "counts", "sha256"} - set(manifest)
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))} in it")
+        return manifest
     except OSError:
         raise UserError(f"{folder} is not a data set (no manifest.json); build one with make data") from None
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise UserError(f"{path}: damaged ({e}); build the data set again") from None
 
 

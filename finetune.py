@@ -1,4 +1,4 @@
-"""One-shot token classification on any checkpoint (paper, section 4.2).
+"""One-shot token classification on a checkpoint of kgi.py (paper, section 4.2).
 
     python finetune.py runs/kgi-fr --corpus e3c --data E3C-Corpus/preprocessed_data/clinical_entities/layer1/French
     python finetune.py runs/kgi-en --corpus ncbi-disease --data NCBI-disease --runs 4
@@ -45,7 +45,7 @@ def read_iob(path):
     Raises: UserError naming the line of a wrong column count, an unknown tag or bad UTF-8.
     """
     try:
-        lines = Path(path).read_bytes().decode("utf-8").splitlines()
+        lines = [line.rstrip("\r") for line in Path(path).read_bytes().decode("utf-8").split("\n")]
     except UnicodeDecodeError as e:
         line = Path(path).read_bytes()[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8; convert the file") from None
@@ -57,7 +57,7 @@ def read_iob(path):
                 words, tags = [], []
             continue
         fields = line.split("\t") if "\t" in line else line.split(" ")
-        if len(fields) != 2 or not fields[0].strip():
+        if len(fields) != 2 or not fields[0]:
             raise UserError(f"{path}, line {n}: {len(fields)} columns instead of 2 (token, tag): {line[:60]!r}")
         word, tag = fields
         kind = tag[2:]
@@ -73,8 +73,10 @@ def read_iob(path):
 
 
 def read_corpus(name, folder):
-    """(train, test) lists of (words, tags). Raises: UserError if a part is missing or broken, or if
-    the test part has a label that the training part lacks."""
+    """(train, test) lists of (words, tags). Raises: UserError if a part is missing or broken.
+
+    A label of the test part that never occurs in training is said; it cannot be predicted and counts.
+    """
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)}")
     parts = []
@@ -175,9 +177,7 @@ def collate(chunk, pad, device):
 def train_once(s, seed, checkpoint, train, labels, pad, device, autocast):
     """One tagger from the checkpoint: `epochs` passes over the training windows in a seeded order."""
     torch.manual_seed(seed)
-    base = models.load(checkpoint)
-    if s.untrained:
-        base = models.KGIBert(base.encoder.config)
+    base = models.KGIBert(models.load_config(checkpoint)) if s.untrained else models.load(checkpoint)
     tagger = Tagger(base.encoder, len(labels)).to(device).train()
     optimizer = torch.optim.AdamW(tagger.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
     index = {label: i for i, label in enumerate(labels)}
@@ -231,9 +231,16 @@ def main(argv):
     if not Path(s.data).is_dir() or not s.data:
         raise UserError(f"--data '{s.data}': there is no such folder; it must hold the corpus")
     train, test = read_corpus(s.corpus, s.data)
-    config = models.load(checkpoint).encoder.config
+    config = models.load_config(checkpoint)
     max_len = min(s.max_len or config.max_positions, config.max_positions)
+    if max_len < 8:
+        raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
     tokenizer = data.load_tokenizer(checkpoint)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{checkpoint}: its tokenizer.json has {tokenizer.get_vocab_size():,} entries, its weights "
+            f"{config.vocab_size:,}; the files are not of one checkpoint"
+        )
     special = data.special_ids(tokenizer)
     labels = sorted({t for _, tags in train for t in tags}, key=lambda t: (t != "O", t[2:], t))
     cut = [(part, windows(part, tokenizer, special, max_len)) for part in (train, test)]
@@ -253,7 +260,7 @@ def main(argv):
         print(f"mean of {s.runs}: {table_row(results)}")
     print(f"(a tagger that always says O: paper F1 {results[0]['all_o']:.2f}, entity F1 0)")
     name = Path(checkpoint).resolve().name + ("-untrained" if s.untrained else "")
-    out = Path(s.out or Path("results", name, s.corpus))
+    out = Path(s.out or Path("results", name, f"{s.corpus}-{Path(s.data).resolve().name}"))
     out.mkdir(parents=True, exist_ok=True)
     record = {"checkpoint": str(checkpoint), "settings": asdict(s), "runs": results}
     write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))

@@ -10,6 +10,7 @@ they change the speed and nothing else. Started again, the same command goes on 
 Written to runs/<name>/: metrics.jsonl, checkpoint.pt, and the model (config.json, weights, tokenizer).
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -48,6 +49,14 @@ def learning_rate(step, steps, warmup, peak):
     return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
+def step_of(line):
+    """The step of a line of metrics.jsonl; infinity if the line was not written to its end."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
 def find_data(s):
     """The data set folder: --data, or the only one under datasets/."""
     if s.data:
@@ -81,7 +90,7 @@ class Trainer:
         folder = find_data(s)
         self.train, self.valid = data.Examples(folder, "train"), data.Examples(folder, "valid")
         self.tokenizer = data.read_tokenizer(folder)
-        self.out = Path(s.out or Path("runs", f"kgi-{self.train.manifest['name']}"))
+        self.out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
         n = len(self.train)
         self.steps = s.steps or max(1, round(s.epochs * n / s.batch_size))
         self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * self.steps)
@@ -100,8 +109,10 @@ class Trainer:
         self.weights = torch.tensor([1.0, *(s.alphas or alphas(counts))])
 
         torch.manual_seed(s.seed)
+        self.init = None
         if s.init:
-            self.model = models.load(s.init)
+            self.model = models.load(s.init, s.dropout)
+            self.init = hashlib.sha256(Path(s.init, "pytorch_model.bin").read_bytes()).hexdigest()
             theirs = Path(s.init, "tokenizer.json")
             if not theirs.is_file() or theirs.read_bytes() != self.tokenizer:
                 raise UserError(f"{folder} has another tokenizer than {s.init}; build it with --tokenizer {s.init}")
@@ -126,10 +137,15 @@ class Trainer:
     def identity(self):
         """What must be the same for a checkpoint to be gone on from."""
         settings = {k: v for k, v in asdict(self.s).items() if k not in LAYOUT}
-        return settings | {"data": self.train.manifest["sha256"]}
+        return settings | {"data": self.train.manifest["sha256"], "init": self.init}
 
     def save(self):
-        """checkpoint.pt (to go on from) and the model as a folder that finetune.py opens."""
+        """checkpoint.pt (to go on from) and the model as a folder that finetune.py opens.
+
+        Never of a model that has diverged: the checkpoint before it stays.
+        """
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self.diverged("the weights are not finite")
         if self.rank:
             return
         state = {
@@ -138,6 +154,11 @@ class Trainer:
         }  # fmt: skip
         write_atomic(self.out / "checkpoint.pt", lambda f: torch.save(state, f))
         models.save(self.model, self.out, self.tokenizer)
+
+    def diverged(self, what):
+        path = self.out / "checkpoint.pt"
+        kept = f"{path} is the last good checkpoint" if path.exists() else "there is no checkpoint yet"
+        raise UserError(f"step {self.step}: {what}; {kept}. Try a lower --lr or --precision fp32")
 
     def resume(self):
         """Goes on from checkpoint.pt if there is one; lines of metrics.jsonl after it are dropped."""
@@ -155,11 +176,14 @@ class Trainer:
                     )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty if that run had none
+                self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             metrics = self.out / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-            lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= self.step]
+            lines = [line for line in lines if step_of(line) <= self.step]
+        elif (self.out / "config.json").exists():
+            raise UserError(f"{self.out} holds a model, but no checkpoint.pt to go on from; choose another --out")
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))
@@ -245,6 +269,8 @@ class Trainer:
                 f"{str(self.dtype or torch.float32)[6:]}, weights 1 {' '.join(f'{w:.3f}' for w in self.weights[1:])}",
                 flush=True,
             )
+        if self.step == self.steps and first:  # the run may have been killed before this
+            models.save(self.model, self.out, self.tokenizer)
         if self.step == 0:
             record = self.validate()
             self.write({"step": 0, "valid": record})
@@ -264,10 +290,7 @@ class Trainer:
                 seconds = time.time() - since
                 record |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": tokens * self.world / seconds}
                 if not record["loss"] < float("inf"):
-                    raise UserError(
-                        f"the loss at step {self.step} is {record['loss']}; the last good checkpoint is in {self.out}. "
-                        "Try a lower --lr or --precision fp32"
-                    )
+                    self.diverged(f"the loss is {record['loss']}")
                 epoch = self.step * s.batch_size / len(self.train)
                 self.write({"step": self.step, "epoch": epoch, **record})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s")

@@ -11,7 +11,6 @@ v1 of the paper is 12 layers with 12 heads, v2 (appendix C) 8 with 8; any other 
 import json
 import math
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +37,13 @@ class Config:
     pad: int = 0
 
     def __post_init__(self):
+        for name in ("vocab_size", "max_positions", "dim", "layers", "heads", "ffn"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)!r} is not a whole number above 0")
+        if type(self.pad) is not int or not 0 <= self.pad < self.vocab_size:
+            raise UserError(f"pad = {self.pad!r} is not a token of the vocabulary")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout = {self.dropout!r} is not between 0 and 1")
         if self.dim % self.heads:
             raise UserError(f"heads = {self.heads} does not divide dim = {self.dim}")
 
@@ -135,7 +141,7 @@ class KGIBert(nn.Module):
 
 
 def initialise(module):
-    """Normal(0, 0.02) weights, zero biases, as BERT has it; padding's row stays zero."""
+    """Normal(0, 0.02) weights, zero biases, as BERT has it; zeros for padding's word vector."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
@@ -154,10 +160,12 @@ def choose_device(name, precision):
         raise UserError("device = 'cuda', but torch sees no GPU here")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+            raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if precision == "auto":
         precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    if name == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
@@ -216,21 +224,32 @@ def save(model, folder, tokenizer):
     write_atomic(folder / "config.json", lambda f: f.write((json.dumps(config, indent=1) + "\n").encode()))
 
 
-def load(folder):
-    """A KGIBert from a folder written by save. Raises: UserError naming the file and what is wrong."""
+def load_config(folder):
+    """The Config of a checkpoint folder. Raises: UserError naming the file and what is wrong."""
     path = Path(folder, "config.json")
     try:
         d = json.loads(path.read_text(encoding="utf-8"))
         if d["model_type"] != "distilbert":
-            raise UserError(f"{path}: model type '{d['model_type']}' is not supported, only distilbert")
-        c = Config(
+            raise UserError(f"model type '{d['model_type']}' is not supported, only distilbert")
+        return Config(
             d["vocab_size"], d["max_position_embeddings"], d["dim"], d["n_layers"], d["n_heads"],
             d["hidden_dim"], d["dropout"], d["pad_token_id"],
         )  # fmt: skip
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}; is {folder} a checkpoint folder?") from None
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not a model configuration ({e!r})") from None
+
+
+def load(folder, dropout=None):
+    """A KGIBert from a folder written by save, with its own dropout or another.
+
+    Raises: UserError naming the file and what is wrong.
+    """
+    c = load_config(folder)
+    c.dropout = c.dropout if dropout is None else dropout
     path, model = Path(folder, "pytorch_model.bin"), KGIBert(c)
     weights, state = read_torch(path), model.state_dict()
     for ours, theirs in renamed(c):
@@ -252,13 +271,9 @@ def read_torch(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as e:
-        raise UserError(f"{path}: damaged or not a weights file ({str(e).splitlines()[0]})") from None
-
-
-def flops_per_token(c, length):
-    """Multiply-adds x 2 of the encoder's forward pass per token of a sequence of `length` tokens."""
-    return c.layers * (2 * (4 * c.dim * c.dim + 2 * c.dim * c.ffn) + 4 * length * c.dim)
+    except Exception as e:  # what a damaged file raises depends on where the damage is
+        said = (str(e).splitlines() or [""])[0]
+        raise UserError(f"{path}: damaged or not a weights file ({type(e).__name__}: {said})") from None
 
 
 def parameters(model):

@@ -21,9 +21,9 @@ class UserError(Exception):
     """Something the user can put right: shown as one line, without a traceback."""
 
 
-def setting(default, help, least=0):
-    """A field with its line of --help and, for a number, the least value it may have."""
-    metadata = {"help": help, "least": least}
+def setting(default, help, least=0, most=1e15):
+    """A field with its line of --help and, for numbers, the least and the largest value they may have."""
+    metadata = {"help": help, "least": least, "most": most}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -48,11 +48,11 @@ class Data:
     umls: str = setting("", "folder of a UMLS release; default $UMLS or ./umls")
     e3c: str = setting("", "folder of the E3C corpus; default $E3C or ./E3C-Corpus; 'none': no documents")
     out: str = setting("", "where the data set goes; default datasets/<lang>")
-    seed: int = setting(0, "seed of every random choice of the build")
+    seed: int = setting(0, "seed of every random choice of the build", most=2**32)
     classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
     prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)")
     paths: int = setting(100_000, "link-prediction paths per language (Table 1)")
-    valid: float = setting(0.05, "share of concept pairs and documents held out for validation")
+    valid: float = setting(0.05, "share of concept pairs and documents held out for validation", least=1e-6, most=0.5)
     seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", least=16)
     max_relations: int = setting(10, "relations of the longest path", least=2)
     semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept")
@@ -70,14 +70,14 @@ class Train:
     """`kgi.py`: pre-training. Defaults are the paper's v1 numbers (section 4.1, Table 8)."""
 
     data: str = setting("", "data set folder; default: the only one under datasets/")
-    out: str = setting("", "run folder; default runs/kgi-<data set>")
+    out: str = setting("", "run folder; default runs/kgi-<name of the data folder>")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder")
-    seed: int = setting(0, "seed of weights, order, masks and dropout")
+    seed: int = setting(0, "seed of weights, order, masks and dropout", most=2**32)
     layers: int = setting(12, "encoder layers (v1 12, v2 8)", least=1)
     heads: int = setting(12, "attention heads (v1 12, v2 8)", least=1)
     dim: int = setting(768, "hidden size", least=1)
     ffn: int = setting(3072, "feed-forward size", least=1)
-    dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers")
+    dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", most=0.99)
     epochs: float = setting(64.0, "passes over the training examples")
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0")
     batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks", least=1)
@@ -85,14 +85,14 @@ class Train:
     warmup: float = setting(0.5, "steps up to the peak; below 1: a share of the run")
     weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)")
     clip: float = setting(1.0, "largest gradient norm; 0 = no clipping")
-    mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)")
+    mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", most=1)
     alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: section 4.1")
     micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: 65536 on GPU, 4096 on CPU")
     precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch")
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation")
-    log_every: int = setting(10, "steps between lines of metrics.jsonl")
+    log_every: int = setting(10, "steps between lines of metrics.jsonl", least=1)
 
 
 @dataclass
@@ -101,10 +101,10 @@ class Finetune:
 
     corpus: str = setting("", "e3c, ncbi-disease or iob (any two-column file)")
     data: str = setting("", "folder of the corpus")
-    out: str = setting("", "results folder; default results/<checkpoint>/<corpus>")
+    out: str = setting("", "results folder; default results/<checkpoint>/<corpus>-<data>")
     runs: int = setting(1, "seeds, each from the same checkpoint", least=1)
-    seed: int = setting(0, "first seed")
-    epochs: int = setting(1, "passes over the training part (1 = one-shot)")
+    seed: int = setting(0, "first seed", most=2**32)
+    epochs: int = setting(1, "passes over the training part (1 = one-shot)", least=1)
     batch_size: int = setting(4, "sequences per update", least=1)
     lr: float = setting(2e-5, "learning rate")
     weight_decay: float = setting(0.01, "AdamW weight decay")
@@ -138,7 +138,7 @@ def load(table, argv, usage, positionals=0):
             default = f" [{default}]" if default not in ("", []) and f.name != "semantic_types" else ""
             print(f"  --{f.name:<17} {f.metadata['help']}{default}")
         sys.exit(0)
-    values, rest, argv = {}, [], list(argv)
+    from_file, values, rest, argv = {}, {}, [], list(argv)
     while argv:
         arg = argv.pop(0)
         if arg.startswith("--"):
@@ -148,23 +148,25 @@ def load(table, argv, usage, positionals=0):
             if not equals:
                 if kind is bool and (not argv or argv[0].lower() not in ("true", "false")):
                     text = "true"
-                elif not argv:
+                elif not argv or argv[0].startswith("--"):
                     raise UserError(f"--{key} needs a value")
                 else:
                     text = argv.pop(0)
             values[key] = _parse(text, kind, f"--{key}")
         elif arg.endswith(".toml"):
-            values = _read_toml(arg, table) | values
+            from_file |= _read_toml(arg, table)
         else:
             rest.append(arg)
     if len(rest) != positionals:
         what = f"unexpected argument '{rest[positionals]}'" if len(rest) > positionals else "too few arguments"
         raise UserError(f"{what}; usage: {usage.strip().splitlines()[0]} (--help lists the settings)")
-    settings = cls(**values)
+    settings = cls(**(from_file | values))
     for f in dataclasses.fields(cls):
-        value = getattr(settings, f.name)
-        if f.type in (int, float) and not value >= f.metadata["least"]:
-            raise UserError(f"{f.name} = {value} must not be less than {f.metadata['least']}")
+        value, least, most = getattr(settings, f.name), f.metadata["least"], f.metadata["most"]
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if type(x) in (int, float)]
+        if not all(least <= x <= most for x in numbers):
+            limit = f"between {least} and {most:g}"
+            raise UserError(f"{f.name} = {value} must be {limit}")
     return settings, rest
 
 
@@ -227,9 +229,9 @@ def write_atomic(path, write):
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, path)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # torch.save wraps a full disk in a RuntimeError
         beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from None
+        raise UserError(f"{path}: cannot be written: {getattr(e, 'strerror', None) or e}") from None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

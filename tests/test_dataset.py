@@ -152,7 +152,7 @@ def test_documents(release, tmp_path):
         tokens[name] = lengths.sum(), lengths.max()
         assert json.loads((out / "manifest.json").read_text())["counts"]["en"]["files_without_text"] == 3
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
-    assert counts["all"] > 60 and tokens["all"][0] == tokens["once"][0] and tokens["all"][1] == 62
+    assert counts["all"] > 60 and tokens["all"][0] >= tokens["once"][0] and tokens["all"][1] == 62
     assert tokens["once"][1] > 62 == tokens["first"][1]
 
 
@@ -363,8 +363,13 @@ def test_order():
 def test_damaged_data_sets(dataset, tmp_path):
     with pytest.raises(UserError, match="is not a data set"):
         data.Examples(tmp_path, "train")
-    for name, content, said in (("train.arrow", b"ARROW1", "cannot be read"), ("manifest.json", b"{", "damaged")):
-        copy = tmp_path / name
+    whole = bytearray((dataset / "train.arrow").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    for i, (name, content, said) in enumerate(
+        [("train.arrow", b"ARROW1", "damaged"), ("train.arrow", whole, "damaged"), ("manifest.json", b"{", "damaged"),
+         ("manifest.json", b"{}", "no counts, "), ("manifest.json", b"[]", "damaged")]
+    ):  # fmt: skip
+        copy = tmp_path / str(i)
         shutil.copytree(dataset, copy)
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.*{said}.*build the data set again"):

@@ -53,6 +53,11 @@ def test_broken_iob(tmp_path, content, said):
         finetune.read_iob(tmp_path / "x.txt")
 
 
+def test_odd_characters_are_tokens(tmp_path):
+    (tmp_path / "x.txt").write_text("\u2028x O\n\u00a0 O\n\x85 B-y\n", encoding="utf-8")
+    assert finetune.read_iob(tmp_path / "x.txt") == [(["\u2028x", "\u00a0", "\x85"], ["O", "O", "B-y"])]
+
+
 def test_read_corpus(tmp_path, capsys):
     with pytest.raises(UserError, match="unknown corpus 'e4c'; it is one of e3c, ncbi-disease, iob"):
         finetune.read_corpus("e4c", tmp_path)
@@ -206,6 +211,7 @@ def test_the_command(release, checkpoint, tmp_path):
 @pytest.mark.parametrize("argv, said", [
     (["RUN"], "there is no such folder"),
     ([], "too few arguments"),
+    (["RUN", "--data", "NER", "--corpus", "e3c", "--max_len", "2"], "max_len = 2"),
     (["RUN", "--data", "nowhere"], "--data 'nowhere': there is no such folder"),
     (["RUN", "--data", "HERE", "--corpus", "x"], "unknown corpus 'x'"),
     (["HERE", "--data", "NER", "--corpus", "e3c"], "a checkpoint folder?"),

@@ -154,7 +154,10 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
     before = (baseline / "checkpoint.pt").read_bytes()
     kgi.Trainer(settings(dataset, baseline)).run()  # nothing left to do
     assert (baseline / "checkpoint.pt").read_bytes() == before
-    more = kgi.Trainer(settings(dataset, tmp_path / "more", init=str(baseline)))
+    (baseline / "pytorch_model.bin").unlink()  # as if killed before it was written
+    kgi.Trainer(settings(dataset, baseline)).run()
+    more = kgi.Trainer(settings(dataset, tmp_path / "more", init=str(baseline), dropout=0.3))
+    assert more.model.encoder.config.dropout == more.model.encoder.layers[0].dropout == 0.3
     assert all(torch.equal(v, weights(baseline)[k]) for k, v in more.model.state_dict().items())
 
 
@@ -184,6 +187,9 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             kgi.Trainer(settings(dataset, baseline, **more)).run()
+    models.save(models.load(baseline), tmp_path / "model", b"{}")
+    with pytest.raises(UserError, match="holds a model, but no checkpoint.pt"):
+        kgi.Trainer(settings(dataset, tmp_path / "model")).run()
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         kgi.Trainer(settings(dataset, tmp_path)).run()
@@ -223,14 +229,25 @@ def test_which_data_set(dataset, tmp_path, monkeypatch):
 def test_a_mistake_is_one_line(dataset, tmp_path):
     p = command("kgi.py", "--data", dataset, "--learning_rate", "1")
     assert p.returncode != 0 and p.stderr.startswith("kgi.py: error: --learning_rate: unknown setting")
-    p = command("kgi.py", *args(dataset, tmp_path, lr="1e30", clip=0, precision="fp32"))
-    assert p.returncode != 0 and "the loss at step" in p.stderr and "Traceback" not in p.stderr
+    p = command("kgi.py", *args(dataset, tmp_path, lr="1e14", clip=0, precision="fp32"))
+    assert p.returncode != 0 and "Traceback" not in p.stderr
+    assert "step 2: the loss is nan; there is no checkpoint yet" in p.stderr
+    with pytest.raises(UserError, match="step 1: the weights are not finite; there is no checkpoint yet"):
+        kgi.Trainer(settings(dataset, tmp_path / "b", lr=1e39, clip=0.0, save_every=1, log_every=6)).run()
+    assert not (tmp_path / "b" / "checkpoint.pt").exists()
 
 
 def test_bf16_autocast_on_cpu(dataset, baseline, tmp_path):
     kgi.Trainer(settings(dataset, tmp_path, precision="bf16")).run()
     a, b = lines(baseline)[-1]["valid"], lines(tmp_path)[-1]["valid"]
     assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+
+
+def test_going_on_in_fp16_what_was_begun_without(dataset, baseline):
+    trainer = kgi.Trainer(settings(dataset, baseline))
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    trainer.resume()
+    assert trainer.step == 6 and trainer.scaler.get_scale() == 65536.0
 
 
 def test_fp16_skips_a_step_with_infinite_gradients(dataset, tmp_path, monkeypatch):

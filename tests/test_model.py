@@ -151,6 +151,9 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     folder = copy("cut")
     (folder / "pytorch_model.bin").write_bytes((good / "pytorch_model.bin").read_bytes()[:900])
     raises(folder, "pytorch_model.bin: damaged or not a weights file")
+    for content in (b"", b"hello"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        raises(folder, "pytorch_model.bin: damaged or not a weights file")
     folder = copy("config")
     (folder / "config.json").write_text("{")
     raises(folder, "config.json: not a model configuration")
@@ -163,7 +166,10 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     (folder / "config.json").write_text(json.dumps(d | {"n_layers": 3}))
     raises(folder, "no weight distilbert.transformer.layer.2")
     (folder / "config.json").write_text(json.dumps(d | {"n_heads": 5}))
-    raises(folder, "heads = 5 does not divide dim = 48")
+    raises(folder, "config.json: heads = 5 does not divide dim = 48")
+    for wrong in ({"n_layers": "1"}, {"n_heads": 0}, {"dropout": "x"}, {"vocab_size": -1}, {"pad_token_id": 999}):
+        (folder / "config.json").write_text(json.dumps(d | wrong))
+        raises(folder, "config.json: .* is not")
     folder = copy("missing")
     (folder / "pytorch_model.bin").unlink()
     raises(folder, "pytorch_model.bin not found")

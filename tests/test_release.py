@@ -213,12 +213,19 @@ def bad_cui(lines):
     (bad_byte, r"row 100, column CUI1?: byte 0xe9 is not UTF-8"),
     (bad_cui, r"row 100, column CUI1?: 'X\d+' is not C and seven digits"),
     (lambda lines: b"", "the file is empty"),
+    (lambda lines: b"\n\n", "there is no row in it"),
 ])  # fmt: skip
 def test_damaged_files(release, tmp_path, name, change, said):
     shutil.copytree(release / "META", tmp_path / "META")
     damage(tmp_path, name, change)
     with pytest.raises(UserError, match=rf"{name}\.RRF.*{said}"):
         graph_of(tmp_path)
+
+
+def test_a_bad_atom_identifier(tmp_path):
+    rows = [*BASE, conso("C0000001", "x", aui="TX")]
+    with pytest.raises(UserError, match="MRCONSO.RRF, row 4, column AUI: 'TX' is not A and seven digits"):
+        graph_of(write(tmp_path, rows, [rel("C0000001", "PAR", "C0000002")], TYPES))
 
 
 def test_nothing_left_after_filtering(tmp_path, release):
@@ -242,6 +249,9 @@ def test_languages():
 @pytest.mark.parametrize("argv, said", [
     ([], "say which language"),
     (["--lang", "fr", "--umls", "nowhere"], "no UMLS release in nowhere"),
+    (["--lang", "fr", "--umls", "none"], "no UMLS release in none"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "."], "name a folder"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "1e-6"], "the valid part would be empty"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "nowhere"], "no E3C corpus in nowhere"),
     (["--lang", "xx", "--umls", "SAMPLE", "--e3c", "none"], "unknown language 'xx'"),
     (["--lang", "fr", "--umls", "EMPTY", "--e3c", "none"], "MRSTY.RRF is neither in"),
@@ -249,7 +259,7 @@ def test_languages():
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "EMPTY"], "data_collection/French/layer3 not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--tokenizer", "EMPTY"], "tokenizer.json not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--windows", "some"], "windows = 'some'"),
-    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "2"], "valid = 2.0 must lie between 0 and 1"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "2"], "valid = 2.0 must be between"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "is not a data set"),
 ])  # fmt: skip
 def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, argv, said):

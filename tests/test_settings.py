@@ -20,6 +20,8 @@ def test_later_sources_win(tmp_path):
     s = load("train", str(file), "--epochs", "5", "--weight-decay=0", "--data", "x")
     assert (s.lr, s.epochs, s.weight_decay, s.alphas, s.layers) == (1.0, 5.0, 0.0, [0.2, 0.3, 0.5], 12)
     assert load("train", "--epochs", "5", str(file)).epochs == 5  # wherever the file stands
+    (tmp_path / "y.toml").write_text("[train]\nlr = 2\n")
+    assert load("train", str(file), str(tmp_path / "y.toml")).lr == 2
     assert load("data", "--semantic_types", "DISO,T016", "--cased", "false").semantic_types == ["DISO", "T016"]
     assert load("finetune", "--untrained", "--lr", "1e-4").untrained
 
@@ -31,9 +33,14 @@ def test_later_sources_win(tmp_path):
         (["--epoch", "1"], "did you mean 'epochs'?"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
         (["--layers", "2.5"], "--layers: '2.5' is not a whole number"),
-        (["--batch_size", "0"], "batch_size = 0 must not be less than 1"),
-        (["--seed", "-1"], "seed = -1 must not be less than 0"),
-        (["--lr", "nan"], "lr = nan must not be less than 0"),
+        (["--batch_size", "0"], "batch_size = 0 must be between 1 and"),
+        (["--seed", "-1"], "seed = -1 must be between 0 and"),
+        (["--lr", "nan"], "lr = nan must be between 0 and"),
+        (["--epochs", "inf"], "epochs = inf must be between 0 and"),
+        (["--dropout", "2"], "dropout = 2.0 must be between 0 and 0.99"),
+        (["--alphas", "-1,0,1"], "must be between 0 and"),
+        (["--log_every", "0"], "log_every = 0 must be between 1 and"),
+        (["--data", "--lr", "1"], "--data needs a value"),
         (["--lr"], "--lr needs a value"),
         (["--alphas", "a,b"], "is not a list of numbers"),
         (["extra"], "unexpected argument 'extra'"),
@@ -91,8 +98,8 @@ def test_write_atomic_keeps_the_old_file(tmp_path):
 
     def fail(f):
         f.write(b"half")
-        raise RuntimeError
+        raise RuntimeError("unexpected pos")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="x: cannot be written: unexpected pos"):
         configs.write_atomic(file, fail)
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
