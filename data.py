@@ -866,8 +866,8 @@ def build(s):
 
     writers = {part: Writer() for part in PARTS}
     report = {}
+    wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
     for i, (lang, g) in enumerate(zip(langs, graphs)):
-        wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
         short = 0
         for part in PARTS:
             share = 1 if part == "train" else s.valid
@@ -964,7 +964,7 @@ def print_tables(manifest):
 class Batch:
     """An effective batch after masking, flat: example i is ids[start[i] : start[i] + length[i]].
 
-    One target per entry of row, col, task, label: the position to predict, and the token id (mlm, ep),
+    One target per entry of row (ascending), col, task, label: the position to predict, and the token id (mlm, ep),
     the relation class 0..5 (lp) or true/false (tc, at [CLS]). counts: targets of each task.
     """
 
@@ -1026,8 +1026,8 @@ class Examples:
         col = np.arange(len(row)) - start[row]
         ids = self.ids[np.clip(begin[row] + col, 0, len(self.ids) - 1)].astype(np.int64)
         last = col == length[row] - 1
-        ids[(document[row]) & (col == 0)] = special["cls"]
-        ids[(document[row]) & last] = special["sep"]
+        ids[document[row] & (col == 0)] = special["cls"]
+        ids[document[row] & last] = special["sep"]
 
         relation = self.relation[ids]
         after = np.cumsum(relation >= 0)  # whether the relation token of this row has been passed
@@ -1099,7 +1099,7 @@ def micro_batches(batch, budget, rank=0, world=1):
     """This rank's part of an effective batch as padded rectangles of at most `budget` tokens.
 
     Examples are sorted by length, dealt to the ranks in turn, then cut: a rectangle's rows have nearly
-    the same length (padding falls from 600 % to a few per cent), and ranks nearly the same work.
+    the same length, so that there is little padding, and ranks nearly the same work.
 
     Yields dicts: ids (n, L) int64, length (n,), position (k,) of each target in ids.ravel(), task (k,),
     label (k,), targets sorted by task. Always at least one (empty ones keep the ranks in step).
@@ -1110,7 +1110,6 @@ def micro_batches(batch, budget, rank=0, world=1):
     for i, length in enumerate(lengths):
         if (i + 1 - cuts[-1]) * length > budget and i > cuts[-1]:
             cuts.append(i)
-    order = np.argsort(batch.row, kind="stable")
     per_row = np.bincount(batch.row, minlength=len(batch.length))
     first = np.cumsum(per_row) - per_row
     for i, j in zip(cuts, [*cuts[1:], len(mine)]):
@@ -1118,7 +1117,7 @@ def micro_batches(batch, budget, rank=0, world=1):
         width = int(lengths[j - 1]) if j > i else 1
         ids = np.full((len(rows), width), batch.pad, np.int64)
         ids[np.arange(width) < batch.length[rows][:, None]] = batch.ids[ragged(batch.start[rows], batch.length[rows])]
-        targets = order[ragged(first[rows], per_row[rows])]
+        targets = ragged(first[rows], per_row[rows])
         local = np.repeat(np.arange(len(rows)), per_row[rows])
         by_task = np.argsort(batch.task[targets], kind="stable")
         targets, local = targets[by_task], local[by_task]

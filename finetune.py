@@ -221,9 +221,11 @@ def predict(tagger, test, labels, pad, device, autocast):
 def main(argv):
     usage = "python finetune.py CHECKPOINT --corpus NAME --data DIR [config.toml] [--key value ...]"
     s, (checkpoint,) = configs.load("finetune", argv, usage, positionals=1)
+    if s.precision == "fp16":
+        raise UserError("precision = 'fp16': fine-tuning has no loss scaler; say auto, bf16 or fp32")
     device, dtype = models.choose_device(s.device, s.precision)
     if dtype == torch.float16:
-        dtype = None  # fine-tuning is short: full precision rather than a loss scaler
+        dtype = None  # auto on a GPU without bf16
 
     def autocast():
         return torch.autocast(device.type, dtype) if dtype else nullcontext()

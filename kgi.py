@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -234,8 +235,8 @@ class Trainer:
         total = torch.zeros(4, 3, device=self.device)
         n, size = len(self.valid), self.s.batch_size
         for i in range(0, n, size):
-            rows = torch.arange(i, min(i + size, n)).numpy()
-            batch = self.valid.batch(rows * 0 + VALID_EPOCH, rows, self.s.seed, self.s.mlm_probability)
+            rows = np.arange(i, min(i + size, n))
+            batch = self.valid.batch(np.full(len(rows), VALID_EPOCH), rows, self.s.seed, self.s.mlm_probability)
             for micro in data.micro_batches(batch, self.budget, self.rank, self.world):
                 with self.autocast():
                     total[:, :2] += self.model(*to_device(micro, self.device))
@@ -263,8 +264,9 @@ class Trainer:
         s, first = self.s, self.rank == 0
         self.resume()
         if first:
+            size = sum(p.numel() for p in self.model.parameters())
             print(
-                f"{self.out}: {models.parameters(self.model):,} parameters, {len(self.train):,} examples, "
+                f"{self.out}: {size:,} parameters, {len(self.train):,} examples, "
                 f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,}, {self.world} x {self.device.type} "
                 f"{str(self.dtype or torch.float32)[6:]}, weights 1 {' '.join(f'{w:.3f}' for w in self.weights[1:])}",
                 flush=True,

@@ -9,7 +9,6 @@ v1 of the paper is 12 layers with 12 heads, v2 (appendix C) 8 with 8; any other 
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,7 +273,3 @@ def read_torch(path):
     except Exception as e:  # what a damaged file raises depends on where the damage is
         said = (str(e).splitlines() or [""])[0]
         raise UserError(f"{path}: damaged or not a weights file ({type(e).__name__}: {said})") from None
-
-
-def parameters(model):
-    return sum(math.prod(p.shape) for p in model.parameters())

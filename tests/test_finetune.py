@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -209,15 +210,20 @@ def test_the_command(release, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("argv, said", [
+    (["MIXED", "--data", "NER", "--corpus", "e3c"], "the files are not of one checkpoint"),
     (["RUN"], "there is no such folder"),
     ([], "too few arguments"),
     (["RUN", "--data", "NER", "--corpus", "e3c", "--max_len", "2"], "max_len = 2"),
+    (["RUN", "--data", "NER", "--corpus", "e3c", "--precision", "fp16"], "fine-tuning has no loss scaler"),
     (["RUN", "--data", "nowhere"], "--data 'nowhere': there is no such folder"),
     (["RUN", "--data", "HERE", "--corpus", "x"], "unknown corpus 'x'"),
     (["HERE", "--data", "NER", "--corpus", "e3c"], "a checkpoint folder?"),
 ])  # fmt: skip
 def test_mistakes(release, checkpoint, tmp_path, argv, said):
-    names = {"RUN": checkpoint, "HERE": tmp_path, "NER": release / "ner" / "en"}
+    shutil.copytree(checkpoint, tmp_path / "mixed")
+    config = tmp_path / "mixed" / "config.json"  # fewer words than its tokenizer has
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 100}))
+    names = {"RUN": checkpoint, "HERE": tmp_path, "NER": release / "ner" / "en", "MIXED": tmp_path / "mixed"}
     p = command("finetune.py", *(names.get(a, a) for a in argv))
     assert (
         p.returncode != 0

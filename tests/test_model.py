@@ -120,6 +120,14 @@ def test_initial_values():
         assert "norm" not in name or p.eq(1 if name.endswith("weight") else 0).all()
 
 
+def test_more_ranks_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="more ranks than GPUs: --nproc_per_node must be 1 at most"):
+        models.choose_device("auto", "auto")
+
+
 def test_too_long_a_sequence_names_the_limit():
     with pytest.raises(ValueError, match="21 tokens; the encoder has 20 positions"):
         small().encoder(torch.ones(1, 21, dtype=torch.int64))

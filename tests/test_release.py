@@ -256,6 +256,7 @@ def test_languages():
     (["--lang", "xx", "--umls", "SAMPLE", "--e3c", "none"], "unknown language 'xx'"),
     (["--lang", "fr", "--umls", "EMPTY", "--e3c", "none"], "MRSTY.RRF is neither in"),
     (["--lang", "de", "--umls", "SAMPLE", "--e3c", "none"], "no row in language GER"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "NO_JSON"], "layer3 holds no .json file"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "EMPTY"], "data_collection/French/layer3 not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--tokenizer", "EMPTY"], "tokenizer.json not found"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--windows", "some"], "windows = 'some'"),
@@ -264,7 +265,9 @@ def test_languages():
 ])  # fmt: skip
 def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, argv, said):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "no-json" / "data_collection" / "French" / "layer3").mkdir(parents=True)
     names = {"SAMPLE": str(release), "EMPTY": str(tmp_path / "empty"), "EMPTY/..": str(tmp_path)}
+    names["NO_JSON"] = str(tmp_path / "empty" / "no-json")
     argv = [names.get(a, a) for a in argv]
     out = tmp_path / "out"
     if "--out" not in argv:
