@@ -311,6 +311,10 @@ class Trainer:
         if first:
             print(f"done: {self.out}", flush=True)
         if self.world > 1:
+            # Leave together, with nothing holding on to the group: a rank that ends while rank 0 still writes
+            # the last checkpoint can abort in its threads, and torchrun would then kill rank 0.
+            dist.barrier()
+            self.ddp = self.model
             dist.destroy_process_group()
 
     def show(self, step, what, record):
