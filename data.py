@@ -9,13 +9,19 @@ documents become token ids once; training maps the result into memory and masks 
 Everything random is a function of the seed alone: same input, same seed, same bytes.
 """
 
+import copy
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
+import textwrap
 import time
-from collections import Counter
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv, ipc
+from pyarrow import ipc, parquet
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
@@ -86,7 +92,11 @@ def held_out(cui_a, cui_b, seed, share):
     A function of the pair alone, so that the inverse row, every relation and every task of a pair,
     in every language, are on the same side.
     """
-    return uniform(seed, np.minimum(cui_a, cui_b), np.maximum(cui_a, cui_b)) < share
+    out = np.empty(len(cui_a), bool)
+    for i in range(0, len(out), 1 << 15):  # small enough for the cache: seven times as fast
+        a, b = cui_a[i : i + (1 << 15)], cui_b[i : i + (1 << 15)]
+        out[i : i + (1 << 15)] = uniform(seed, np.minimum(a, b), np.maximum(a, b)) < share
+    return out
 
 
 # ---------------------------------------------------------------- the release: RRF files -> graph
@@ -97,8 +107,8 @@ class Graph:
     """The knowledge graph G = (C, E, R) of one language (section 3.1), on integers.
 
     Concepts are 0..N-1 in the order of their CUIs; the strings of concept c are
-    `terms[first_term[c]:first_term[c+1]]`, the preferred one first. The triples (h, r, t) are a set,
-    sorted; `known` holds the sorted keys of the triples and of their inverses, for membership.
+    `terms[first_term[c]:first_term[c+1]]`, the preferred one first. `keys` is the set of triples, sorted:
+    h, t and r in the bits of one integer, so that membership is a search; h, r, t are made from it.
     """
 
     lang: str
@@ -107,101 +117,223 @@ class Graph:
     groups: list[str]
     first_term: np.ndarray  # (N + 1,) int64
     terms: pa.Array  # of strings
-    h: np.ndarray
-    r: np.ndarray
-    t: np.ndarray
-    known: np.ndarray
+    keys: np.ndarray  # (E,) int64
 
-    def key(self, h, r, t):
-        return (h.astype(np.int64) * len(self.cui) + t) * 8 + r
+    def __post_init__(self):
+        self.h = (self.keys >> 27).astype(np.int32)
+        self.r = (self.keys & 7).astype(np.int8)
+        self.t = (self.keys >> 3 & (1 << 24) - 1).astype(np.int32)
+        self.strata = self.stratum(self.h, self.t)
+        self.counts = self.count(self.h, self.r, self.t)
+
+    @staticmethod
+    def key(h, r, t):
+        return (np.asarray(h, np.int64) << 27) | (np.asarray(t, np.int64) << 3) | r
 
     def contains(self, h, r, t):
         """Whether (h, r, t), or its inverse, is a triple of the graph (bool array)."""
-        key = self.key(h, r, t)
-        at = np.minimum(np.searchsorted(self.known, key), len(self.known) - 1)
-        return self.known[at] == key
+        found = np.zeros(np.shape(h), bool)
+        for key in (self.key(h, r, t), self.key(t, INVERSE[r], h)):
+            at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
+            found |= self.keys[at] == key
+        return found
 
     def stratum(self, h, t):
-        return self.group[h].astype(np.int64) * len(self.groups) + self.group[t]
+        """(group of h, group of t) as one number below len(groups) ** 2."""
+        n = len(self.groups)
+        return self.group.astype(np.min_scalar_type(n * n))[h] * np.min_scalar_type(n * n).type(n) + self.group[t]
+
+    def count(self, h, r, t):
+        """(len(groups) ** 2, 7): how many of the triples each stratum has of each relation."""
+        cell = self.stratum(h, t).astype(np.int32) * len(RELATIONS) + r
+        return np.bincount(cell, minlength=len(self.groups) ** 2 * len(RELATIONS)).reshape(-1, len(RELATIONS))
+
+
+def unpack(umls):
+    """What to do with a release folder that lacks its files."""
+    packed = sorted(p.name for p in Path(umls).glob("*") if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
+    return f"unpack {packed[0]} first (.nlm files are .zip files too)" if packed else "unpack the release there"
 
 
 def find_rrf(umls, name):
-    """Path of NAME.RRF in a release folder; None if it is not there."""
-    for path in (Path(umls, f"{name}.RRF"), Path(umls, "META", f"{name}.RRF")):
-        if path.is_file():
-            return path
+    """[NAME.RRF] of a release folder, or the .gz parts it was split into, in order; [] if it is not there."""
+    for folder in (Path(umls), Path(umls, "META")):
+        if (folder / f"{name}.RRF").is_file():
+            return [folder / f"{name}.RRF"]
+        if parts := sorted(folder.glob(f"{name}.RRF*.gz")):
+            return parts
+    return []
 
 
-def read_rrf(path, columns):
-    """Yields record batches of the named string columns of one RRF file.
+def read_blocks(paths):
+    """Yields (whole rows as bytes, whether the file ends within the last of them); about 4 MB each."""
+    rest = b""
+    with progress(paths[0].name, sum(p.stat().st_size for p in paths), "B") as bar:
+        for path in paths:  # parts are cut anywhere, also within a row
+            with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as f:
+                at = 0
+                try:
+                    while chunk := f.read(4 << 20):
+                        cut = chunk.rfind(b"\n") + 1
+                        if cut:
+                            yield b"".join([rest, memoryview(chunk)[:cut], PADDING]), False
+                            rest = b""
+                        rest += chunk[cut:]
+                        if len(rest) > 64 << 20:
+                            raise UserError(f"{path}: no line end in 64 MB; this is not an RRF file")
+                        bar.update(raw.tell() - at)
+                        at = raw.tell()
+                except (EOFError, zlib.error, OSError) as e:
+                    raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
+    if rest:
+        yield b"".join([rest, b"\n", PADDING]), True
 
-    `|`-delimited with a trailing `|` on each row; no quoting, so `"` is an ordinary character.
 
-    Raises: UserError naming the row, for wrong column counts, bytes that are not UTF-8, bad CUIs.
+class Rows:
+    """The rows of one block of an RRF file as positions in its bytes; nothing is copied or decoded.
+
+    `|`-delimited with a trailing `|` on each row, no quoting: `"` is an ordinary character. Malformed rows are
+    left out and told in `bad`: (line within the block, column and what is wrong).
     """
-    names = RRF[path.stem] + [""]  # the trailing pipe is one more, empty column
-    read = csv.ReadOptions(column_names=names, block_size=8 << 20)
-    parse = csv.ParseOptions(delimiter="|", quote_char=False)
-    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=columns)
-    convert.strings_can_be_null = False
+
+    def __init__(self, block, cut, columns):
+        self.columns, self.block, self.bad = columns, block, []
+        self.bytes = np.frombuffer(block, np.uint8)
+        self.words = np.ndarray(len(block) - 7, np.uint64, block, strides=(1,))  # eight bytes from each position
+        pipes, width = np.flatnonzero(self.bytes == ord("|")), len(columns)
+        ends = pipes[width - 1 :: width] + 1
+        self.lines = np.count_nonzero(self.bytes == ord("\n"))
+        regular = len(pipes) == width * self.lines and (self.bytes[ends] == ord("\n")).all()
+        if not regular:
+            ends = np.flatnonzero(self.bytes == ord("\n"))
+        self.start, self.line = np.concatenate([[0], ends[:-1] + 1]), np.arange(len(ends))
+        if not regular or not is_utf8(block):
+            ends = ends - (self.bytes[ends - 1] == ord("\r"))  # Windows line ends
+            count = np.diff(np.searchsorted(pipes, ends), prepend=0)
+            good = (count == width) & (self.bytes[ends - 1] == ord("|"))
+            for i in np.flatnonzero(~good & (ends > self.start)).tolist():
+                what = f": {count[i]} columns instead of {width}" if count[i] != width else ": text after the last column"
+                self.bad.append(
+                    (i, what + (", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""))
+                )
+            for i in np.flatnonzero(good).tolist():
+                row = block[self.start[i] : ends[i]]
+                try:
+                    row.decode()
+                except UnicodeDecodeError as e:
+                    good[i] = False
+                    column = columns[row[: e.start].count(b"|")]
+                    self.bad.append((i, f", column {column}: byte 0x{row[e.start]:02x} is not UTF-8"))
+            pipes, self.start, self.line = pipes[np.repeat(good, count)], self.start[good], self.line[good]
+        self.pipes, self.at = pipes.reshape(-1, width), slice(None)
+
+    def only(self, which):
+        """Some of the rows (a mask, or positions in ascending order), as Rows."""
+        rows = copy.copy(self)
+        rows.at = np.arange(len(self.start))[self.at][which]
+        return rows
+
+    def span(self, column):
+        """First byte of the field in each row, and the one after its last."""
+        k = self.columns.index(column)
+        return self.pipes[self.at, k - 1] + 1 if k else self.start[self.at], self.pipes[self.at, k]
+
+    def code(self, column):
+        """The field's first eight bytes as one integer, to compare with code(text)."""
+        start, end = self.span(column)
+        return self.words[start] & SHORTER[np.minimum(end - start, 8)]
+
+    def strings(self, first, last=None):
+        """The fields as an Arrow array (those from `first` to `last` with the | between them)."""
+        start, end = self.span(first)[0], self.span(last or first)[1]
+        spans = np.stack([start, end], axis=1).astype(np.int32).ravel()  # every other one is a field
+        both = pa.StringArray.from_buffers(max(0, len(spans) - 1), pa.py_buffer(spans), pa.py_buffer(self.block))
+        return both.take(pa.array(np.arange(0, len(spans), 2)))
+
+    def number(self, column, letter, least, most, optional=False):
+        """Identifiers of a letter and digits (C0000123) -> int64 numbers; -1 if malformed (or empty and optional)."""
+        start, end = self.span(column)
+        digits = end - start - 1
+        x = self.words[np.maximum(end - 8, 0)] ^ np.uint64(0x3030303030303030)
+        x = x & ~SHORTER[np.clip(8 - digits, 0, 8)]
+        good = (x | x + np.uint64(0x7676767676767676)) & np.uint64(0x8080808080808080) == 0  # each byte 0..9
+        good &= (digits >= least) & (digits <= most) & (self.bytes[start] == ord(letter))
+        # Eight digits at once: to two-digit, four-digit and eight-digit numbers.
+        x = x * np.uint64(10 << 8 | 1) >> np.uint64(8) & np.uint64(0x00FF00FF00FF00FF)
+        x = x * np.uint64(100 << 16 | 1) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
+        x = x * np.uint64(10000 << 32 | 1) >> np.uint64(32)
+        for i in np.flatnonzero(~good & ((end > start) | (not optional))).tolist():
+            text = bytes(self.block[start[i] : end[i]]).decode()
+            length = f"{least} digits" if least == most else f"{least} or {most} digits"
+            self.bad.append((int(self.line[self.at][i]), f", column {column}: '{text}' is not {letter} and {length}"))
+        return np.where(good, x.astype(np.int64), -1)
+
+    def cui(self, column, optional=False):
+        return self.number(column, "C", 7, 7, optional)
+
+
+PADDING = bytes(8)  # so that there are eight bytes from each position
+SHORTER = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n bytes of eight
+
+
+def code(text):
+    return np.uint64(int.from_bytes(text.encode(), "little"))
+
+
+def is_utf8(block):
+    whole = np.array([0, len(block)], np.int32)
     try:
-        rows = 0
-        with pa.OSFile(str(path)) as f, progress(path.name, path.stat().st_size, "B") as bar:
-            for batch in csv.open_csv(f, read, parse, convert):
-                yield batch
-                rows += len(batch)
-                bar.update(f.tell() - bar.n)
-        if rows == 0:
-            raise pa.ArrowInvalid("there is no row in it")
-    except (pa.ArrowInvalid, OSError) as e:
-        raise explain(path, e) from None
+        pa.StringArray.from_buffers(1, pa.py_buffer(whole), pa.py_buffer(block)).validate(full=True)
+        return True
+    except pa.ArrowInvalid:
+        return False
 
 
-def explain(path, error):
-    """The UserError for an RRF file that could not be read, with the first bad row."""
-    names = RRF[path.stem]
-    if path.stat().st_size == 0:
-        return UserError(f"{path}: the file is empty; unpack the release again")
-    with open(path, "rb") as f:
-        for n, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            if line.count(b"|") != len(names):
-                cut = "" if line.endswith(b"\n") else ", and the file ends in the middle of it"
-                return UserError(
-                    f"{path}, row {n}: {line.count(b'|')} columns instead of {len(names)}{cut}; "
-                    "the file is damaged or truncated: unpack the release again"
-                )
-            try:
-                row = dict(zip(names, line.decode("utf-8").split("|")))
-            except UnicodeDecodeError as e:
-                column = names[min(line[: e.start].count(b"|"), len(names) - 1)]
-                return UserError(
-                    f"{path}, row {n}, column {column}: byte 0x{line[e.start]:02x} is not UTF-8; "
-                    "unpack the release again or convert the file to UTF-8"
-                )
-            for column in ("CUI", "CUI1", "CUI2"):
-                if row.get(column) and not re.fullmatch(r"C\d{7}", row[column]):
-                    return UserError(f"{path}, row {n}, column {column}: '{row[column]}' is not C and seven digits")
-            if not re.fullmatch(r"A\d{7,9}", row.get("AUI", "A0000000")):
-                return UserError(f"{path}, row {n}, column AUI: '{row['AUI']}' is not A and seven digits or more")
-    return UserError(f"{path}: {error}")
+def fault(skip, file, message):
+    """A malformed row is an error; with --skip_bad_rows (skip: a Counter) it is counted and the first five shown."""
+    if skip is None:
+        raise UserError(f"{message}; repair the file or unpack it again (--skip_bad_rows leaves such rows out)")
+    skip[file] += 1
+    if skip[file] <= 5:
+        tqdm.write(f"{message}; left out", file=sys.stderr)
 
 
-def cui_numbers(column):
-    """['C0000123', ...] -> int32 [123, ...], by arithmetic on the bytes; ValueError if not CUIs."""
-    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
-    if len(column) == 0:
-        return np.zeros(0, np.int32)
-    if (np.diff(offsets) == 8).all():
-        chars = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, 8)
-        digits = chars[:, 1:] - np.uint8(48)
-        if (chars[:, 0] == 67).all() and (digits <= 9).all():
-            return digits @ 10 ** np.arange(6, -1, -1, dtype=np.int32)
-    raise pa.ArrowInvalid("a concept identifier is not C and seven digits")
+def read_rrf(umls, name, take, skip=None):
+    """Yields take(rows) for each block of Rows of NAME.RRF, in order; two threads parse.
+
+    Args:
+        skip: a Counter: malformed rows are left out and counted there, the first few shown. None: they are errors.
+
+    Raises: UserError with file, row and column.
+    """
+    paths = find_rrf(umls, name)
+    where = paths[0] if len(paths) == 1 else f"{paths[0]} (and the parts after it)"
+    line = n = 0
+
+    def parse(block, cut):
+        rows = Rows(block, cut, RRF[name])
+        return take(rows), rows.bad, rows.lines, len(rows.start)
+
+    def parsed():
+        waiting = deque()  # a few blocks ahead, not the whole file
+        with ThreadPoolExecutor(2) as pool:
+            for block in read_blocks(paths):
+                waiting.append(pool.submit(parse, *block))
+                if len(waiting) > 3:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    for taken, bad, lines, good in parsed():
+        for at, what in sorted(bad):
+            fault(skip, f"{name}.RRF", f"{where}, row {line + at + 1}{what}")
+        line, n = line + lines, n + good
+        yield taken
+    if n == 0:
+        raise UserError(f"{where}: there is no row in it; unpack the release again")
 
 
-def read_semantic_types(umls, kept, table):
+def read_semantic_types(umls, kept, table, skip=None):
     """MRSTY and SemGroups.txt -> (groups, (CUIS,) int8 group of each kept concept or -1).
 
     A concept is kept if one of its semantic types is. Of several kept types the least deep one
@@ -224,29 +356,29 @@ def read_semantic_types(umls, kept, table):
     if unknown:
         raise UserError(f"semantic_types: {', '.join(unknown)} not in {table}")
     groups = sorted(set(group_of.values()))
-    path, cuis, types = find_rrf(umls, "MRSTY"), [], {}
-    codes = []
-    for batch in read_rrf(path, ["CUI", "TUI", "STN"]):
-        try:
-            cuis.append(cui_numbers(batch["CUI"]))
-        except pa.ArrowInvalid as e:
-            raise explain(path, e) from None
-        pairs = pc.binary_join_element_wise(batch["TUI"], batch["STN"], "|").dictionary_encode()
-        known = [types.setdefault(p, len(types)) for p in pairs.dictionary.to_pylist()]
-        codes.append(np.array(known, np.int64)[pairs.indices])
+
+    def take(rows):
+        cui, tui = rows.cui("CUI"), rows.number("TUI", "T", 3, 3)
+        rows = rows.only(np.sort(np.unique(tui, return_index=True)[1]))
+        return cui, tui, dict(zip(rows.strings("TUI").to_pylist(), rows.strings("STN").to_pylist()))
+
+    cuis, tuis, depth = [], [], {}
+    for cui, tui, numbers in read_rrf(umls, "MRSTY", take, skip):
+        cuis.append(cui[(cui >= 0) & (tui >= 0)])
+        tuis.append(tui[(cui >= 0) & (tui >= 0)])
+        depth |= numbers
     # Types in order of preference, so that the least deep one is the smallest number of a concept.
-    order = sorted(types, key=lambda p: (len(p.split("|")[1]), p.split("|")[1], p))
-    use = [p for p in order if p.split("|")[0] in kept or group_of.get(p.split("|")[0]) in kept]
-    preference = np.full(len(types), len(use), np.int64)
-    preference[[types[p] for p in use]] = np.arange(len(use))
-    best = np.full(CUIS, len(use), np.int64)
-    np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(codes)])
-    number = np.array([groups.index(group_of[p.split("|")[0]]) for p in use] + [-1], np.int8)
-    return groups, number[best]
+    order = sorted(depth, key=lambda tui: (len(depth[tui]), depth[tui], tui))
+    use = [tui for tui in order if tui in kept or group_of.get(tui) in kept]
+    preference = np.full(1000, len(use), np.int16)
+    preference[[int(tui[1:]) for tui in use]] = np.arange(len(use))
+    best = np.full(CUIS, len(use), np.int16)
+    np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(tuis)])
+    return groups, np.array([groups.index(group_of[tui]) for tui in use] + [-1], np.int8)[best]
 
 
-def read_terms(umls, lats, group):
-    """MRCONSO (and MRRANK) -> {lat: (cui, first_term, terms)} as in Graph, for concepts with a group.
+def read_terms(umls, lats, group, skip=None):
+    """MRCONSO (and MRRANK) -> [(cui, first_term, terms)] of each language, as in Graph, for concepts with a group.
 
     Rows with SUPPRESS other than N are left out. The strings of a concept are in order of preference:
     TS=P STT=PF ISPREF=Y, then TS=P STT=PF, then TS=P, then the rest; among equals the higher rank of
@@ -254,115 +386,187 @@ def read_terms(umls, lats, group):
 
     Raises: UserError if a language has no row, naming those that the release has.
     """
-    rank = {}
+    rank, seen, found = {}, set(), {lat: [] for lat in lats}
     if find_rrf(umls, "MRRANK"):
-        for batch in read_rrf(find_rrf(umls, "MRRANK"), ["RANK", "SAB", "TTY"]):
-            for row in batch.to_pylist():
-                rank[f"{row['SAB']}|{row['TTY']}"] = int(row["RANK"]) if row["RANK"].isdigit() else 0
-    path, seen = find_rrf(umls, "MRCONSO"), set()
-    rows = {lat: [] for lat in lats}
-    columns = ["CUI", "LAT", "TS", "STT", "ISPREF", "AUI", "SAB", "TTY", "STR", "SUPPRESS"]
-    for batch in read_rrf(path, columns):
-        seen.update(pc.unique(batch["LAT"]).to_pylist())
+        for of, n in read_rrf(umls, "MRRANK", lambda r: (r.strings("SAB", "TTY"), r.strings("RANK")), skip):
+            rank |= {s: min(int(k), 4095) for s, k in zip(of.to_pylist(), n.to_pylist()) if k.isdigit()}
+
+    def take(rows):
+        lat, out = rows.code("LAT"), {}
+        for name in lats:
+            r = rows.only((lat == code(name)) & (rows.code("SUPPRESS") == code("N")))
+            cui = r.cui("CUI")
+            keep = (cui >= 0) & (group[cui] >= 0)
+            r, cui = r.only(keep), cui[keep]
+            aui = r.number("AUI", "A", 7, 8)
+            r, cui, aui = r.only(aui >= 0), cui[aui >= 0], aui[aui >= 0]
+            p, pf, y = (r.code(c) == code(v) for c, v in (("TS", "P"), ("STT", "PF"), ("ISPREF", "Y")))
+            worse = 3 - p.astype(np.int64) - (p & pf) - (p & pf & y)
+            source = r.strings("SAB", "TTY").dictionary_encode()
+            ranks = np.array([rank.get(s, 0) for s in source.dictionary.to_pylist()] or [0])[source.indices]
+            out[name] = (
+                cui.astype(np.int32),
+                (worse << 39) | ((4095 - ranks) << 27) | aui,
+                r.strings("STR").cast(pa.large_string()),
+            )
+        return out, np.unique(lat)
+
+    for out, codes in read_rrf(umls, "MRCONSO", take, skip):
+        seen.update(codes.tolist())
         for lat in lats:
-            b = batch.filter(pc.and_(pc.equal(batch["LAT"], lat), pc.equal(batch["SUPPRESS"], "N")))
-            try:
-                cui = cui_numbers(b["CUI"])
-                aui = pc.cast(pc.utf8_slice_codeunits(b["AUI"], 1), pa.int64()).to_numpy(zero_copy_only=False)
-            except pa.ArrowInvalid as e:
-                raise explain(path, e) from None
-            p, pf = pc.equal(b["TS"], "P"), pc.equal(b["STT"], "PF")
-            tests = (p, pc.and_(p, pf), pc.and_(pc.and_(p, pf), pc.equal(b["ISPREF"], "Y")))
-            worse = 3 - sum(np.asarray(test).astype(np.int64) for test in tests)
-            source = pc.binary_join_element_wise(b["SAB"], b["TTY"], "|").dictionary_encode()
-            ranks = np.array([min(rank.get(s, 0), 4095) for s in source.dictionary.to_pylist()] or [0])
-            priority = (worse << 39) | ((4095 - ranks[source.indices]) << 27) | (aui & (1 << 27) - 1)
-            keep = group[cui] >= 0
-            rows[lat].append((cui[keep], priority[keep], b["STR"].filter(pa.array(keep))))
-    out = {}
+            found[lat].append(out[lat])
     for lat in lats:
-        if lat not in seen:
-            raise UserError(f"{path}: no row in language {lat}; it has {' '.join(sorted(seen))}")
-        cui, priority, strings = (list(x) for x in zip(*rows[lat]))
-        cui, priority = np.concatenate(cui), np.concatenate(priority)
-        strings = pa.chunked_array(strings, pa.string()).cast(pa.large_string()).combine_chunks()
-        concepts, concept = np.unique(cui, return_inverse=True)
-        order = np.argsort((concept.astype(np.uint64) << np.uint64(41)) | priority.astype(np.uint64), kind="stable")
-        concept, string = concept[order], np.asarray(strings.dictionary_encode().indices)[order]
-        # One entry per distinct string of a concept: the first, which is the preferred one.
-        _, first = np.unique((concept.astype(np.int64) << 32) | string, return_index=True)
-        first.sort()
-        starts = np.searchsorted(concept[first], np.arange(len(concepts) + 1))
-        out[lat] = concepts.astype(np.int32), starts, strings.take(pa.array(order[first]))
-    return out
+        if code(lat) not in seen:
+            names = " ".join(sorted(int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in seen))
+            raise UserError(f"{find_rrf(umls, 'MRCONSO')[0]}: no row in language {lat}; it has {names}")
+    return [sort_terms(*zip(*found.pop(lat))) for lat in lats]
 
 
-def read_relations(umls, wanted):
-    """MRREL -> (head, relation, tail) arrays of CUI numbers and relation indices, for wanted concepts.
+def sort_terms(cui, priority, strings):
+    """Atoms of one language -> (cui, first_term, terms) as in Graph: by concept, then by priority, each string once."""
+    cui, priority, strings = np.concatenate(cui), np.concatenate(priority), pa.concat_arrays(strings)
+    there = np.zeros(CUIS, bool)
+    there[cui] = True
+    concepts = np.flatnonzero(there).astype(np.int32)
+    concept = (np.cumsum(there, dtype=np.int32) - 1)[cui].astype(np.int64)
+    order = np.argsort(concept << 41 | priority)
+    # Of equal strings of a concept the first stays. Only strings of equal length need to be compared.
+    length = np.asarray(pc.binary_length(strings)).astype(np.int64)
+    key = (concept << 32 | length)[order]
+    by_key = np.argsort(key)
+    same = np.flatnonzero(key[by_key[1:]] == key[by_key[:-1]])
+    alike = np.unique(by_key[np.concatenate([same, same + 1])])
+    string = np.asarray(strings.take(pa.array(order[alike])).dictionary_encode().indices)
+    once = alike[np.unique(concept[order[alike]] << 32 | string, return_index=True)[1]]
+    keep = np.ones(len(order), bool)
+    keep[alike], keep[once] = False, True
+    order = order[keep]
+    first_term = np.concatenate([[0], np.cumsum(np.bincount(concept[order], minlength=len(concepts)))])
+    return concepts, first_term, strings.take(pa.array(order))
+
+
+def read_relations(umls, terms, skip=None):
+    """MRREL -> the sorted keys (as in Graph) of each language's triples.
 
     REL is the relation of the SECOND concept to the first: `C1|..|PAR|C2` says that C2 is a parent
-    of C1. So h = CUI2, r = REL, t = CUI1. Kept: the seven relations, SUPPRESS=N, both CUIs present
-    and wanted ((CUIS,) bool).
+    of C1. So h = CUI2, r = REL, t = CUI1. Kept: the seven relations, SUPPRESS=N, both concepts with a
+    term in the language; a relation of a concept to itself only if it is SY and the language has two
+    strings for it (else there is nothing to say).
+
+    Args: terms: (cui, first_term, ...) of each language. Returns: a list of (E,) int64.
     """
-    path, parts = find_rrf(umls, "MRREL"), []
-    for batch in read_rrf(path, ["CUI1", "REL", "CUI2", "SUPPRESS"]):
-        relation = pc.index_in(batch["REL"], value_set=pa.array(RELATIONS))
-        good = pc.and_(pc.is_valid(relation), pc.equal(batch["SUPPRESS"], "N"))
-        for column in ("CUI1", "CUI2"):
-            good = pc.and_(good, pc.greater(pc.binary_length(batch[column]), 0))
-        b = batch.filter(good)
-        try:
-            t, h = cui_numbers(b["CUI1"]), cui_numbers(b["CUI2"])
-        except pa.ArrowInvalid as e:
-            raise explain(path, e) from None
-        both = wanted[h] & wanted[t]
-        parts.append((h[both], np.asarray(relation.filter(good)).astype(np.int8)[both], t[both]))
-    return tuple(np.concatenate(column) for column in zip(*parts))
+    indices = []
+    for cui, *_ in terms:
+        index = np.full(CUIS + 1, -1, np.int32)  # the last one for "no concept", -1
+        index[cui] = np.arange(len(cui))
+        indices.append(index)
+    several = [np.append(np.diff(first) > 1, False) for _, first, *_ in terms]
+    names = np.array([code(name) for name in RELATIONS])
+    relation = np.zeros(1 << 16, np.int8)
+    relation[names & np.uint64(0xFFFF)] = np.arange(len(names))
+
+    def take(rows):
+        rel = rows.code("REL")
+        r = relation[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
+        r[names[r] != rel] = -1
+        keep = (r >= 0) & (rows.code("SUPPRESS") == code("N"))
+        rows, r = rows.only(keep), r[keep]
+        t, h, keys = rows.cui("CUI1", optional=True), rows.cui("CUI2", optional=True), []
+        for index, synonyms in zip(indices, several):
+            a, b = index[h], index[t]
+            good = (a >= 0) & (b >= 0) & ((a != b) | ((r == SY) & synonyms[a]))
+            keys.append(Graph.key(a[good], r[good], b[good]))
+        return keys
+
+    return [unique(np.concatenate(keys)) for keys in zip(*read_rrf(umls, "MRREL", take, skip))]
 
 
-def make_graph(lang, groups, group, terms, relations):
-    """The Graph of one language: relations whose two concepts both have a term in it.
+def unique(keys):
+    """np.unique of integers, in place: the triples of English are 20 million."""
+    keys.sort()
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
-    Dropped: relations of a concept to itself other than SY, and SY of a concept to itself where the
-    language has but one string for it (nothing to say).
+
+def read_graphs(umls, langs, s, tables, say):
+    """One Graph per language of a release; each RRF file is read once, and not at all if `tables` has its outcome.
+
+    Args:
+        s: settings (semantic_types, semgroups, skip_bad_rows). tables: folder for the Parquet files of each
+        language. say: prints a line.
+
+    Returns: (graphs, {file: malformed rows left out}).
     """
-    cui, first_term, strings = terms
-    index = np.full(CUIS, -1, np.int32)
-    index[cui] = np.arange(len(cui))
-    h, r, t = index[relations[0]], relations[1], index[relations[2]]
-    alone = np.diff(first_term)[h] == 1
-    keep = (h >= 0) & (t >= 0) & ((h != t) | ((r == SY) & ~alone))
-    h, r, t = h[keep].astype(np.int64), r[keep], t[keep]
-    keys = np.unique((h * len(cui) + t) * 8 + r)
-    pair, r = keys // 8, keys % 8
-    h, t = pair // len(cui), pair % len(cui)
-    known = np.union1d(keys, (t * len(cui) + h) * 8 + INVERSE[r])
-    h, r, t = h.astype(np.int32), r.astype(np.int8), t.astype(np.int32)
-    return Graph(lang, cui, group[cui], groups, first_term, strings, h, r, t, known)
-
-
-def read_graphs(umls, langs, kept, semgroups):
-    """One Graph per language of a UMLS release folder; each RRF file is read once."""
     for name in ("MRSTY", "MRCONSO", "MRREL"):
         if not find_rrf(umls, name):
-            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; unpack the release there")
-    groups, group = read_semantic_types(umls, kept, semgroups)
-    lats = {lang: lat_code(lang) for lang in langs}
-    terms = read_terms(umls, lats.values(), group)
-    wanted = np.zeros(CUIS, bool)
-    for cui, *_ in terms.values():
-        wanted[cui] = True
-    relations = read_relations(umls, wanted)
-    graphs = []
-    for lang, lat in lats.items():
-        graph = make_graph(lang, groups, group, terms[lat], relations)
-        if len(graph.h) == 0:
-            raise UserError(
-                f"{umls}: no relation left in language {lang} ({lat}): {len(graph.cui)} concepts with a term and a "
-                "kept semantic type, none of them related; see --semantic_types, or use a larger subset"
-            )
-        graphs.append(graph)
-    return graphs
+            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; {unpack(umls)}")
+    table = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
+    stats = {p.name: p.stat() for name in RRF for p in find_rrf(umls, name)}
+    source = {
+        "version": 1, "files": {name: [f.st_size, f.st_mtime_ns] for name, f in stats.items()},
+        "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
+        "semgroups": hashlib.sha256(table.read_bytes() if table.is_file() else b"").hexdigest(),
+    }  # fmt: skip
+    graphs, left_out = {}, Counter()
+    for lang in langs:
+        if kept := load_tables(tables / lang, lang, source):
+            graphs[lang], left_out = kept
+            say(f"{lang}: tables of {tables / lang} (made from the same files)")
+    if missing := [lang for lang in langs if lang not in graphs]:
+        skip = Counter() if s.skip_bad_rows else None
+        groups, group = read_semantic_types(umls, s.semantic_types, table, skip)
+        say(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
+        terms = read_terms(umls, [lat_code(lang) for lang in missing], group, skip)
+        say(f"MRCONSO: {sum(len(t[2]) for t in terms):,} terms")
+        keys = read_relations(umls, terms, skip)
+        say(f"MRREL: {sum(map(len, keys)):,} relations")
+        for lang, (cui, first_term, strings), key in zip(missing, terms, keys):
+            if len(key) == 0:
+                raise UserError(
+                    f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {len(cui)} concepts with a term "
+                    "and a kept semantic type, none of them related; see --semantic_types, or use a larger subset"
+                )
+            graphs[lang] = Graph(lang, cui, group[cui], groups, first_term, strings, key)
+            save_tables(tables / lang, graphs[lang], source, skip or {})
+        say(f"tables kept in {tables}")
+        left_out = skip or {}
+    return [graphs[lang] for lang in langs], dict(left_out)
+
+
+def save_tables(folder, graph, source, left_out):
+    """A Graph as three Parquet files, with what it was made from."""
+    with replacing(folder) as beside:
+
+        def save(name, **columns):
+            options = {"compression": "lz4", "use_dictionary": False, "write_page_checksum": True}
+            table = pa.table(columns)
+            write_atomic(beside / f"{name}.parquet", lambda f: parquet.write_table(table, f, **options))
+
+        save("concepts", cui=graph.cui, group=graph.group, terms=np.diff(graph.first_term))
+        save("terms", term=graph.terms)
+        save("relations", head=graph.h, relation=graph.r, tail=graph.t)
+        about = {"source": source, "groups": graph.groups, "left_out": left_out}
+        write_atomic(beside / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
+
+
+def load_tables(folder, lang, source):
+    """(Graph, rows left out) of save_tables; None if it is not there, was made from something else or is damaged."""
+    try:
+        about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
+        if about["source"] != source:
+            return None
+        options = {"page_checksum_verification": True, "memory_map": False}
+        concepts, terms, relations = (
+            parquet.read_table(folder / f"{name}.parquet", **options) for name in ("concepts", "terms", "relations")
+        )
+        first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
+        keys = Graph.key(*(relations[c].to_numpy() for c in ("head", "relation", "tail")))
+        graph = Graph(
+            lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
+            terms["term"].combine_chunks(), keys,
+        )  # fmt: skip
+        return graph, about["left_out"]
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
 
 
 def lat_code(lang):
@@ -405,21 +609,41 @@ def deal(shares, n, room):
     return quota
 
 
-def stratified(rng, pool, of_pool, shares, n, repeat=False):
-    """n members of `pool`, drawn without replacement within each stratum; order random.
+class Pool:
+    """Things to draw from, by stratum: those of stratum s are rows[start[s] : start[s] + size[s]]."""
+
+    def __init__(self, rows, strata, number):
+        """rows: indices; strata: of each row, one of `number`."""
+        self.rows = rows[np.argsort(strata, kind="stable")]  # radix sort: strata are small integers
+        self.size = np.bincount(strata, minlength=number)
+        self.start = np.cumsum(self.size) - self.size
+
+    def only(self, keep):
+        """The Pool of the rows of a mask."""
+        kept = copy.copy(self)
+        kept.rows = self.rows[keep]
+        kept.size = np.bincount(np.repeat(np.arange(len(self.size)), self.size)[keep], minlength=len(self.size))
+        kept.start = np.cumsum(kept.size) - kept.size
+        return kept
+
+    def one_of(self, rng, strata):
+        """One member of each of `strata`, with replacement."""
+        return self.rows[self.start[strata] + (rng.random(len(strata)) * self.size[strata]).astype(np.int64)]
+
+
+def stratified(rng, pool, shares, n, repeat=False):
+    """n members of a Pool, drawn without replacement within each stratum; in order of strata.
 
     Args:
-        of_pool: stratum of each member. shares: (strata,) counts that set the proportions.
+        shares: (strata,) counts that set the proportions.
         repeat: where a stratum has fewer members than its share, use them again in turn.
     """
-    order = rng.permutation(len(pool))
-    order = order[np.argsort(of_pool[order], kind="stable")]
-    size = np.bincount(of_pool, minlength=len(shares))
-    quota = deal(shares, n, np.where(size > 0, n, 0) if repeat else size)
-    start = np.cumsum(size) - size
-    strata = np.repeat(np.arange(len(shares)), quota)
-    turn = np.arange(len(strata)) - np.repeat(np.cumsum(quota) - quota, quota)
-    return rng.permutation(pool[order[start[strata] + turn % np.maximum(size, 1)[strata]]])
+    quota = deal(shares, n, np.where(pool.size > 0, n, 0) if repeat else pool.size)
+    picked = [np.zeros(0, np.int64)]
+    for s in np.flatnonzero(quota):
+        some = rng.choice(pool.size[s], min(quota[s], pool.size[s]), replace=False)
+        picked.append(pool.start[s] + np.resize(some, quota[s]))
+    return pool.rows[np.concatenate(picked)]
 
 
 def negatives(rng, graph, source, redraw, propose, allowed):
@@ -448,7 +672,7 @@ def negatives(rng, graph, source, redraw, propose, allowed):
     return np.concatenate(done, axis=1)
 
 
-def sample_classification(rng, graph, part, shares, n, allowed):
+def sample_classification(rng, graph, pool, n, allowed):
     """Triple classification (section 3.1): (kind, h, r, t), 50 % true, 25 % + 25 % negatives.
 
     OTHER_PAIR: from a true triple with different semantic groups, both concepts drawn anew within
@@ -457,76 +681,71 @@ def sample_classification(rng, graph, part, shares, n, allowed):
     cannot be had in full the other makes up for it, and the true triples are cut to match: one half is
     always true.
 
-    Args: part: indices of the triples of this part. shares: (strata,) triples of the whole graph.
+    Args: pool: the triples of this part.
     """
-    stratum, group = graph.stratum(graph.h, graph.t), graph.group
-    crossing = group[graph.h] != group[graph.t]
-    related = np.unique(np.concatenate([graph.h, graph.t]))
-    related = related[np.argsort(group[related], kind="stable")]
-    size = np.bincount(group[related], minlength=len(graph.groups))
-    start = np.cumsum(size) - size
-
-    def draw(rng, groups):
-        return related[start[groups] + (rng.random(len(groups)) * size[groups]).astype(np.int64)]
+    group, shares, groups = graph.group, graph.counts.sum(axis=1), len(graph.groups)
+    crossing = np.arange(groups**2) // groups != np.arange(groups**2) % groups
+    related = np.zeros(len(group), bool)
+    related[graph.h], related[graph.t] = True, True
+    by_group = Pool(np.flatnonzero(related), group[related], groups)
 
     def other_pair(rng, i):
-        return draw(rng, group[graph.h[i]]), graph.r[i], draw(rng, group[graph.t[i]])
+        return by_group.one_of(rng, group[graph.h[i]]), graph.r[i], by_group.one_of(rng, group[graph.t[i]])
 
     # As often as among true triples: a relation that only false triples have would give them away.
-    common = np.bincount(graph.r[~crossing], minlength=len(RELATIONS)) + 1e-9
+    common = graph.counts[~crossing].sum(axis=0) + 1e-9
 
     def other_relation(rng, i):
         weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, common).cumsum(axis=1)
         return graph.h[i], (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1), graph.t[i]
 
-    def make(propose, pool, n):
-        if len(pool) == 0:
-            return np.zeros((3, 0), np.int64)
-        crossed = np.arange(len(shares)) // len(graph.groups) != np.arange(len(shares)) % len(graph.groups)
-        weight = np.where(crossed == crossing[pool[0]], shares, 0)
-        by_stratum = pool[np.argsort(stratum[pool], kind="stable")]
-        members = np.bincount(stratum[pool], minlength=len(shares))
-        begin = np.cumsum(members) - members
-
+    def make(propose, strata, n):
         def redraw(rng, i):
-            s = stratum[i]
-            return by_stratum[begin[s] + (rng.random(len(i)) * members[s]).astype(np.int64)]
+            return pool.one_of(rng, graph.strata[i])
 
-        source = stratified(rng, pool, stratum[pool], weight, n, repeat=True)
-        return negatives(rng, graph, source, redraw, propose, allowed)
+        if not pool.size[strata].any():
+            return np.zeros((3, 0), np.int64)
+        there = shares * strata * (pool.size > 0)
+        return negatives(rng, graph, stratified(rng, pool, there, n, repeat=True), redraw, propose, allowed)
 
-    across, within = part[crossing[part]], part[~crossing[part]]
-    true = min(n // 2, len(part))
-    pairs = make(other_pair, across, true - true // 2)
-    changed = make(other_relation, within, true - pairs.shape[1])
+    true = min(n // 2, len(pool.rows))
+    pairs = make(other_pair, crossing, true - true // 2)
+    changed = make(other_relation, ~crossing, true - pairs.shape[1])
     if pairs.shape[1] + changed.shape[1] < true and pairs.shape[1] == true - true // 2:
-        pairs = make(other_pair, across, true - changed.shape[1])
-    true = stratified(rng, part, stratum[part], shares, pairs.shape[1] + changed.shape[1])
+        pairs = make(other_pair, crossing, true - changed.shape[1])
+    true = stratified(rng, pool, shares, pairs.shape[1] + changed.shape[1])
     triples = np.concatenate([np.stack([graph.h[true], graph.r[true], graph.t[true]]), pairs, changed], axis=1)
     kind = np.repeat([TRUE, OTHER_PAIR, OTHER_RELATION], [len(true), pairs.shape[1], changed.shape[1]])
     return kind, *triples
 
 
-def sample_paths(rng, graph, edges, shares, n, most):
+def sample_paths(rng, graph, pool, n, most):
     """Up to n distinct paths h1 r1 h2 r2 ... (section 3.1): (concepts, relations), -1 after the end.
 
-    Random walks over the triples `edges` (no SY among them) of 2 to `most` relations, the wanted
-    length uniform; their first triples are stratified. No concept comes twice in a path, so that the
-    inverse of a relation never stands beside it.
+    Random walks over the triples of `pool` other than SY, of 2 to `most` relations, the wanted length uniform;
+    their first triples are stratified. No concept comes twice in a path, so that the inverse of a relation
+    never stands beside it.
     """
+    pool = pool.only(graph.r[pool.rows] != SY)
+    edges = np.zeros(len(graph.r), bool)
+    edges[pool.rows] = True
+    edges = np.flatnonzero(edges)  # in the order of their heads
     first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * most + 1), np.int64)
+    shares = graph.counts[:, :SY].sum(axis=1)
     for _ in range(6):  # walks that meet a dead end or repeat another are replaced by new ones
-        missing = n - len(first)
-        if missing <= 0 or len(edges) == 0:
+        before = len(first)
+        if before >= n or len(edges) == 0:
             break
-        starts = stratified(rng, edges, graph.stratum(graph.h[edges], graph.t[edges]), shares, 2 * missing, repeat=True)
+        starts = stratified(rng, pool, shares, 2 * (n - before), repeat=True)
         wanted = rng.integers(2, most + 1, len(starts))
         new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, most), axis=1)
         long = new[:, 2] >= 0
         walks, first = np.concatenate([walks, new[long]]), np.concatenate([first, starts[long]])
-        walks, at = np.unique(walks, axis=0, return_index=True)
-        first = first[at]
-    chosen = stratified(rng, np.arange(len(first)), graph.stratum(graph.h[first], graph.t[first]), shares, n)
+        at = np.unique(mix(*walks.T), return_index=True)[1]
+        walks, first = walks[at], first[at]
+        if len(first) - before < (n - before) // 20:
+            break  # there are hardly any others
+    chosen = stratified(rng, Pool(np.arange(len(first)), graph.strata[first], len(shares)), shares, n)
     return walks[chosen, : most + 1], walks[chosen, most + 1 :]
 
 
@@ -534,7 +753,7 @@ def random_walks(rng, graph, edges, first, length, most):
     """Random walks over `edges`; walk i starts with triple first[i] and ends after length[i] relations,
     or where 8 draws find no new concept. Returns (concepts (n, most+1), relations (n, most)) int64.
     """
-    begin = np.searchsorted(graph.h[edges], np.arange(len(graph.cui) + 1))  # triples are sorted by h
+    begin = np.concatenate([[0], np.cumsum(np.bincount(graph.h[edges], minlength=len(graph.cui)))])  # sorted by h
     concepts = np.full((len(first), most + 1), -1, np.int64)
     relations = np.full((len(first), most), -1, np.int64)
     concepts[:, 0], relations[:, 0], concepts[:, 1] = graph.h[first], graph.r[first], graph.t[first]
@@ -568,14 +787,15 @@ def tail_terms(rng, graph, h, r, t):
 
 
 def read_e3c(folder, lang, layers):
-    """Texts of data_collection/<Language>/layer<n>/*.json in order of file name; (texts, odd files).
+    """Texts of data_collection/<Language>/layer<n>/*.json: (texts, Counter of what is odd).
 
-    Files without a text, or that are not JSON, are odd: counted, never fatal.
+    Files without a text, or that are not JSON, are left out; files named for another language than their folder's
+    (in French half of them, twins of the others) are read like the rest. Both are counted, neither is fatal.
     """
     name = LANGUAGES.get(lang, ("", ""))[1]
     if not name:
         raise UserError(f"E3C has no documents in language {lang}; say E3C=none to build without documents")
-    texts, odd = [], 0
+    texts, odd = [], Counter()
     for layer in layers:
         place = Path(folder, "data_collection", name, f"layer{layer}")
         if not place.is_dir():
@@ -589,19 +809,46 @@ def read_e3c(folder, lang, layers):
                 text = text.encode("utf-8", "ignore").decode().strip()  # JSON can hold half a surrogate pair
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 text = ""
-            if text:
-                texts.append(text)
-            else:
-                odd += 1
+            odd["files without text"] += not text
+            odd["files named for another language"] += bool(text) and not path.name.upper().startswith(lang.upper())
+            texts += [text] * bool(text)
+    return texts, odd
+
+
+def read_text(path, skip=None):
+    """Documents of --text: a .jsonl file (the field "text" of each line), a folder of .txt files, or any other
+    file, a document a line. UTF-8. Returns (texts, Counter of what is odd)."""
+    texts, odd, path = [], Counter(), Path(path)
+    files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    if not files:
+        raise UserError(f"{path}: neither a file nor a folder with .txt files; --text names documents to train on")
+    for file in progress(f"text {path.name}", files):
+        whole = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        for n, line in enumerate([whole] if path.is_dir() else whole.split(b"\n"), 1):
+            try:
+                text = line.decode()
+                if path.suffix in (".jsonl", ".ndjson") and text.strip():
+                    text = json.loads(text)["text"].encode("utf-8", "ignore").decode()
+            except UnicodeDecodeError as e:
+                n += line[: e.start].count(b"\n")
+                fault(skip, file.name, f"{file}, row {n}: byte 0x{line[e.start]:02x} is not UTF-8")
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError):
+                fault(skip, file.name, f'{file}, row {n}: not a JSON object with a field "text"')
+                continue
+            odd["empty texts"] += not text.strip() and not line == b""  # the last line has an end, not a text
+            texts += [text.strip()] * bool(text.strip())
     return texts, odd
 
 
 def split_documents(texts, seed, share, keep_duplicates):
-    """texts -> {part: texts}. A text counts once unless keep_duplicates; its copies stay in one part."""
-    texts = texts if keep_duplicates else list(dict.fromkeys(texts))
-    digests = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
-    valid = uniform(seed, np.array(digests, np.uint64)) < share
-    return {p: [t for t, v in zip(texts, valid) if v == (p == "valid")] for p in PARTS}
+    """texts -> {part: texts}, in an order that is theirs alone. A text counts once unless keep_duplicates; its copies
+    stay in one part."""
+    texts = texts if keep_duplicates else set(texts)
+    digests = [(int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little"), t) for t in texts]
+    digests.sort()
+    valid = uniform(seed, np.array([d for d, _ in digests], np.uint64)) < share
+    return {p: [t for (_, t), v in zip(digests, valid) if v == (p == "valid")] for p in PARTS}
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -618,10 +865,9 @@ def train_tokenizer(texts, vocab_size, cased):
     normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)]
     )
-    count = Counter()
-    for batch in texts:
-        count.update(normalizer.normalize_str(" ".join(batch)))
-    letters = sorted(c for c, n in count.items() if not c.isspace())
+    words = {word for batch in texts for text in batch for word in text.split()}
+    count = Counter(normalizer.normalize_str(" ".join(words)))  # over distinct words: the text itself takes long
+    letters = sorted(c for c in count if not c.isspace())
     letters = sorted(sorted(letters, key=lambda c: -count[c])[: vocab_size // 4])
     first = [*SPECIALS, *RELATION_TOKENS, *("##" + c for c in letters)]
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="##"))
@@ -733,27 +979,34 @@ class Writer:
             out.write_batch(batch)
 
 
-def write_graph_examples(writer, lang, graph, samples, tokenizer, seq_len, special):
+def used_terms(graph, samples):
+    """Which strings the samples need: sorted indices into graph.terms. The others are never decoded."""
+    used = np.zeros(len(graph.terms), bool)
+    for (ep_h, _, _, ep_term), (_, tc_h, _, _, tc_term), (concepts, _) in samples:
+        used[graph.first_term[np.concatenate([ep_h, tc_h, concepts[concepts >= 0]])]] = True
+        used[np.concatenate([ep_term, tc_term])] = True
+    return np.flatnonzero(used)
+
+
+def write_graph_examples(writer, lang, graph, samples, names, seq_len, special):
     """Samples -> equation (1): [CLS] h [REL] t [SEP], and paths [CLS] h1 [R1] h2 [R2] ... [SEP].
 
-    Each distinct string is decoded and tokenised once; sequences are then gathered from that pool.
+    Sequences are gathered from `names`: (used_terms, their token ids one after another, the length of each).
     Long names are cut so that the relation and a part of both names always stay, paths at a whole name.
     """
     (ep_h, ep_r, ep_t, ep_term), (kind, tc_h, tc_r, tc_t, tc_term), (concepts, relations) = samples
+    used, ids, length = names
     preferred = graph.first_term[:-1]
-    used, where = np.unique(
-        np.concatenate([preferred[ep_h], ep_term, preferred[tc_h], tc_term, preferred[concepts[concepts >= 0]]]),
-        return_inverse=True,
+    h1, t1, h2, t2, walk = (
+        np.searchsorted(used, terms)
+        for terms in (preferred[ep_h], ep_term, preferred[tc_h], tc_term, preferred[concepts[concepts >= 0]])
     )
-    names = graph.terms.take(pa.array(used)).to_pylist()
-    ids, length = encode(tokenizer, names, f"{graph.lang}: names")
     start = np.cumsum(length) - length
     # The pool ends in the single tokens; a name without any token (control characters) is [UNK].
     single = np.array([special["cls"], special["sep"], special["unk"], *special["relations"]], np.int32)
     cls, sep, unk, rel = len(ids) + np.array([0, 1, 2, 3])
     pool = np.concatenate([ids, single])
     start, length = np.where(length == 0, unk, start), np.maximum(length, 1)
-    h1, t1, h2, t2, walk = np.split(where, np.cumsum([len(ep_h), len(ep_h), len(tc_h), len(tc_h)]))
 
     for task, h, r, t, a, b, k in ((EP, ep_h, ep_r, ep_t, h1, t1, 0), (TC, tc_h, tc_r, tc_t, h2, t2, kind)):
         room = seq_len - 3
@@ -842,60 +1095,64 @@ def build(s):
     def say(text):
         print(f"[{time.time() - began:6.1f} s] {text}", flush=True)
 
-    table = s.semgroups or Path(configs.__file__).with_name("SemGroups.txt")
-    graphs = read_graphs(umls, langs, s.semantic_types, table)
+    # What can be wrong is read first, what takes long later.
+    tokenizer = load_tokenizer(s.tokenizer) if s.tokenizer else None
+    documents, odd = {}, {}
+    skip = Counter() if s.skip_bad_rows else None
+    for lang in langs:
+        texts, odd[lang] = read_e3c(e3c, lang, s.e3c_layers) if e3c else ([], Counter())
+        if s.text:
+            more = read_text(s.text.replace("{lang}", lang), skip)
+            texts, odd[lang] = texts + more[0], odd[lang] + more[1]
+        documents[lang] = split_documents(texts, s.seed, s.valid, s.keep_duplicates)
+        odd[lang]["repeated texts"] = len(texts) - sum(map(len, documents[lang].values()))
+        told = ", ".join(f"{n:,} {what}" for what, n in sorted(odd[lang].items()) if n)
+        say(f"{lang}: {sum(map(len, documents[lang].values())):,} documents" + (f" ({told})" if told else ""))
+
+    graphs, left_out = read_graphs(umls, langs, s, out.parent / "tables", say)
+    wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
+    sizes = {"train": wanted, "valid": {task: round(s.valid * n) for task, n in wanted.items()}}
+    samples = {}
     for g in graphs:
         say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
+        samples[g.lang] = {part: sample(g, part, sizes[part], s) for part in PARTS}
+    say("samples drawn")
 
-    documents, odd = {}, {}
-    for lang in langs:
-        texts, odd[lang] = read_e3c(e3c, lang, s.e3c_layers) if e3c else ([], 0)
-        documents[lang] = split_documents(texts, s.seed, s.valid, s.keep_duplicates)
-        used = sum(map(len, documents[lang].values()))
-        left_out = f"{len(texts) - used:,} repeated texts, {odd[lang]:,} files without text"
-        say(f"{lang}: {used:,} documents of {len(texts):,} files ({left_out})")
+    left_out |= skip or {}
 
-    if s.tokenizer:
-        tokenizer = load_tokenizer(s.tokenizer)
-    else:
-        texts = [g.terms[i : i + 10_000].to_pylist() for g in graphs for i in range(0, len(g.terms), 10_000)]
-        texts += [d[p][i : i + 100] for d in documents.values() for p in PARTS for i in range(0, len(d[p]), 100)]
-        tokenizer = train_tokenizer(texts, s.vocab_size, s.cased)
+    used = [used_terms(g, samples[g.lang].values()) for g in graphs]
+    names = [g.terms.take(pa.array(u)).to_pylist() for g, u in zip(graphs, used)]
+    if not tokenizer:
+        tokenizer = train_tokenizer([*names, *(d[p] for d in documents.values() for p in PARTS)], s.vocab_size, s.cased)
     special = special_ids(tokenizer)
     say(f"tokenizer: {tokenizer.get_vocab_size():,} entries")
 
     writers = {part: Writer() for part in PARTS}
     report = {}
-    wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
     for i, (lang, g) in enumerate(zip(langs, graphs)):
-        short = 0
+        tokens = used[i], *encode(tokenizer, names[i], f"{lang}: names")
         for part in PARTS:
-            share = 1 if part == "train" else s.valid
-            sizes = {task: round(share * n) for task, n in wanted.items()}
-            samples = sample(g, part, sizes, s)
-            write_graph_examples(writers[part], i, g, samples, tokenizer, s.seq_len, special)
-            short += write_documents(writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len)
-            n = dict(zip(TASKS, writers[part].counts(i)))
-            short_of = [f"{n[TASKS[t]]:,} {NAMES[t]} of {size:,}" for t, size in sizes.items() if n[TASKS[t]] < size]
+            write_graph_examples(writers[part], i, g, samples[lang][part], tokens, s.seq_len, special)
+            odd[lang]["texts of less than 5 tokens"] += write_documents(
+                writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len
+            )
+            n = report.setdefault(lang, {})[part] = dict(zip(TASKS, writers[part].counts(i)))
+            short = [f"{n[TASKS[t]]:,} {NAMES[t]} of {k:,}" for t, k in sizes[part].items() if n[TASKS[t]] < k]
             say(f"{lang} {part}: {sum(n.values()):,} examples")
-            if short_of:
-                say(f"{lang} {part}: the graph has no more than {', '.join(short_of)}")
-            report.setdefault(lang, {})[part] = n
-        report[lang] |= {
-            "terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h),
-            "relation_types": dict(zip(RELATIONS, np.bincount(g.r, minlength=len(RELATIONS)).tolist())),
-            "semantic_groups": dict(zip(g.groups, np.bincount(g.group, minlength=len(g.groups)).tolist())),
-            "files_without_text": odd[lang], "documents_too_short": short,
-        }  # fmt: skip
+            if short:
+                say(f"{lang} {part}: the graph has no more than {', '.join(short)}")
+        report[lang] |= {"terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h), "odd": dict(odd[lang])}
+        report[lang]["shares"] = shares(g, *samples[lang]["train"])
 
     for part in PARTS:
         if not any(n for c in report.values() for n in c[part].values()):
             raise UserError(f"the {part} part would be empty; use a larger release, sizes above 0 or another --valid")
-    settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "out", "tokenizer", "semgroups")}
+    settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "text", "out", "tokenizer", "semgroups")}
     manifest = {
         "name": name, "languages": langs, "settings": settings,
         "special": special, "vocab_size": tokenizer.get_vocab_size(),
-        "source_bytes": {p.name: p.stat().st_size for p in (find_rrf(umls, n) for n in RRF) if p}, "counts": report,
+        "source_bytes": {p.name: p.stat().st_size for n in RRF for p in find_rrf(umls, n)},
+        "malformed_rows_left_out": left_out, "counts": report,
     }  # fmt: skip
     with replacing(out) as beside:
         for part, writer in writers.items():
@@ -930,31 +1187,110 @@ def sample(graph, part, sizes, s):
     """The three samples of one part: ((h, r, t, tail term), (kind, h, r, t, tail term), paths)."""
     lang = int.from_bytes(graph.lang.encode())
     rng = {task: np.random.default_rng([s.seed, lang, PARTS.index(part), task]) for task in sizes}
-    stratum = graph.stratum(graph.h, graph.t)
-    shares = np.bincount(stratum, minlength=len(graph.groups) ** 2)
 
     def allowed(h, t):
         return held_out(graph.cui[h], graph.cui[t], s.seed, s.valid) == (part == "valid")
 
     mine = np.flatnonzero(allowed(graph.h, graph.t))
-    ep = stratified(rng[EP], mine, stratum[mine], shares, sizes[EP])
+    pool = Pool(mine, graph.strata[mine], len(graph.counts))
+    ep = stratified(rng[EP], pool, graph.counts.sum(axis=1), sizes[EP])
     ep = graph.h[ep], graph.r[ep], graph.t[ep]
-    tc = sample_classification(rng[TC], graph, mine, shares, sizes[TC], allowed)
-    edges = mine[graph.r[mine] != SY]
-    without_sy = np.bincount(stratum[graph.r != SY], minlength=len(shares))
-    paths = sample_paths(rng[LP], graph, edges, without_sy, sizes[LP], s.max_relations)
+    tc = sample_classification(rng[TC], graph, pool, sizes[TC], allowed)
+    paths = sample_paths(rng[LP], graph, pool, sizes[LP], s.max_relations)
     return (*ep, tail_terms(rng[EP], graph, *ep)), (*tc, tail_terms(rng[TC], graph, *tc[1:])), paths
 
 
+def shares(graph, ep, tc, paths):
+    """Shares of semantic groups (of heads and tails together) and relation types in the graph and in each sample,
+    and how far each sample is from its frame: the largest difference of the share of a (head group, tail group).
+    """
+    n, counts = len(graph.groups), graph.counts
+    crossing = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]
+    concepts, relations = paths
+    at, of = np.nonzero(relations >= 0)
+    steps = concepts[at, of], relations[at, of], concepts[at, of + 1]
+    without_sy = counts * (np.arange(len(RELATIONS)) != SY)
+    columns = {"graph": (counts, counts)}  # name: (counts of the sample, of the triples that it is drawn from)
+    for column, triples, frame in (
+        ("entity prediction", ep[:3], counts),
+        ("true", [x[tc[0] == TRUE] for x in tc[1:4]], counts),
+        ("other pair", [x[tc[0] == OTHER_PAIR] for x in tc[1:4]], counts * crossing),
+        ("other relation", [x[tc[0] == OTHER_RELATION] for x in tc[1:4]], counts * ~crossing),
+        ("paths", steps, without_sy),
+    ):
+        columns[column] = graph.count(*triples), frame
+    out = {"columns": list(columns), "groups": {}, "relations": {}, "largest_deviation": {}}
+    part = {c: sample / max(1, sample.sum()) for c, (sample, _) in columns.items()}
+    by_group = {c: (p.sum(1).reshape(n, n).sum(0) + p.sum(1).reshape(n, n).sum(1)) / 2 for c, p in part.items()}
+    for k in np.flatnonzero(by_group["graph"]).tolist():
+        out["groups"][graph.groups[k]] = [round(float(p[k]), 6) for p in by_group.values()]
+    for k, relation in enumerate(RELATIONS):
+        out["relations"][relation] = [round(float(p[:, k].sum()), 6) for p in part.values()]
+    for c, (sample, frame) in columns.items():
+        off = np.abs(part[c].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(sample.sum())
+        k = int(off.argmax())
+        out["largest_deviation"][c] = [round(float(off[k]), 6), f"{graph.groups[k // n]} {graph.groups[k % n]}"]
+    return out
+
+
 def print_tables(manifest):
-    """Tables 1 and 7 of the paper for this data set."""
-    head = ("", "terms", "CUIs", "relations", "classific.", "ent. pred.", "paths", "documents")
-    print(" ".join(f"{h:>10}" for h in head))
+    """Tables 1 and 7 of the paper for this data set, and what the samples are made of."""
+
+    def row(first, values, form="{:>11,}"):
+        print(f"{first:<16}" + "".join(form.format(x) if not isinstance(x, str) else f"{x:>11}" for x in values))
+
+    print("\nTable 1: examples")
+    row("", ("triple", "entity", "", "", "", ""))
+    row("", ("classif.", "prediction", "paths", "documents", "total", "valid"))
     for lang, c in manifest["counts"].items():
-        for part in PARTS:
-            first = [c["terms"], c["cuis"], c["relations"]] if part == "train" else ["", "", ""]
-            row = [f"{lang} {part}", *first, *(c[part][task] for task in ("tc", "ep", "lp", "mlm"))]
-            print(" ".join(f"{x:>10,}" if isinstance(x, int) else f"{x:>10}" for x in row))
+        n = [c["train"][task] for task in ("tc", "ep", "lp", "mlm")]
+        row(lang, [*n, sum(n), sum(c["valid"].values())])
+    print("\nTable 7: the knowledge graph")
+    row("", ("terms", "CUIs", "relations"))
+    for lang, c in manifest["counts"].items():
+        row(lang, [c["terms"], c["cuis"], c["relations"]])
+    for lang, c in manifest["counts"].items():
+        print(f"\n{lang}: shares in the graph and in the training samples (%)")
+        row("", [x.split()[0] for x in c["shares"]["columns"]])
+        row("", [x.split()[1] if " " in x else "" for x in c["shares"]["columns"]])
+        for kind in ("groups", "relations"):
+            for k, values in c["shares"][kind].items():
+                row(f"  {k}", [100 * v for v in values], "{:>11.2f}")
+        off = c["shares"]["largest_deviation"]
+        row("  deviation", [100 * off[x][0] for x in c["shares"]["columns"]], "{:>11.3f}")
+        worst = max(off, key=lambda x: off[x][0])
+        print(f"  largest deviation of a pair of groups from the triples drawn from: {off[worst][1]} in {worst}")
+    print()
+
+
+def show(folder, per_task=3):
+    """Prints the tables of a data set again and a few examples of each task as the model sees them."""
+    examples, manifest = Examples(folder, "train"), read_manifest(folder)
+    tokenizer = Tokenizer.from_buffer(read_tokenizer(folder))
+    print_tables(manifest)
+    rng = np.random.default_rng(0)
+    for task, name in enumerate(NAMES):
+        rows = np.flatnonzero(examples.task == task)
+        rows = np.sort(rng.choice(rows, min(per_task, len(rows)), replace=False))
+        batch = examples.batch(np.zeros(len(rows), np.int64), rows, 0, 0.15)
+        print(name)
+        for i in range(len(rows)):
+            ids = batch.ids[batch.start[i] : batch.start[i] + batch.length[i]]
+            mine = batch.row == i
+            text, label = tokenizer.decode(ids.tolist(), skip_special_tokens=False), batch.label[mine].tolist()
+            if task == TC:
+                answer = ("true", "false: other concepts", "false: another relation")[examples.kind[rows[i]]]
+            elif task == LP:
+                answer = " ".join(RELATIONS[k] for k in label)
+            else:
+                answer = tokenizer.decode(label) if task == EP else " | ".join(tokenizer.decode([k]) for k in label)
+            for line in (text, f"-> {answer}"):
+                print(
+                    textwrap.fill(
+                        line[:600] + " ..." * (len(line) > 600), 110, initial_indent="  ", subsequent_indent="    "
+                    )
+                )
+        print()
 
 
 # ---------------------------------------------------------------- the data set at training time
@@ -1136,9 +1472,13 @@ def progress(what, total, unit=""):
 
 
 if __name__ == "__main__":
-    USAGE = "python data.py build [config.toml] --lang fr --umls DIR [--e3c DIR] [--key value ...]"
+    USAGE = """python data.py build [config.toml] --lang fr --umls DIR [--e3c DIR] [--key value ...]
+       python data.py show DATASET"""
 
     def main(argv):
+        if argv[:1] == ["show"]:
+            show(configs.load("data", argv, USAGE, positionals=2)[1][1])
+            return
         settings, (command,) = configs.load("data", argv, USAGE, positionals=1)
         if command != "build":
             raise UserError(f"unknown command '{command}'; usage: {USAGE}")

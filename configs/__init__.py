@@ -47,6 +47,9 @@ class Data:
     lang: str = setting("", "en, fr, es ... (or a UMLS LAT code such as FRE), or multi = en+fr+es")
     umls: str = setting("", "folder of a UMLS release; default $UMLS or ./umls")
     e3c: str = setting("", "folder of the E3C corpus; default $E3C or ./E3C-Corpus; 'none': no documents")
+    text: str = setting(
+        "", "other documents: a file with one a line, a .jsonl file, or a folder of .txt ({lang}: the language)"
+    )
     out: str = setting("", "where the data set goes; default datasets/<lang>")
     seed: int = setting(0, "seed of every random choice of the build", most=2**32)
     classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
@@ -59,6 +62,7 @@ class Data:
     semgroups: str = setting("", "another SemGroups.txt than the one in configs/")
     e3c_layers: list[str] = setting(["3"], "E3C layers to read (Table 1 counts layer 3)")
     keep_duplicates: bool = setting(False, "count a text each time it occurs, as the paper does")
+    skip_bad_rows: bool = setting(False, "leave malformed rows out, counted, instead of stopping")
     windows: str = setting("random", "document tokens to train on: random, first (paper) or all")
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; none: train one")
     vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", least=100)

@@ -6,6 +6,7 @@ Tests marked `real` run when the environment variables UMLS and E3C name real fo
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def build(release, out, **settings):
     )
     data.build(s)
     return out
+
+
+def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settings):
+    """The graph of a release folder, read anew."""
+    s = configs.Data(semantic_types=list(kept), **settings)
+    with tempfile.TemporaryDirectory() as tables:
+        return data.read_graphs(release, [lang], s, Path(tables), lambda _: None)[0][0]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
     python tests/sample.py demo/sample --concepts 3000 --documents 600
       -> META/{MRCONSO,MRREL,MRSTY,MRRANK}.RRF, E3C/data_collection/..., ner/{en,fr,es}/{train,test}.txt
+    python tests/sample.py FOLDER --full 1
+      -> a release with as many rows as 2022AB (3.3 GB, under a minute), to measure on
 
 Nothing of it is medicine. Terms are composed of site x process x qualifier, and everything follows from
 the composition: a qualified disorder is a child of the plain one, a part of an organ is narrower than the
@@ -16,6 +18,10 @@ import itertools
 import json
 import random
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 LANGS = {"en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish")}
 
@@ -326,18 +332,194 @@ def write_corpus(folder, terms, n_train, n_test, seed=2):
             (place / f"{part}.txt").write_text("\n".join(blocks) + "\n", encoding="utf-8")
 
 
+# ---------------------------------------------------------------- a release as large as 2022AB
+
+ROWS, CUIS, RELATIONS = 8_751_471, 3_711_072, 25_369_590  # appendix A.1 of the paper
+TABLE_7 = {"ENG": (3_912_195, 2_245_468, 17_121_829), "FRE": (202_963, 171_060, 669_006), "SPA": (303_978, 118_061, 437_578)}  # fmt: skip
+TYPES = "T047 T191 T033 T037 T046 T184 T109 T121 T116 T123 T061 T060 T059 T023 T028 T080".split()  # kept
+LEFT_OUT = "T002 T015 T012 T083".split()
+SOURCES = "SNOMEDCT_US MSH NCI LNC RXNORM ICD10CM MDR CHV OMIM FMA GO HPO MTH".split()
+
+
+def write_full(folder, scale=1.0, seed=0, block=200_000):
+    """META/*.RRF with the counts of 2022AB that the paper gives (times scale), and its 9,779 documents of
+    English text. The names are random words of Zipf's frequencies, the degrees follow a power law; there is
+    nothing to be learnt from it. Written block by block, so that memory does not grow with the scale.
+    """
+    rng = np.random.default_rng(seed)
+    meta = Path(folder, "META")
+    meta.mkdir(parents=True, exist_ok=True)
+    n_rows, n_cuis, n_relations = (round(scale * n) for n in (ROWS, CUIS, RELATIONS))
+    sizes = {lat: [round(scale * n) for n in row] for lat, row in TABLE_7.items()}
+    kept = sizes["ENG"][1]
+    # Concepts with a French name are every 13th, with a Spanish one every 19th; all have an English one.
+    stride = {lat: kept // size[1] for lat, size in sizes.items()}
+    terms = {}  # names of each concept: one, and the rest dealt out by a skewed law
+    for lat, (n_terms, n, _) in sizes.items():
+        terms[lat] = np.zeros(n_cuis, np.int32)
+        more = (rng.random(n_terms - n) ** 2 * n).astype(np.int64)
+        terms[lat][np.arange(n) * stride[lat]] = 1 + np.bincount(more, minlength=n)
+    terms["ENG"][kept:] = 1
+
+    words = vocabulary(rng, 200_000)
+    atom = row = 0  # counted on
+    others = n_rows - sum(int(t.sum()) for t in terms.values())
+    with open(meta / "MRCONSO.RRF", "wb") as conso, open(meta / "MRSTY.RRF", "wb") as types:
+        for low in range(0, n_cuis, block):
+            i = np.arange(low, min(low + block, n_cuis))
+            of, lat, first = [], [], []
+            for name, n in terms.items():
+                of.append(np.repeat(i, n[i]))
+                lat.append(np.full(len(of[-1]), name, object))
+                first.append(np.diff(of[-1], prepend=-1) > 0)
+            # What the build must leave out: other languages, suppressed rows, strings of another source.
+            extra = others * int(i[-1] + 1) // n_cuis - others * low // n_cuis
+            of.append(rng.choice(i, extra))
+            kind = rng.choice(["POR", "GER", "ITA", "suppressed", "again"], extra, p=[0.3, 0.2, 0.1, 0.25, 0.15])
+            lat.append(np.where(np.isin(kind, ["suppressed", "again"]), "ENG", kind).astype(object))
+            first.append(np.zeros(extra, bool))
+            suppress = np.concatenate([np.zeros(len(np.concatenate(of)) - extra, bool), kind == "suppressed"])
+            of, lat, first = np.concatenate(of), np.concatenate(lat), np.concatenate(first)
+            text = names(rng, words, len(of))
+            english = np.flatnonzero(first & (lat == "ENG"))  # one a concept, in their order
+            repeated = len(of) - extra + np.flatnonzero(kind == "again")
+            which = np.arange(len(of))
+            which[repeated] = english[of[repeated] - low]
+            cui, number, atom = numbers("C", 2 * of, 7), atom + np.arange(len(of)), atom + len(of)
+            source = pa.array(SOURCES).take(pa.array(rng.integers(0, len(SOURCES), len(of)) ** 2 // len(SOURCES)))
+            order = np.argsort(of, kind="stable")
+            columns = [
+                cui, pa.array(lat), pa.array(np.where(first, "P", "S")), numbers("L", number, 8), pa.array(np.where(which % 3 == 1, "VO", "PF")),
+                numbers("S", number, 8), pa.array(np.where(first, "Y", "N")), numbers("A", number, 8), "", numbers("", number, 7), "",
+                source, pa.array(np.where(first, "PT", "SY")), numbers("", number, 7), text.take(pa.array(which)), "0",
+                pa.array(np.where(suppress, "O", "N")), "",
+            ]  # fmt: skip
+            write_rows(conso, columns, order)
+            tui = np.where(i < kept, np.array(TYPES)[type_of(i)], np.array(LEFT_OUT)[i % len(LEFT_OUT)])
+            cui, number = numbers("C", 2 * i, 7), numbers("AT", i, 8)
+            write_rows(
+                types, [cui, pa.array(tui), pa.array(["A1.2.3." + t[1] for t in tui]), "a semantic type", number, ""]
+            )
+            write_rows(
+                types,
+                [cui, "T033", "A2.2.1.1.1.1", "Finding", number, ""],
+                np.flatnonzero((i < kept) & (rng.random(len(i)) < 0.05)),
+            )
+
+    synonyms = np.flatnonzero((terms["ENG"] > 1) & (np.arange(n_cuis) % 2 == 0))
+    pairs = {lat: (size[2] - int((terms[lat][synonyms] > 1).sum())) // 2 for lat, size in sizes.items()}
+    pairs["ENG"] -= pairs["FRE"] + pairs["SPA"]
+    rest = n_relations - 2 * sum(pairs.values()) - len(synonyms)
+    blocks = -(-n_relations // (4 * block))
+    with open(meta / "MRREL.RRF", "wb") as file:
+        for b in range(blocks):
+            h, t = [], []
+            for lat, n in pairs.items():
+                low, high = n * b // blocks, n * (b + 1) // blocks
+                members, s = sizes[lat][1], stride[lat]
+                a = np.arange(low, high) * members // n * s
+                z = (rng.random(high - low) ** 3 * members).astype(np.int64) * s
+                near = rng.random(len(z)) < 0.7  # most relations stay within a semantic type
+                z = np.where(near, (z >> 16 << 16) + (type_of(a) << 12) + (z & 4095), z) % (members * s)
+                z = z // s * s
+                if lat == "ENG":  # not between two concepts of another language
+                    z += (z % stride["FRE"] == 0) | (z % stride["SPA"] == 0)
+                    z += (z % stride["FRE"] == 0) | (z % stride["SPA"] == 0)
+                h.append(a)
+                t.append(z % (members * s))
+            h, t = np.concatenate(h), np.concatenate(t)
+            # In which the four pairs of relations come by the pair, so that no pair has two of them
+            r = rng.choice(4, len(h), p=[0.45, 0.3, 0.2, 0.05])
+            own = synonyms[len(synonyms) * b // blocks : len(synonyms) * (b + 1) // blocks]
+            n = len(h)
+            cui1, cui2 = np.concatenate([h, t, own]), np.concatenate([t, h, own])
+            there, back = np.array(["PAR", "RB", "AQ", "SY"])[r], np.array(["CHD", "RN", "QB", "SY"])[r]
+            rel = np.concatenate([there, back, np.full(len(own), "SY")])
+            # What the build must leave out: the same from another source, other relations, suppressed rows
+            of = rng.integers(0, n, rest * (b + 1) // blocks - rest * b // blocks)
+            kind = rng.choice(["again", "RO", "SIB", "O", "unkept"], len(of), p=[0.35, 0.3, 0.2, 0.07, 0.08])
+            away = (cui2[of] + np.where(kind == "again", 0, 1 + of % 999)) % kept
+            cui1 = np.concatenate([cui1, cui1[of]]) * 2
+            cui2 = np.concatenate([cui2, np.where(kind == "unkept", kept + of % max(1, n_cuis - kept), away)]) * 2
+            suppress = np.concatenate([np.full(len(rel), "N"), np.where(kind == "O", "O", "N")])
+            rel = np.concatenate([rel, np.where((kind == "RO") | (kind == "SIB"), kind, rel[of])])
+            number, row = row + np.arange(len(rel)), row + len(rel)
+            source = pa.array(SOURCES).take(pa.array(number * 7919 % len(SOURCES)))
+            order = np.argsort(cui1, kind="stable")
+            columns = [
+                numbers("C", cui1, 7), numbers("A", cui1 * 3, 8), "SCUI", pa.array(rel), numbers("C", cui2, 7), numbers("A", cui2 * 3, 8), "SCUI",
+                "", numbers("R", number, 9), "", source, source, "", "", pa.array(suppress), "",
+            ]  # fmt: skip
+            write_rows(file, columns, order)
+    ranks = [f"{k:04d}|{sab}|{tty}|N|\n" for k, (sab, tty) in enumerate(itertools.product(SOURCES, ("SY", "PT")), 1)]
+    (meta / "MRRANK.RRF").write_text("".join(ranks))
+
+    place = Path(folder, "E3C", "data_collection", "English", "layer3")
+    place.mkdir(parents=True, exist_ok=True)
+    for k, text in enumerate(names(rng, words, max(30, round(scale * 9779)), mean=5.1).to_pylist()):
+        (place / f"EN{100_000 + k}.json").write_text(json.dumps({"text": text + "."}))
+
+
+def type_of(i):
+    return (i >> 12) % len(TYPES)
+
+
+def vocabulary(rng, n):
+    """n pseudo-words, the more frequent ones shorter; some with accents, digits, hyphens or brackets."""
+    syllables = "ba be car cho dia der dys ec em fi gas hem hy in is ka lar leu li ma myo ne no o os pa phle pro re ro sis ta the ti tomy tri ul ur vas xy ó é è ñ 1 2 3-".split()  # fmt: skip
+    words, few, more = {}, rng.integers(0, len(syllables), (3 * n, 6)).tolist(), rng.integers(0, 5, 3 * n).tolist()
+    for pieces, length in zip(few, more):
+        text = "".join(syllables[k] for k in pieces[: 2 + min(length, len(words) // 500)])
+        words[text if length or len(words) < 500 else f"({text}),"] = None
+    return pa.array(list(words)[:n])
+
+
+def names(rng, words, n, mean=1.2):
+    """n strings of one to sixty words (log-normal: mean 4.2); `mean` of the logarithm."""
+    length = np.clip(np.exp(rng.normal(mean, 0.7, n)).round().astype(np.int32), 1, 60 if mean < 2 else 4000)
+    word = (len(words) ** rng.random(length.sum())).astype(np.int64) - 1
+    starts = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+    return pc.binary_join(pa.ListArray.from_arrays(starts, words.take(pa.array(word))), " ")
+
+
+def numbers(prefix, n, width):
+    """Arrow strings: prefix and a number of `width` digits."""
+    chars = np.empty((len(n), len(prefix) + width), np.uint8)
+    chars[:, : len(prefix)] = np.frombuffer(prefix.encode(), np.uint8)
+    for k in range(width):
+        n, chars[:, chars.shape[1] - 1 - k] = n // 10, n % 10 + 48
+    ends = np.arange(len(chars) + 1, dtype=np.int32) * chars.shape[1]
+    return pa.StringArray.from_buffers(len(chars), pa.py_buffer(ends), pa.py_buffer(chars))
+
+
+def write_rows(file, columns, order=None):
+    """RRF rows from columns of strings (a plain string: the same in each row), in the given order."""
+    rows = pc.binary_join_element_wise(*columns, "\n", "|")
+    rows = rows if order is None else rows.take(pa.array(order))
+    if len(rows):
+        first, last = rows.offset, rows.offset + len(rows)
+        ends = np.frombuffer(rows.buffers()[1], np.int32)
+        file.write(memoryview(rows.buffers()[2])[ends[first] : ends[last]])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
+    parser.add_argument("--full", type=float, metavar="SCALE", help="instead: the counts of 2022AB times SCALE")
     parser.add_argument("--concepts", type=int, default=3000)
     parser.add_argument("--documents", type=int, default=600, help="per language")
     parser.add_argument(
         "--sentences", type=int, default=160, help="of the IOB corpus, training part; three times as many to test"
     )
     args = parser.parse_args()
-    terms = write_release(args.folder, args.concepts)
-    write_documents(args.folder, terms, args.documents)
-    write_corpus(args.folder, terms, args.sentences, 3 * args.sentences)
-    print(
-        f"{args.folder}: {args.concepts:,} concepts, {args.documents:,} documents a language, {4 * args.sentences:,} IOB sentences a language"
-    )
+    if args.full:
+        write_full(args.folder, args.full)
+        print(f"{args.folder}: {round(args.full * CUIS):,} concepts, {round(args.full * RELATIONS):,} relations")
+    else:
+        terms = write_release(args.folder, args.concepts)
+        write_documents(args.folder, terms, args.documents)
+        write_corpus(args.folder, terms, args.sentences, 3 * args.sentences)
+        print(
+            f"{args.folder}: {args.concepts:,} concepts, {args.documents:,} documents a language, "
+            f"{4 * args.sentences:,} IOB sentences a language"
+        )

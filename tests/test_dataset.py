@@ -13,7 +13,7 @@ import configs
 import data
 from configs import UserError
 from data import EP, LP, MLM, RELATIONS, TASKS, TC
-from tests.conftest import SMALL, build
+from tests.conftest import SMALL, build, graph_of
 
 
 @pytest.fixture(scope="module", params=data.PARTS)
@@ -29,14 +29,9 @@ def cuis_of(examples, i):
     return examples.cuis[examples.cui_offsets[i] : examples.cui_offsets[i + 1]].tolist()
 
 
-def graph_of(dataset, release):
-    table = configs.__file__.replace("__init__.py", "SemGroups.txt")
-    return data.read_graphs(release, ["en"], list(configs.SEMANTIC_TYPES), table)[0]
-
-
 def test_sequences_spell_the_triples(dataset, release, examples):
     """Equation (1): each sequence decodes to the names of its concepts and a relation of the graph."""
-    g = graph_of(dataset, release)
+    g = graph_of(release, kept=configs.SEMANTIC_TYPES)
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     index = {int(c): i for i, c in enumerate(g.cui)}
     names = [g.terms[g.first_term[i] : g.first_term[i + 1]].to_pylist() for i in range(len(g.cui))]
@@ -150,7 +145,8 @@ def test_documents(release, tmp_path):
         counts[name] = sum((e.task == MLM).sum() for e in parts)
         lengths = np.concatenate([np.diff(e.offsets)[e.task == MLM] for e in parts])
         tokens[name] = lengths.sum(), lengths.max()
-        assert json.loads((out / "manifest.json").read_text())["counts"]["en"]["files_without_text"] == 3
+        odd = json.loads((out / "manifest.json").read_text())["counts"]["en"]["odd"]
+        assert odd["files without text"] == 3 and odd["files named for another language"] == 2
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
     assert counts["all"] > 60 and tokens["all"][0] >= tokens["once"][0] and tokens["all"][1] == 62
     assert tokens["once"][1] > 62 == tokens["first"][1]

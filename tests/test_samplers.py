@@ -1,5 +1,7 @@
 """The three samplers of section 3.1, over many random graphs, against sets and plain loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,11 +27,9 @@ def random_graph(seed, concepts=40, groups=3, density=0.02, inverses=True):
     strings = pa.array([f"{c}.{k}" for c in range(concepts) for k in range(terms[c])])
     graph = data.Graph(
         "en", np.sort(rng.choice(10**6, concepts, replace=False)), rng.integers(0, groups, concepts).astype(np.int8),
-        [f"G{i}" for i in range(groups)], first, strings, h, r, t, np.zeros(0),
+        [f"G{i}" for i in range(groups)], first, strings, data.Graph.key(h, r, t),
     )  # fmt: skip
-    truth = found | inverse
-    graph.known = np.unique(graph.key(*(np.array(x) for x in zip(*sorted(truth)))))
-    return graph, truth
+    return graph, found | inverse
 
 
 def sizes(n):
@@ -86,10 +86,11 @@ def test_strata_are_exact_to_rounding():
     stratum = graph.stratum(graph.h, graph.t)
     shares = np.bincount(stratum, minlength=9)
     everything = np.arange(len(graph.h))
-    drawn = data.stratified(np.random.default_rng(1), everything, stratum, shares, 100)
+    pool = data.Pool(everything, stratum, 9)
+    drawn = data.stratified(np.random.default_rng(1), pool, shares, 100)
     got = np.bincount(stratum[drawn], minlength=9)
     assert len(np.unique(drawn)) == 100 and (np.abs(got - shares / shares.sum() * 100) < 1).all()
-    again = data.stratified(np.random.default_rng(1), everything, stratum, shares, 5000, repeat=True)
+    again = data.stratified(np.random.default_rng(1), pool, shares, 5000, repeat=True)
     got, uses = np.bincount(stratum[again], minlength=9), np.bincount(again, minlength=len(everything))
     assert (np.abs(got - shares / shares.sum() * 5000) < 1).all()
     assert all(np.ptp(uses[stratum == s]) <= 1 for s in np.unique(stratum))  # used in turn
@@ -149,7 +150,7 @@ def test_negatives_in_hopeless_graphs_end():
     """Almost every pair related, one concept a group, one group only: fewer or none, never an endless loop."""
     for density, concepts, groups in ((0.97, 12, 2), (1.0, 8, 2), (0.3, 3, 3), (0.3, 20, 1)):
         graph, truth = random_graph(1, concepts=concepts, groups=groups, density=density)
-        graph.group[:] = np.arange(concepts) % groups
+        graph = replace(graph, group=(np.arange(concepts) % groups).astype(np.int8))
         _, (kind, h, r, t, _), _ = data.sample(graph, "train", sizes(100), settings())
         assert all((x in truth) == (k == TRUE) for x, k in zip(zip(h.tolist(), r.tolist(), t.tolist()), kind))
         assert (kind == TRUE).sum() * 2 == len(kind)
@@ -160,8 +161,7 @@ def test_negatives_in_hopeless_graphs_end():
 
 def test_a_graph_of_synonyms_alone_has_no_paths():
     graph, _ = random_graph(1)
-    synonyms = graph.r == SY
-    graph.h, graph.r, graph.t = graph.h[synonyms], graph.r[synonyms], graph.t[synonyms]
+    graph = replace(graph, keys=graph.keys[graph.r == SY])
     (h, *_), (kind, *_), (concepts, relations) = data.sample(graph, "train", sizes(20), settings())
     assert len(h) == 20 and len(kind) == 20 and len(concepts) == len(relations) == 0
 
@@ -181,7 +181,7 @@ def test_the_relation_alone_says_little():
     graph, _ = random_graph(4, concepts=300, groups=1, density=0.004)
     rare = (graph.r >= 2) & (graph.r != SY) & (np.arange(len(graph.r)) % 9 > 0)  # PAR, CHD and SY prevail; no RN
     keep = ~rare & (graph.r != 5)
-    graph.h, graph.r, graph.t = graph.h[keep], graph.r[keep], graph.t[keep]
+    graph = replace(graph, keys=graph.keys[keep])
     _, (kind, _, r, _, _), _ = data.sample(graph, "train", sizes(1500), settings())
     true, false = (np.bincount(r[kind == k], minlength=7) / (kind == k).sum() for k in (TRUE, OTHER_RELATION))
     assert true[5] == false[5] == 0 and np.abs(true - false).max() < 0.08
@@ -190,11 +190,8 @@ def test_the_relation_alone_says_little():
 def pair_graph():
     truth = {(0, 0, 1), (1, 1, 0), (0, 4, 1), (1, 5, 0)}
     h, r, t = (np.array(x) for x in zip(*sorted(truth)))
-    graph = data.Graph(
-        "en", np.array([5, 9]), np.zeros(2, np.int8), ["G"], np.arange(3), pa.array(["a", "b"]), h, r, t, None
-    )
-    graph.known = np.unique(graph.key(h, r, t))
-    return graph, truth
+    names, keys = pa.array(["a", "b"]), np.sort(data.Graph.key(h, r, t))
+    return data.Graph("en", np.array([5, 9]), np.zeros(2, np.int8), ["G"], np.arange(3), names, keys), truth
 
 
 @pytest.mark.parametrize("most", [2, 10])
@@ -212,8 +209,8 @@ def test_paths(seed, most):
             assert len(c) == len(r) + 1 and 2 <= len(r) <= most and len(set(c)) == len(c) and SY not in r
             for step in zip(c, r, c[1:]):
                 assert step in triples
-                pair = graph.cui[[step[0], step[2]]]
-                assert data.held_out(pair[0], pair[1], seed, s.valid) == (part == "valid")
+                side = data.held_out(graph.cui[[step[0]]], graph.cui[[step[2]]], seed, s.valid)
+                assert side == (part == "valid")
             lengths.append(len(r))
         if part == "train":
             assert len(concepts) == 300 and set(lengths) == set(range(2, most + 1))
