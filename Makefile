@@ -12,7 +12,7 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner clean
+.PHONY: help setup demo test lint data train ner bench-data clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,5 +50,8 @@ train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training
 ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
+bench-data: $(READY) ## [ARGS=--repeat 3]: the build at the full size of 2022AB, beside its floor
+	$(PY) tests/bench.py data $(ARGS)
+
 clean: ## removes the demo and caches, keeps data sets, runs and results
-	rm -rf demo .pytest_cache .ruff_cache __pycache__ */__pycache__
+	rm -rf demo .cache .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -55,6 +55,7 @@ RRF = {  # columns of the release files used here, in order (UMLS Reference Manu
     "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
     "MRRANK": "RANK SAB TTY SUPPRESS".split(),
 }
+BLOCK = 4 << 20  # bytes of an RRF file that are parsed at a time
 CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
 LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
     "en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish"), "it": ("ITA", "Italian"),
@@ -166,14 +167,14 @@ def find_rrf(umls, name):
 
 
 def read_blocks(paths):
-    """Yields (whole rows as bytes, whether the file ends within the last of them); about 4 MB each."""
+    """Yields (whole rows as bytes, whether the file ends within the last of them); about BLOCK each."""
     rest = b""
     with progress(paths[0].name, sum(p.stat().st_size for p in paths), "B") as bar:
         for path in paths:  # parts are cut anywhere, also within a row
             with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as f:
                 at = 0
                 try:
-                    while chunk := f.read(4 << 20):
+                    while chunk := f.read(BLOCK):
                         cut = chunk.rfind(b"\n") + 1
                         if cut:
                             yield b"".join([rest, memoryview(chunk)[:cut], PADDING]), False
@@ -212,7 +213,9 @@ class Rows:
             count = np.diff(np.searchsorted(pipes, ends), prepend=0)
             good = (count == width) & (self.bytes[ends - 1] == ord("|"))
             for i in np.flatnonzero(~good & (ends > self.start)).tolist():
-                what = f": {count[i]} columns instead of {width}" if count[i] != width else ": text after the last column"
+                what = (
+                    f": {count[i]} columns instead of {width}" if count[i] != width else ": text after the last column"
+                )
                 self.bad.append(
                     (i, what + (", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""))
                 )
@@ -736,7 +739,7 @@ def sample_paths(rng, graph, pool, n, most):
         before = len(first)
         if before >= n or len(edges) == 0:
             break
-        starts = stratified(rng, pool, shares, 2 * (n - before), repeat=True)
+        starts = stratified(rng, pool, shares, 2 * (n - before) + 1000, repeat=True)
         wanted = rng.integers(2, most + 1, len(starts))
         new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, most), axis=1)
         long = new[:, 2] >= 0
@@ -1140,7 +1143,7 @@ def build(s):
             short = [f"{n[TASKS[t]]:,} {NAMES[t]} of {k:,}" for t, k in sizes[part].items() if n[TASKS[t]] < k]
             say(f"{lang} {part}: {sum(n.values()):,} examples")
             if short:
-                say(f"{lang} {part}: the graph has no more than {', '.join(short)}")
+                say(f"{lang} {part}: the graph gave only {', '.join(short)}")
         report[lang] |= {"terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h), "odd": dict(odd[lang])}
         report[lang]["shares"] = shares(g, *samples[lang]["train"])
 
@@ -1263,15 +1266,17 @@ def print_tables(manifest):
     print()
 
 
-def show(folder, per_task=3):
-    """Prints the tables of a data set again and a few examples of each task as the model sees them."""
+def show(folder):
+    """Prints the tables of a data set again and three examples of each task as the model sees them."""
     examples, manifest = Examples(folder, "train"), read_manifest(folder)
     tokenizer = Tokenizer.from_buffer(read_tokenizer(folder))
     print_tables(manifest)
     rng = np.random.default_rng(0)
     for task, name in enumerate(NAMES):
         rows = np.flatnonzero(examples.task == task)
-        rows = np.sort(rng.choice(rows, min(per_task, len(rows)), replace=False))
+        kinds = [rows[examples.kind[rows] == kind] for kind in (TRUE, OTHER_PAIR, OTHER_RELATION)]
+        each = [1, 1, 1] if task == TC else [3, 0, 0]
+        rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(kinds, each)])
         batch = examples.batch(np.zeros(len(rows), np.int64), rows, 0, 0.15)
         print(name)
         for i in range(len(rows)):

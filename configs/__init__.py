@@ -245,6 +245,9 @@ def run(main):
     """Runs a command: a UserError becomes one line on stderr (from rank 0) and exit status 1."""
     try:
         main(sys.argv[1:])
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as e:  # a disk that is full, a folder that may not be written to
         sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("RANK", "0") == "0" else 1)
     except KeyboardInterrupt:

@@ -1,7 +1,12 @@
 """Reading a release: against hand-written rows, against a plain loop over the files, and broken files."""
 
+import gzip
+import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ import pytest
 import configs
 import data
 from configs import UserError
-from tests.conftest import build, command, graph_of
+from tests.conftest import ROOT, build, command, graph_of
 
 DISO, ANAT = "T047|B2.2.1.2.1|Disease or Syndrome", "T023|A1.2.3.1|Body Part"
 
@@ -177,6 +182,134 @@ def test_membership(release):
     assert g.contains(h, r, t).tolist() == [x in truth for x in zip(h.tolist(), r.tolist(), t.tolist())]
 
 
+def same(a, b):
+    arrays = all((getattr(a, k) == getattr(b, k)).all() for k in ("cui", "group", "first_term", "keys", "counts"))
+    return arrays and a.terms.equals(b.terms) and (a.groups, a.lang) == (b.groups, b.lang)
+
+
+def rewrite(folder, release, change):
+    """A copy of the release whose files went through change(path, bytes)."""
+    shutil.copytree(release / "META", folder / "META")
+    for path in (folder / "META").iterdir():
+        change(path, path.read_bytes())
+    return folder
+
+
+def packed(path, whole):
+    path.unlink()
+    for k in range(3):  # cut within rows, as `split` does
+        part = whole[k * len(whole) // 3 : (k + 1) * len(whole) // 3]
+        path.with_name(f"{path.name}.a{'abc'[k]}.gz").write_bytes(gzip.compress(part))
+
+
+@pytest.mark.parametrize("change", [
+    packed,
+    lambda path, whole: (path.unlink(), path.with_name(path.name + ".gz").write_bytes(gzip.compress(whole))),
+    lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\r\n")),
+    lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\n\n")),
+    lambda path, whole: path.write_bytes(whole.rstrip(b"\n")),
+], ids=["parts", "gz", "windows", "empty lines", "no last line end"])  # fmt: skip
+def test_the_same_release_in_another_form(release, tmp_path, change):
+    assert same(graph_of(rewrite(tmp_path, release, change), "fr"), graph_of(release, "fr"))
+
+
+def test_blocks_change_nothing(release, tmp_path, monkeypatch):
+    """Rows that lie across blocks, blocks without a line end, and the row numbers of errors."""
+    whole = graph_of(release)
+    for block in (50, 997, 10_000):
+        monkeypatch.setattr(data, "BLOCK", block)
+        assert same(graph_of(release), whole)
+    broken = rewrite(tmp_path, release, lambda path, whole: None)
+    for n in (400, 99, 2000):  # the first one is named, whichever thread finds its own first
+        damage(broken, "MRREL", lambda lines, n=n: b"\n".join([*lines[:n], b"x" + lines[n], *lines[n + 1 :]]))
+        if n == 400:
+            monkeypatch.setattr(data, "BLOCK", 5000)
+    with pytest.raises(UserError, match="MRREL.RRF, row 100, column CUI1: 'xC.*' is not C and 7 digits"):
+        graph_of(broken)
+
+
+def test_damaged_parts(release, tmp_path):
+    broken = rewrite(tmp_path, release, packed) / "META" / "MRREL.RRF.ab.gz"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"MRREL.RRF.ab.gz: cannot be read .*; copy or download it again"):
+        graph_of(tmp_path)
+    broken.write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=r"MRREL.RRF.ab.gz: cannot be read"):
+        graph_of(tmp_path)
+
+
+def test_malformed_rows_can_be_left_out(release, tmp_path, capsys):
+    """The graph is then that of a release without these rows; they are counted and the first five shown."""
+    wrong = {
+        "MRCONSO": [
+            b"C0000001|ENG",
+            b"\xe9" * 30,
+            b"C12|ENG|P|L|PF|S|Y|A0000001||||S|T|X|t|0|N||",
+            b"|ENG|P|L|PF|S|Y|A0000001||||S|T|X|t|0|N||",
+        ],
+        "MRSTY": [b"C0000001|T047|B|x|y||z", b"X0000001|T047|B|x|y||", b"C0000001|TT|B|x|y||", b"|" * 7],
+        "MRREL": [b"C0000001||CUI|PAR|D0000001||CUI||R1||S|S|||N||"] * 9,
+    }
+
+    def damaged(path, whole):
+        lines = whole.split(b"\n")
+        for k, row in enumerate(wrong.get(path.stem, [])):
+            lines.insert(40 * (k + 1), row)
+        path.write_bytes(b"\n".join(lines))
+
+    folder = rewrite(tmp_path, release, damaged)
+    for name in ("MRSTY", "MRCONSO", "MRREL"):
+        with pytest.raises(UserError, match=rf"{name}.RRF, row 41.*\(--skip_bad_rows leaves such rows out\)"):
+            graph_of(folder)
+        shutil.copy(folder / "META" / f"{name}.RRF", tmp_path / name)
+        shutil.copy(release / "META" / f"{name}.RRF", folder / "META")
+    for name in ("MRSTY", "MRCONSO", "MRREL"):
+        shutil.copy(tmp_path / name, folder / "META" / f"{name}.RRF")
+    assert same(graph_of(folder, skip_bad_rows=True), graph_of(release))
+    said = capsys.readouterr().err
+    assert said.count("MRSTY.RRF, row") == 4 and said.count("MRREL.RRF, row") == 5 and "row 41" in said
+    out = build(folder, tmp_path / "en", skip_bad_rows=True, e3c="none", text=str(few_texts(tmp_path)))
+    kept = {"MRCONSO.RRF": 4, "MRSTY.RRF": 4, "MRREL.RRF": 9}
+    for _ in range(2):  # also where the tables are those of the build before
+        assert json.loads((out / "manifest.json").read_text())["malformed_rows_left_out"] == kept
+        build(folder, out, skip_bad_rows=True, e3c="none", text=str(few_texts(tmp_path)))
+
+
+def few_texts(folder):
+    path = folder / "texts.txt"
+    path.write_text("".join(f"the liver of patient {i} was normal\n" for i in range(60)))
+    return path
+
+
+def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch):
+    folder, reads = rewrite(tmp_path, release, lambda path, whole: None), []
+    read_rrf = data.read_rrf
+    monkeypatch.setattr(data, "read_rrf", lambda *a: reads.append(a[1]) or read_rrf(*a))
+
+    def read(lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **more):
+        reads.clear()
+        s = configs.Data(semantic_types=list(kept), **more)
+        graphs, _ = data.read_graphs(folder, [lang], s, tmp_path / "tables", lambda _: None)
+        return graphs[0], bool(reads)
+
+    first, again, french = read(), read(), read("fr")
+    assert first[1] and not again[1] and same(first[0], again[0]) and french[1] and not read("fr")[1]
+    fewer = read(kept=["DISO", "ANAT"])
+    assert fewer[1] and len(fewer[0].cui) < len(first[0].cui) and not read("fr")[1]
+    assert read()[1] and read(skip_bad_rows=True)[1] and read()[1]
+    damage(folder, "MRCONSO", lambda lines: b"\n".join(lines[10:]))
+    shorter = read()
+    assert shorter[1] and len(shorter[0].terms) < len(first[0].terms)
+    for name in ("relations.parquet", "terms.parquet", "concepts.parquet", "source.json"):
+        path = tmp_path / "tables" / "en" / name
+        whole = path.read_bytes()
+        for content in (whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b""):
+            path.write_bytes(content)
+            assert same(read()[0], shorter[0]), name
+    before = {f.name for f in (tmp_path / "tables").iterdir()}
+    assert before == {"en", "fr"}
+
+
 # ---------------------------------------------------------------- what users get wrong
 
 
@@ -288,6 +421,21 @@ def test_a_failed_build_keeps_the_old_data_set(release, tmp_path, monkeypatch):
     monkeypatch.setattr(data.Writer, "write", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         build(release, tmp_path / "en", paths=50, classification=60, prediction=30, seed=1)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
+
+
+def test_a_killed_build_keeps_the_old_data_set(release, tmp_path):
+    few = {"paths": 50, "classification": 60, "prediction": 30}
+    out = build(release, tmp_path / "en", **few)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    settings = {"lang": "en", "umls": str(release), "e3c": "none", "out": str(out), "vocab_size": 300, "seed": 1} | few
+    die = "data.Writer.write = lambda *_: os.kill(os.getpid(), 9)"
+    code = f"import os, configs, data; {die}; data.build(configs.Data(**{settings}))"
+    p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert p.returncode == -signal.SIGKILL and (tmp_path / ".en.building").is_dir()
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    build(release, out, **few)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
     assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
 
