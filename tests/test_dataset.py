@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -150,6 +151,88 @@ def test_documents(release, tmp_path):
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
     assert counts["all"] > 60 and tokens["all"][0] >= tokens["once"][0] and tokens["all"][1] == 62
     assert tokens["once"][1] > 62 == tokens["first"][1]
+
+
+def test_other_texts(release, tmp_path):
+    """A document a line, JSON Lines and a folder of .txt give the same; alone or beside E3C, per language."""
+    texts = [f"Le foie du patient n° {i} était normal." for i in range(80)]
+    (tmp_path / "lines.txt").write_bytes("\ufeff".encode() + "\r\n".join([*texts, "", " ", texts[0]]).encode())
+    rows = [json.dumps({"id": i, "text": t}, ensure_ascii=bool(i % 2)) for i, t in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"text": ""}']) + "\n", encoding="utf-8")
+    (tmp_path / "fr" / "deep").mkdir(parents=True)
+    for i, text in enumerate(texts):
+        (tmp_path / "fr" / ("deep" if i % 3 else ".") / f"{i}.txt").write_text(text + "\n", encoding="utf-8")
+    few = {"classification": 40, "prediction": 20, "paths": 20, "e3c": "none", "lang": "fr"}
+    built = []
+    for text in ("lines.txt", "rows.jsonl", "fr", "{lang}"):
+        out = build(release, tmp_path / "out", **few, text=str(tmp_path / text))
+        built.append(digests(out)["train.arrow"])
+        odd = json.loads((out / "manifest.json").read_text())["counts"]["fr"]["odd"]
+        n = sum((data.Examples(out, p).task == MLM).sum() for p in data.PARTS)
+        repeated = text == "lines.txt"
+        assert (
+            n == 80 and odd["repeated texts"] == repeated and odd.get("empty texts", 0) == [2, 1, 0, 0][len(built) - 1]
+        )
+    assert len(set(built)) == 1
+    both = build(release, tmp_path / "out", **few | {"e3c": str(release / "E3C")}, text=str(tmp_path / "fr"))
+    assert sum((data.Examples(both, p).task == MLM).sum() for p in data.PARTS) == 140
+
+
+@pytest.mark.parametrize("name, content, said, good", [
+    ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', 'a.jsonl, row 2: not a JSON object with a field "text"', 1),
+    ("a.jsonl", b'{"text": "x"}\n\n{"text": 3}\n', "a.jsonl, row 3: not a JSON object", 1),
+    ("a.jsonl", b'["text"]', "a.jsonl, row 1: not a JSON object", 0),
+    ("a.txt", b"x\ny\n\xe9\n", "a.txt, row 3: byte 0xe9 is not UTF-8", 2),
+    ("folder/a.txt", b"x\ny\n\xe9\n", "a.txt, row 3: byte 0xe9 is not UTF-8", 0),
+    ("folder/a.doc", b"", "folder: neither a file nor a folder with .txt files", None),
+])  # fmt: skip
+def test_bad_texts(tmp_path, name, content, said, good):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    path = path.parent if "/" in name else path
+    with pytest.raises(UserError, match=said):
+        data.read_text(path)
+    if good is not None:
+        skip = Counter()
+        assert len(data.read_text(path, skip)[0]) == good and sum(skip.values()) == 1
+
+
+def test_the_tables_at_the_end(release, dataset, capsys):
+    """Shares against plain counting over the graph and over the written examples; show prints them and examples."""
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    told = manifest["counts"]["en"]["shares"]
+    g, e = graph_of(release, kept=configs.SEMANTIC_TYPES), data.Examples(dataset, "train")
+    index = {int(c): i for i, c in enumerate(g.cui)}
+    triples = {name: [] for name in told["columns"]}
+    triples["graph"] = list(zip(g.h.tolist(), g.r.tolist(), g.t.tolist()))
+    columns = {(EP, 0): "entity prediction", (LP, 0): "paths"}
+    columns |= {(TC, k): name for k, name in enumerate(("true", "other pair", "other relation"))}
+    for i in np.flatnonzero(e.task != MLM):
+        c = [index[x] for x in cuis_of(e, i)]
+        r = [int(e.relation[x]) for x in tokens_of(e, i) if e.relation[x] >= 0]
+        triples[columns[int(e.task[i]), int(e.kind[i])]] += zip(c, r, c[1:])
+    for k, name in enumerate(told["columns"]):
+        found = triples[name]
+        relations, ends = (
+            Counter(r for _, r, _ in found),
+            Counter(g.groups[g.group[x]] for h, _, t in found for x in (h, t)),
+        )
+        cut = 0.02 if name == "paths" else 1e-5  # paths are cut to fit
+        assert all(abs(told["relations"][x][k] - relations[i] / len(found)) < cut for i, x in enumerate(RELATIONS))
+        assert all(abs(p[k] - ends[x] / 2 / len(found)) < cut for x, p in told["groups"].items())
+        pairs = Counter((g.group[h], g.group[t]) for h, _, t in found)
+        frame = [(a, b) for a, r, b in triples["graph"] if not (name == "paths" and r == data.SY)]
+        frame = Counter((g.group[a], g.group[b]) for a, b in frame)
+        if name.startswith("other"):
+            frame = Counter({p: n for p, n in frame.items() if (p[0] != p[1]) == (name == "other pair")})
+        off = max(abs(pairs[p] / len(found) - frame[p] / frame.total()) for p in pairs | frame)
+        assert abs(off - told["largest_deviation"][name][0]) < cut
+        assert name == "paths" or off * len(found) < 1  # exact to rounding
+    data.show(dataset)
+    said = capsys.readouterr().out
+    assert f"{manifest['counts']['en']['terms']:,}" in said and said.count("[MASK]") > 9 and "[HREL]" in said
+    assert [said.count(f"-> {x}") for x in ("true", "false: other concepts", "false: another relation")] == [1, 1, 1]
 
 
 def test_copies_of_a_text_are_in_one_part():

@@ -2,7 +2,11 @@
 
 import itertools
 
+import numpy as np
+
+import configs
 from tests import sample
+from tests.conftest import graph_of
 
 
 def test_same_arguments_same_bytes(release, tmp_path):
@@ -39,3 +43,19 @@ def test_any_size_without_end():
         names.add(strings[0][0])
         assert all(other < i for _, other in links)
     assert len(names) == 20_000
+
+
+def test_the_size_of_2022ab(tmp_path):
+    """At a two-hundredth: the counts of the paper's appendix A.1 to the row, those of Table 7 within 1 %."""
+    sample.write_full(tmp_path, 0.005, block=4000)
+    rows = {p.stem: p.read_text().count("\n") for p in (tmp_path / "META").iterdir()}
+    assert rows["MRCONSO"] == round(0.005 * sample.ROWS) and rows["MRREL"] == round(0.005 * sample.RELATIONS)
+    assert len({row[:8] for row in (tmp_path / "META" / "MRSTY.RRF").read_text().split("\n")[:-1]}) == round(
+        0.005 * sample.CUIS
+    )
+    for lang, size in zip(("en", "fr", "es"), sample.TABLE_7.values()):
+        g = graph_of(tmp_path, lang, kept=configs.SEMANTIC_TYPES)
+        found = np.array([len(g.terms), len(g.cui), len(g.h)])
+        assert np.abs(found / (0.005 * np.array(size)) - 1).max() < 0.02
+        degree = np.sort(np.bincount(g.h))[::-1]
+        assert degree[0] > 20 * degree.mean() and 10 < np.mean([len(t) for t in g.terms.to_pylist()]) < 60
