@@ -213,13 +213,10 @@ class Rows:
             count = np.diff(np.searchsorted(pipes, ends), prepend=0)
             good = (count == width) & (self.bytes[ends - 1] == ord("|"))
             for i in np.flatnonzero(~good & (ends > self.start)).tolist():
-                what = (
-                    f": {count[i]} columns instead of {width}" if count[i] != width else ": text after the last column"
-                )
-                self.bad.append(
-                    (i, what + (", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""))
-                )
-            for i in np.flatnonzero(good).tolist():
+                what = f"{count[i]} columns instead of {width}" if count[i] != width else "text after the last column"
+                last = ", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""
+                self.bad.append((i, f": {what}{last}"))
+            for i in [] if is_utf8(block) else np.flatnonzero(good).tolist():
                 row = block[self.start[i] : ends[i]]
                 try:
                     row.decode()
@@ -432,7 +429,7 @@ def sort_terms(cui, priority, strings):
     there[cui] = True
     concepts = np.flatnonzero(there).astype(np.int32)
     concept = (np.cumsum(there, dtype=np.int32) - 1)[cui].astype(np.int64)
-    order = np.argsort(concept << 41 | priority)
+    order = np.argsort(concept.astype(np.uint64) << np.uint64(41) | priority.astype(np.uint64))
     # Of equal strings of a concept the first stays. Only strings of equal length need to be compared.
     length = np.asarray(pc.binary_length(strings)).astype(np.int64)
     key = (concept << 32 | length)[order]
@@ -578,6 +575,8 @@ def lat_code(lang):
 
 def languages(text):
     """What the user typed -> our codes: 'fr', 'FRE', 'french' -> ['fr']; 'multi' -> en, fr, es."""
+    if not text:
+        raise UserError("say which language: make data LANG=fr (or en, es, multi, ..., or a LAT code such as ITA)")
     if text.lower() == "multi":
         return ["en", "fr", "es"]
     for code, names in LANGUAGES.items():
@@ -968,6 +967,14 @@ class Writer:
         task, langs = np.concatenate(self.columns["task"]), np.concatenate(self.columns["lang"])
         return np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()
 
+    def bytes(self, lang):
+        """What the examples of a language take on disk."""
+        return sum(
+            19 * len(n_ids) + 4 * (len(cuis) + len(ids))
+            for langs, cuis, ids, n_ids in zip(*(self.columns[c] for c in ("lang", "cui", "id", "ids")))
+            if len(langs) and langs[0] == lang
+        )
+
     def write(self, f):
         col = {name: np.concatenate(values) for name, values in self.columns.items()}
         small = [pa.array(col[name].astype(np.uint8)) for name in ("task", "lang", "kind")]
@@ -1070,8 +1077,6 @@ WHAT_TO_GET = """
 
 def sources(s):
     """The folders (umls, e3c or None) from the settings, the environment, or the default places."""
-    if not s.lang:
-        raise UserError("say which language: make data LANG=fr (or en, es, multi, ..., or a LAT code such as ITA)")
     umls = s.umls or os.environ.get("UMLS") or "umls"
     e3c = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
     e3c = None if e3c == "none" else e3c
@@ -1084,12 +1089,14 @@ def sources(s):
 def build(s):
     """Builds the data set of settings `s` (configs.Data) in a folder beside `out`, then moves it there."""
     began = time.time()
-    umls, e3c = sources(s)
     langs = languages(s.lang)
+    umls, e3c = sources(s)
     name = s.lang.lower() if len(langs) > 1 else langs[0]
     out = Path(s.out or Path("datasets", name))
     if s.windows not in ("random", "first", "all"):
         raise UserError(f"windows = '{s.windows}' is not one of random, first, all")
+    if s.text and len(langs) > 1 and "{lang}" not in s.text:
+        raise UserError(f"text = '{s.text}': with several languages say where each one's is, as in texts/{{lang}}.txt")
     if not out.name:
         raise UserError(f"--out {out}: name a folder, such as datasets/{name}")
     if out.exists() and not Path(out, "manifest.json").is_file() and any(out.iterdir()):
@@ -1121,8 +1128,6 @@ def build(s):
         samples[g.lang] = {part: sample(g, part, sizes[part], s) for part in PARTS}
     say("samples drawn")
 
-    left_out |= skip or {}
-
     used = [used_terms(g, samples[g.lang].values()) for g in graphs]
     names = [g.terms.take(pa.array(u)).to_pylist() for g, u in zip(graphs, used)]
     if not tokenizer:
@@ -1145,6 +1150,7 @@ def build(s):
             if short:
                 say(f"{lang} {part}: the graph gave only {', '.join(short)}")
         report[lang] |= {"terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h), "odd": dict(odd[lang])}
+        report[lang]["megabytes"] = round(writers["train"].bytes(i) / 1e6, 1)
         report[lang]["shares"] = shares(g, *samples[lang]["train"])
 
     for part in PARTS:
@@ -1155,7 +1161,7 @@ def build(s):
         "name": name, "languages": langs, "settings": settings,
         "special": special, "vocab_size": tokenizer.get_vocab_size(),
         "source_bytes": {p.name: p.stat().st_size for n in RRF for p in find_rrf(umls, n)},
-        "malformed_rows_left_out": left_out, "counts": report,
+        "malformed_rows_left_out": left_out | (skip or {}), "counts": report,
     }  # fmt: skip
     with replacing(out) as beside:
         for part, writer in writers.items():
@@ -1223,14 +1229,14 @@ def shares(graph, ep, tc, paths):
     ):
         columns[column] = graph.count(*triples), frame
     out = {"columns": list(columns), "groups": {}, "relations": {}, "largest_deviation": {}}
-    part = {c: sample / max(1, sample.sum()) for c, (sample, _) in columns.items()}
+    part = {c: drawn / max(1, drawn.sum()) for c, (drawn, _) in columns.items()}
     by_group = {c: (p.sum(1).reshape(n, n).sum(0) + p.sum(1).reshape(n, n).sum(1)) / 2 for c, p in part.items()}
     for k in np.flatnonzero(by_group["graph"]).tolist():
         out["groups"][graph.groups[k]] = [round(float(p[k]), 6) for p in by_group.values()]
     for k, relation in enumerate(RELATIONS):
         out["relations"][relation] = [round(float(p[:, k].sum()), 6) for p in part.values()]
-    for c, (sample, frame) in columns.items():
-        off = np.abs(part[c].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(sample.sum())
+    for c, (drawn, frame) in columns.items():
+        off = np.abs(part[c].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(drawn.sum())
         k = int(off.argmax())
         out["largest_deviation"][c] = [round(float(off[k]), 6), f"{graph.groups[k // n]} {graph.groups[k % n]}"]
     return out
@@ -1242,16 +1248,23 @@ def print_tables(manifest):
     def row(first, values, form="{:>11,}"):
         print(f"{first:<16}" + "".join(form.format(x) if not isinstance(x, str) else f"{x:>11}" for x in values))
 
-    print("\nTable 1: examples")
+    counts = manifest["counts"]
+    table_1 = {
+        lang: [*(c["train"][task] for task in ("tc", "ep", "lp", "mlm")), sum(c["train"].values()), c["megabytes"]]
+        for lang, c in counts.items()
+    }
+    table_7 = {lang: [c["terms"], c["cuis"], c["relations"]] for lang, c in counts.items()}
+    print("\nTable 1: training examples")
     row("", ("triple", "entity", "", "", "", ""))
-    row("", ("classif.", "prediction", "paths", "documents", "total", "valid"))
-    for lang, c in manifest["counts"].items():
-        n = [c["train"][task] for task in ("tc", "ep", "lp", "mlm")]
-        row(lang, [*n, sum(n), sum(c["valid"].values())])
-    print("\nTable 7: the knowledge graph")
-    row("", ("terms", "CUIs", "relations"))
-    for lang, c in manifest["counts"].items():
-        row(lang, [c["terms"], c["cuis"], c["relations"]])
+    row("", ("classif.", "prediction", "paths", "documents", "total", "MB"))
+    for table in (table_1, table_7):
+        for lang, values in table.items():
+            row(lang, values)
+        if len(table) > 1:
+            row("total", [sum(column) for column in zip(*table.values())])
+        if table is table_1:
+            print("\nTable 7: the knowledge graph")
+            row("", ("terms", "CUIs", "relations"))
     for lang, c in manifest["counts"].items():
         print(f"\n{lang}: shares in the graph and in the training samples (%)")
         row("", [x.split()[0] for x in c["shares"]["columns"]])
