@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 # make takes LANG from the environment too, where it is the user's locale: only `make data LANG=fr` counts.
 ifeq ($(origin LANG),command line)
-  LANGUAGE_ARG := --lang $(LANG)
+  LANGUAGE_ARG := --lang=$(LANG)
 endif
 unexport LANG
 export UMLS E3C
@@ -16,7 +16,7 @@ export UMLS E3C
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

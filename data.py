@@ -10,6 +10,7 @@ Everything random is a function of the seed alone: same input, same seed, same b
 """
 
 import copy
+import fcntl
 import gzip
 import hashlib
 import json
@@ -114,7 +115,7 @@ class Graph:
 
     lang: str
     cui: np.ndarray  # (N,) int32: the number in the CUI
-    group: np.ndarray  # (N,) int8: index into `groups`
+    group: np.ndarray  # (N,) int16: index into `groups`
     groups: list[str]
     first_term: np.ndarray  # (N + 1,) int64
     terms: pa.Array  # of strings
@@ -152,16 +153,19 @@ class Graph:
 
 def unpack(umls):
     """What to do with a release folder that lacks its files."""
-    packed = sorted(p.name for p in Path(umls).glob("*") if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
+    there = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
+    packed = sorted(str(p) for p in there if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
     return f"unpack {packed[0]} first (.nlm files are .zip files too)" if packed else "unpack the release there"
 
 
 def find_rrf(umls, name):
-    """[NAME.RRF] of a release folder, or the .gz parts it was split into, in order; [] if it is not there."""
+    """[NAME.RRF] of a release folder, or NAME.RRF.gz, or its .gz parts in order; [] if it is not there."""
     for folder in (Path(umls), Path(umls, "META")):
         if (folder / f"{name}.RRF").is_file():
             return [folder / f"{name}.RRF"]
-        if parts := sorted(folder.glob(f"{name}.RRF*.gz")):
+        if (folder / f"{name}.RRF.gz").is_file():
+            return [folder / f"{name}.RRF.gz"]
+        if parts := sorted(folder.glob(f"{name}.RRF.*.gz")):
             return parts
     return []
 
@@ -177,7 +181,7 @@ def read_blocks(paths):
                     while chunk := f.read(BLOCK):
                         cut = chunk.rfind(b"\n") + 1
                         if cut:
-                            yield b"".join([rest, memoryview(chunk)[:cut], PADDING]), False
+                            yield b"".join([PADDING, rest, memoryview(chunk)[:cut], PADDING]), False
                             rest = b""
                         rest += chunk[cut:]
                         if len(rest) > 64 << 20:
@@ -187,7 +191,7 @@ def read_blocks(paths):
                 except (EOFError, zlib.error, OSError) as e:
                     raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
     if rest:
-        yield b"".join([rest, b"\n", PADDING]), True
+        yield b"".join([PADDING, rest, b"\n", PADDING]), True
 
 
 class Rows:
@@ -207,8 +211,9 @@ class Rows:
         regular = len(pipes) == width * self.lines and (self.bytes[ends] == ord("\n")).all()
         if not regular:
             ends = np.flatnonzero(self.bytes == ord("\n"))
-        self.start, self.line = np.concatenate([[0], ends[:-1] + 1]), np.arange(len(ends))
-        if not regular or not is_utf8(block):
+        self.start, self.line = np.concatenate([[len(PADDING)], ends[:-1] + 1]), np.arange(len(ends))
+        utf8 = is_utf8(block)
+        if not regular or not utf8:
             ends = ends - (self.bytes[ends - 1] == ord("\r"))  # Windows line ends
             count = np.diff(np.searchsorted(pipes, ends), prepend=0)
             good = (count == width) & (self.bytes[ends - 1] == ord("|"))
@@ -216,7 +221,7 @@ class Rows:
                 what = f"{count[i]} columns instead of {width}" if count[i] != width else "text after the last column"
                 last = ", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""
                 self.bad.append((i, f": {what}{last}"))
-            for i in [] if is_utf8(block) else np.flatnonzero(good).tolist():
+            for i in [] if utf8 else np.flatnonzero(good).tolist():
                 row = block[self.start[i] : ends[i]]
                 try:
                     row.decode()
@@ -254,7 +259,7 @@ class Rows:
         """Identifiers of a letter and digits (C0000123) -> int64 numbers; -1 if malformed (or empty and optional)."""
         start, end = self.span(column)
         digits = end - start - 1
-        x = self.words[np.maximum(end - 8, 0)] ^ np.uint64(0x3030303030303030)
+        x = self.words[end - 8] ^ np.uint64(0x3030303030303030)
         x = x & ~SHORTER[np.clip(8 - digits, 0, 8)]
         good = (x | x + np.uint64(0x7676767676767676)) & np.uint64(0x8080808080808080) == 0  # each byte 0..9
         good &= (digits >= least) & (digits <= most) & (self.bytes[start] == ord(letter))
@@ -263,16 +268,17 @@ class Rows:
         x = x * np.uint64(100 << 16 | 1) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
         x = x * np.uint64(10000 << 32 | 1) >> np.uint64(32)
         for i in np.flatnonzero(~good & ((end > start) | (not optional))).tolist():
-            text = bytes(self.block[start[i] : end[i]]).decode()
+            text = self.block[start[i] : end[i]].decode()
+            text = repr(text[:40]) + "..." * (len(text) > 40)
             length = f"{least} digits" if least == most else f"{least} or {most} digits"
-            self.bad.append((int(self.line[self.at][i]), f", column {column}: '{text}' is not {letter} and {length}"))
+            self.bad.append((int(self.line[self.at][i]), f", column {column}: {text} is not {letter} and {length}"))
         return np.where(good, x.astype(np.int64), -1)
 
     def cui(self, column, optional=False):
         return self.number(column, "C", 7, 7, optional)
 
 
-PADDING = bytes(8)  # so that there are eight bytes from each position
+PADDING = bytes(8)  # so that there are eight bytes before and from each position
 SHORTER = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n bytes of eight
 
 
@@ -292,7 +298,7 @@ def is_utf8(block):
 def fault(skip, file, message):
     """A malformed row is an error; with --skip_bad_rows (skip: a Counter) it is counted and the first five shown."""
     if skip is None:
-        raise UserError(f"{message}; repair the file or unpack it again (--skip_bad_rows leaves such rows out)")
+        raise UserError(f"{message}; repair the file or fetch it again (--skip_bad_rows leaves such rows out)")
     skip[file] += 1
     if skip[file] <= 5:
         tqdm.write(f"{message}; left out", file=sys.stderr)
@@ -325,16 +331,17 @@ def read_rrf(umls, name, take, skip=None):
                 yield waiting.popleft().result()
 
     for taken, bad, lines, good in parsed():
-        for at, what in sorted(bad):
+        for at, what in sorted(dict(reversed(bad)).items()):  # the first fault of each row
             fault(skip, f"{name}.RRF", f"{where}, row {line + at + 1}{what}")
         line, n = line + lines, n + good
         yield taken
     if n == 0:
-        raise UserError(f"{where}: there is no row in it; unpack the release again")
+        well_formed = " well-formed" if skip and skip[f"{name}.RRF"] else ""
+        raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
 
 
 def read_semantic_types(umls, kept, table, skip=None):
-    """MRSTY and SemGroups.txt -> (groups, (CUIS,) int8 group of each kept concept or -1).
+    """MRSTY and SemGroups.txt -> (groups, (CUIS,) int16 group of each kept concept or -1).
 
     A concept is kept if one of its semantic types is. Of several kept types the least deep one
     (shortest tree number STN, then STN, then TUI) gives the group used for stratification.
@@ -359,13 +366,15 @@ def read_semantic_types(umls, kept, table, skip=None):
 
     def take(rows):
         cui, tui = rows.cui("CUI"), rows.number("TUI", "T", 3, 3)
+        good = (cui >= 0) & (tui >= 0)
+        rows, cui, tui = rows.only(good), cui[good], tui[good]
         rows = rows.only(np.sort(np.unique(tui, return_index=True)[1]))
         return cui, tui, dict(zip(rows.strings("TUI").to_pylist(), rows.strings("STN").to_pylist()))
 
     cuis, tuis, depth = [], [], {}
     for cui, tui, numbers in read_rrf(umls, "MRSTY", take, skip):
-        cuis.append(cui[(cui >= 0) & (tui >= 0)])
-        tuis.append(tui[(cui >= 0) & (tui >= 0)])
+        cuis.append(cui)
+        tuis.append(tui)
         depth |= numbers
     # Types in order of preference, so that the least deep one is the smallest number of a concept.
     order = sorted(depth, key=lambda tui: (len(depth[tui]), depth[tui], tui))
@@ -374,7 +383,7 @@ def read_semantic_types(umls, kept, table, skip=None):
     preference[[int(tui[1:]) for tui in use]] = np.arange(len(use))
     best = np.full(CUIS, len(use), np.int16)
     np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(tuis)])
-    return groups, np.array([groups.index(group_of[tui]) for tui in use] + [-1], np.int8)[best]
+    return groups, np.array([groups.index(group_of[tui]) for tui in use] + [-1], np.int16)[best]
 
 
 def read_terms(umls, lats, group, skip=None):
@@ -389,7 +398,8 @@ def read_terms(umls, lats, group, skip=None):
     rank, seen, found = {}, set(), {lat: [] for lat in lats}
     if find_rrf(umls, "MRRANK"):
         for of, n in read_rrf(umls, "MRRANK", lambda r: (r.strings("SAB", "TTY"), r.strings("RANK")), skip):
-            rank |= {s: min(int(k), 4095) for s, k in zip(of.to_pylist(), n.to_pylist()) if k.isdigit()}
+            for s, k in zip(of.to_pylist(), n.to_pylist()):
+                rank[s] = max(rank.get(s, 0), min(int(k), 4095) if k.isdecimal() else 0)
 
     def take(rows):
         lat, out = rows.code("LAT"), {}
@@ -399,7 +409,8 @@ def read_terms(umls, lats, group, skip=None):
             keep = (cui >= 0) & (group[cui] >= 0)
             r, cui = r.only(keep), cui[keep]
             aui = r.number("AUI", "A", 7, 8)
-            r, cui, aui = r.only(aui >= 0), cui[aui >= 0], aui[aui >= 0]
+            keep = (aui >= 0) & np.greater(*reversed(r.span("STR")))  # an empty string is no name
+            r, cui, aui = r.only(keep), cui[keep], aui[keep]
             p, pf, y = (r.code(c) == code(v) for c, v in (("TS", "P"), ("STT", "PF"), ("ISPREF", "Y")))
             worse = 3 - p.astype(np.int64) - (p & pf) - (p & pf & y)
             source = r.strings("SAB", "TTY").dictionary_encode()
@@ -502,14 +513,15 @@ def read_graphs(umls, langs, s, tables, say):
     table = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
     stats = {p.name: p.stat() for name in RRF for p in find_rrf(umls, name)}
     source = {
-        "version": 1, "files": {name: [f.st_size, f.st_mtime_ns] for name, f in stats.items()},
+        "version": 1, "folder": str(Path(umls).resolve()),
+        "files": {name: [f.st_size, f.st_mtime_ns] for name, f in stats.items()},
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
         "semgroups": hashlib.sha256(table.read_bytes() if table.is_file() else b"").hexdigest(),
     }  # fmt: skip
     graphs, left_out = {}, Counter()
     for lang in langs:
         if kept := load_tables(tables / lang, lang, source):
-            graphs[lang], left_out = kept
+            graphs[lang], left_out = kept[0], left_out | kept[1]
             say(f"{lang}: tables of {tables / lang} (made from the same files)")
     if missing := [lang for lang in langs if lang not in graphs]:
         skip = Counter() if s.skip_bad_rows else None
@@ -528,7 +540,7 @@ def read_graphs(umls, langs, s, tables, say):
             graphs[lang] = Graph(lang, cui, group[cui], groups, first_term, strings, key)
             save_tables(tables / lang, graphs[lang], source, skip or {})
         say(f"tables kept in {tables}")
-        left_out = skip or {}
+        left_out |= skip or Counter()
     return [graphs[lang] for lang in langs], dict(left_out)
 
 
@@ -564,8 +576,9 @@ def load_tables(folder, lang, source):
             lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
             terms["term"].combine_chunks(), keys,
         )  # fmt: skip
-        return graph, about["left_out"]
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+        consistent = first_term[-1] == len(graph.terms) and len(graph.groups) > graph.group.max()
+        return (graph, Counter(about["left_out"])) if consistent else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
 
 
@@ -778,8 +791,9 @@ def random_walks(rng, graph, edges, first, length, most):
 
 
 def tail_terms(rng, graph, h, r, t):
-    """Index of the string that stands for each tail: the preferred term, "except in the case of synonym
-    relations where we randomly select another of the terms" (section 3.1) if there is another."""
+    """Index of the string that stands for each tail: the preferred term, "except in the case of synonym relations
+    where we randomly select another of the terms" (section 3.1) if there is another; so too in a false triple of a
+    concept and itself, which would else have the same name twice."""
     count = graph.first_term[t + 1] - graph.first_term[t]
     another = ((r == SY) | (h == t)) & (count > 1)
     return graph.first_term[t] + np.where(another, 1 + (rng.random(len(t)) * (count - 1)).astype(np.int64), 0)
@@ -809,7 +823,7 @@ def read_e3c(folder, lang, layers):
             try:
                 text = json.loads(path.read_text(encoding="utf-8-sig"))["text"]
                 text = text.encode("utf-8", "ignore").decode().strip()  # JSON can hold half a surrogate pair
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 text = ""
             odd["files without text"] += not text
             odd["files named for another language"] += bool(text) and not path.name.upper().startswith(lang.upper())
@@ -821,25 +835,29 @@ def read_text(path, skip=None):
     """Documents of --text: a .jsonl file (the field "text" of each line), a folder of .txt files, or any other
     file, a document a line. UTF-8. Returns (texts, Counter of what is odd)."""
     texts, odd, path = [], Counter(), Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*.txt") if f.is_file())
     if not files:
         raise UserError(f"{path}: neither a file nor a folder with .txt files; --text names documents to train on")
-    for file in progress(f"text {path.name}", files):
-        whole = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        for n, line in enumerate([whole] if path.is_dir() else whole.split(b"\n"), 1):
-            try:
-                text = line.decode()
-                if path.suffix in (".jsonl", ".ndjson") and text.strip():
-                    text = json.loads(text)["text"].encode("utf-8", "ignore").decode()
-            except UnicodeDecodeError as e:
-                n += line[: e.start].count(b"\n")
-                fault(skip, file.name, f"{file}, row {n}: byte 0x{line[e.start]:02x} is not UTF-8")
-                continue
-            except (ValueError, KeyError, TypeError, AttributeError):
-                fault(skip, file.name, f'{file}, row {n}: not a JSON object with a field "text"')
-                continue
-            odd["empty texts"] += not text.strip() and not line == b""  # the last line has an end, not a text
-            texts += [text.strip()] * bool(text.strip())
+    rows = path.suffix.lower() in (".jsonl", ".ndjson")
+    with progress(f"text {path.name}", sum(f.stat().st_size for f in files), "B") as bar:
+        for file in files:
+            with open(file, "rb") as f:
+                for n, line in enumerate([f.read()] if path.is_dir() else f, 1):
+                    bar.update(len(line))
+                    line = line.removeprefix(b"\xef\xbb\xbf") if n == 1 else line
+                    try:
+                        text = line.decode().strip()
+                        if rows and text:
+                            text = json.loads(text)["text"].encode("utf-8", "ignore").decode().strip()
+                    except UnicodeDecodeError as e:
+                        n += line[: e.start].count(b"\n")
+                        fault(skip, file.name, f"{file}, row {n}: byte 0x{line[e.start]:02x} is not UTF-8")
+                        continue
+                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                        fault(skip, file.name, f'{file}, row {n}: not a JSON object with a field "text"')
+                        continue
+                    odd["empty texts"] += not text
+                    texts += [text] * bool(text)
     return texts, odd
 
 
@@ -1072,14 +1090,16 @@ WHAT_TO_GET = """
         Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
   E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
   Put or link them at ./umls and ./E3C-Corpus, or say: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
-  (E3C=none builds without documents). 'make demo' needs neither: it shows all of it on synthetic data."""
+  (E3C=none builds without documents, ARGS="--text FILE" with others).
+  'make demo' needs neither: it shows all of it on synthetic data."""
 
 
 def sources(s):
     """The folders (umls, e3c or None) from the settings, the environment, or the default places."""
     umls = s.umls or os.environ.get("UMLS") or "umls"
     e3c = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
-    e3c = None if e3c == "none" else e3c
+    other = s.text and e3c == "E3C-Corpus" and not Path(e3c).is_dir()  # nobody asked for E3C
+    e3c = None if e3c == "none" or other else e3c
     for what, folder in (("UMLS release", umls), ("E3C corpus", e3c)):
         if folder and not Path(folder).is_dir():
             raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
@@ -1099,8 +1119,16 @@ def build(s):
         raise UserError(f"text = '{s.text}': with several languages say where each one's is, as in texts/{{lang}}.txt")
     if not out.name:
         raise UserError(f"--out {out}: name a folder, such as datasets/{name}")
-    if out.exists() and not Path(out, "manifest.json").is_file() and any(out.iterdir()):
+    if out.exists() and not Path(out, "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not a data set; choose another --out")
+    try:
+        holds = read_manifest(out)["languages"]
+    except UserError:  # there is none, or one to be replaced
+        holds = langs
+    if holds != langs:
+        raise UserError(f"{out} holds a data set of language {' '.join(holds)}, not {s.lang}; choose another --out")
+    if not os.access(next(p for p in out.absolute().parents if p.exists()), os.W_OK):
+        raise UserError(f"{out}: the folder cannot be written to; choose another --out")
 
     def say(text):
         print(f"[{time.time() - began:6.1f} s] {text}", flush=True)
@@ -1120,8 +1148,12 @@ def build(s):
         say(f"{lang}: {sum(map(len, documents[lang].values())):,} documents" + (f" ({told})" if told else ""))
 
     graphs, left_out = read_graphs(umls, langs, s, out.parent / "tables", say)
+    left_out |= skip or {}
+    if left_out:
+        say("malformed rows left out: " + ", ".join(f"{file} {n:,}" for file, n in left_out.items()))
     wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
-    sizes = {"train": wanted, "valid": {task: round(s.valid * n) for task, n in wanted.items()}}
+    wanted[TC] -= wanted[TC] % 2  # one half of them true
+    sizes = {"train": wanted, "valid": {task: round(s.valid * n / 2) * 2 for task, n in wanted.items()}}
     samples = {}
     for g in graphs:
         say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
@@ -1141,12 +1173,12 @@ def build(s):
         tokens = used[i], *encode(tokenizer, names[i], f"{lang}: names")
         for part in PARTS:
             write_graph_examples(writers[part], i, g, samples[lang][part], tokens, s.seq_len, special)
-            odd[lang]["texts of less than 5 tokens"] += write_documents(
-                writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len
-            )
+            short_texts = write_documents(writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len)
+            odd[lang]["short texts"] += short_texts
             n = report.setdefault(lang, {})[part] = dict(zip(TASKS, writers[part].counts(i)))
             short = [f"{n[TASKS[t]]:,} {NAMES[t]} of {k:,}" for t, k in sizes[part].items() if n[TASKS[t]] < k]
-            say(f"{lang} {part}: {sum(n.values()):,} examples")
+            told = f" ({short_texts:,} texts of less than {SHORTEST_DOCUMENT} tokens left out)" if short_texts else ""
+            say(f"{lang} {part}: {sum(n.values()):,} examples{told}")
             if short:
                 say(f"{lang} {part}: the graph gave only {', '.join(short)}")
         report[lang] |= {"terms": len(g.terms), "cuis": len(g.cui), "relations": len(g.h), "odd": dict(odd[lang])}
@@ -1161,7 +1193,7 @@ def build(s):
         "name": name, "languages": langs, "settings": settings,
         "special": special, "vocab_size": tokenizer.get_vocab_size(),
         "source_bytes": {p.name: p.stat().st_size for n in RRF for p in find_rrf(umls, n)},
-        "malformed_rows_left_out": left_out | (skip or {}), "counts": report,
+        "malformed_rows_left_out": left_out, "counts": report,
     }  # fmt: skip
     with replacing(out) as beside:
         for part, writer in writers.items():
@@ -1175,21 +1207,33 @@ def build(s):
 
 @contextmanager
 def replacing(out):
-    """A new folder beside `out` to write to, which takes the place of `out` if all went well."""
+    """A new folder beside `out` to write to, which takes the place of `out` if all went well.
+
+    Another process that replaces a folder there waits for this one. What a killed one left is put right.
+    """
     beside, old = (out.with_name(f".{out.name}.{what}") for what in ("building", "old"))
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of a build that was killed
-        beside.mkdir(parents=True)
-        yield beside
-        if out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if old.exists() and not out.exists():  # killed between the two renames below
+                old.rename(out)
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            yield beside
             shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        beside.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            beside.rename(out)
+        finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            for folder in (beside, old):
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
     except OSError as e:
         raise UserError(f"{out}: cannot be written: {e.strerror or e}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def sample(graph, part, sizes, s):
@@ -1276,6 +1320,8 @@ def print_tables(manifest):
         row("  deviation", [100 * off[x][0] for x in c["shares"]["columns"]], "{:>11.3f}")
         worst = max(off, key=lambda x: off[x][0])
         print(f"  largest deviation of a pair of groups from the triples drawn from: {off[worst][1]} in {worst}")
+    for file, n in manifest["malformed_rows_left_out"].items():
+        print(f"\n{file}: {n:,} malformed rows left out")
     print()
 
 
@@ -1410,14 +1456,16 @@ def read_manifest(folder):
     path = Path(folder, "manifest.json")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "settings", "special", "vocab_size", "counts", "sha256"} - set(manifest)
+        missing = {"name", "languages", "settings", "special", "vocab_size", "counts", "sha256"} - set(manifest)
+        missing |= {"train.arrow", "valid.arrow", "tokenizer.json"} - set(manifest.get("sha256", ()))
+        missing |= {key for c in manifest.get("counts", {}).values() for key in {"shares", "megabytes"} - set(c)}
         if missing:
             raise ValueError(f"no {', '.join(sorted(missing))} in it")
         return manifest
     except OSError:
         raise UserError(f"{folder} is not a data set (no manifest.json); build one with make data") from None
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path}: damaged ({e}); build the data set again") from None
+    except (ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: damaged or of another version ({e}); build the data set again") from None
 
 
 def read_tokenizer(folder):

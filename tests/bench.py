@@ -81,9 +81,12 @@ def build(folder, out, seed=0):
 
 def bench_data(folder, scale, repeat):
     out = folder.parent / "dataset"
-    if not (folder / "E3C").is_dir():
+    made = folder / f"made-{scale:g}"
+    if not made.is_file():
         began = time.time()
+        shutil.rmtree(folder, ignore_errors=True)
         sample.write_full(folder, scale)
+        made.touch()
         print(f"made {folder} in {time.time() - began:.0f} s")
     floors, runs = [], []
     for _ in range(repeat):

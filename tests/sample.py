@@ -317,6 +317,7 @@ def write_documents(folder, terms, n, seed=1):
         (place / "ZZ1.json").write_text('{"id": "ZZ1"}', encoding="utf-8")
         (place / "ZZ2.json").write_text("not json", encoding="utf-8")
         (place / "ZZ3.json").write_text('{"text": " \\ud83d "}', encoding="utf-8")  # half a character
+        (place / "ZZ4.json").write_text("[" * 100_000, encoding="utf-8")
 
 
 def write_corpus(folder, terms, n_train, n_test, seed=2):
@@ -344,7 +345,8 @@ SOURCES = "SNOMEDCT_US MSH NCI LNC RXNORM ICD10CM MDR CHV OMIM FMA GO HPO MTH".s
 def write_full(folder, scale=1.0, seed=0, block=200_000):
     """META/*.RRF with the counts of 2022AB that the paper gives (times scale), and its 9,779 documents of
     English text. The names are random words of Zipf's frequencies, the degrees follow a power law; there is
-    nothing to be learnt from it. Written block by block, so that memory does not grow with the scale.
+    nothing to be learnt from it. Written block by block, so that memory does not grow with the scale. (Neighbours
+    are of one semantic type, by the thousand: below a scale of 0.05 there are but few types.)
     """
     rng = np.random.default_rng(seed)
     meta = Path(folder, "META")

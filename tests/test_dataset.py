@@ -14,7 +14,7 @@ import configs
 import data
 from configs import UserError
 from data import EP, LP, MLM, RELATIONS, TASKS, TC
-from tests.conftest import SMALL, build, graph_of
+from tests.conftest import SMALL, build, command, graph_of
 
 
 @pytest.fixture(scope="module", params=data.PARTS)
@@ -134,6 +134,16 @@ def test_same_input_same_bytes_whatever_the_order_of_rows(release, dataset, tmp_
     assert other["train.arrow"] != digests(dataset)["train.arrow"]
 
 
+def test_the_number_of_threads_changes_no_byte(release, dataset, tmp_path, monkeypatch):
+    for threads in ("1", "3"):
+        for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
+            monkeypatch.setenv(name, threads)
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", str(threads != "1").lower())
+        settings = {"lang": "en", "umls": release, "e3c": release / "E3C", "out": tmp_path / threads} | SMALL
+        p = command("data.py", "build", *(x for k, v in settings.items() for x in (f"--{k}", v)))
+        assert p.returncode == 0 and digests(tmp_path / threads) == digests(dataset), p.stderr
+
+
 def test_documents(release, tmp_path):
     """A text once (or as often as it stands there), odd files counted, windows as asked for."""
     few = {"classification": 40, "prediction": 20, "paths": 20}
@@ -147,7 +157,7 @@ def test_documents(release, tmp_path):
         lengths = np.concatenate([np.diff(e.offsets)[e.task == MLM] for e in parts])
         tokens[name] = lengths.sum(), lengths.max()
         odd = json.loads((out / "manifest.json").read_text())["counts"]["en"]["odd"]
-        assert odd["files without text"] == 3 and odd["files named for another language"] == 2
+        assert odd["files without text"] == 4 and odd["files named for another language"] == 2
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
     assert counts["all"] > 60 and tokens["all"][0] >= tokens["once"][0] and tokens["all"][1] == 62
     assert tokens["once"][1] > 62 == tokens["first"][1]
@@ -182,6 +192,7 @@ def test_other_texts(release, tmp_path):
     ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', 'a.jsonl, row 2: not a JSON object with a field "text"', 1),
     ("a.jsonl", b'{"text": "x"}\n\n{"text": 3}\n', "a.jsonl, row 3: not a JSON object", 1),
     ("a.jsonl", b'["text"]', "a.jsonl, row 1: not a JSON object", 0),
+    ("a.JSONL", b"[" * 200_000, "a.JSONL, row 1: not a JSON object", 0),
     ("a.txt", b"x\ny\n\xe9\n", "a.txt, row 3: byte 0xe9 is not UTF-8", 2),
     ("folder/a.txt", b"x\ny\n\xe9\n", "a.txt, row 3: byte 0xe9 is not UTF-8", 0),
     ("folder/a.doc", b"", "folder: neither a file nor a folder with .txt files", None),

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -247,7 +249,7 @@ def test_malformed_rows_can_be_left_out(release, tmp_path, capsys):
             b"C12|ENG|P|L|PF|S|Y|A0000001||||S|T|X|t|0|N||",
             b"|ENG|P|L|PF|S|Y|A0000001||||S|T|X|t|0|N||",
         ],
-        "MRSTY": [b"C0000001|T047|B|x|y||z", b"X0000001|T047|B|x|y||", b"C0000001|TT|B|x|y||", b"|" * 7],
+        "MRSTY": [b"C0000001|T047|B|x|y||z", b"X0000001|T047|B|x|y||", b"C0000001|DISO|B|x|y||", b"|" * 7],
         "MRREL": [b"C0000001||CUI|PAR|D0000001||CUI||R1||S|S|||N||"] * 9,
     }
 
@@ -303,11 +305,11 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
     for name in ("relations.parquet", "terms.parquet", "concepts.parquet", "source.json"):
         path = tmp_path / "tables" / "en" / name
         whole = path.read_bytes()
-        for content in (whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b""):
+        lines = [b"[]", b"null", json.dumps(json.loads(whole) | {"groups": 5}).encode()] if "json" in name else []
+        for content in (*lines, whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b""):
             path.write_bytes(content)
             assert same(read()[0], shorter[0]), name
-    before = {f.name for f in (tmp_path / "tables").iterdir()}
-    assert before == {"en", "fr"}
+    assert {f.name for f in (tmp_path / "tables").iterdir()} == {"en", "fr"}
 
 
 # ---------------------------------------------------------------- what users get wrong
@@ -440,9 +442,65 @@ def test_a_killed_build_keeps_the_old_data_set(release, tmp_path):
     assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
 
 
+def test_a_build_killed_between_the_two_renames(release, tmp_path):
+    few = {"paths": 50, "classification": 60, "prediction": 30}
+    out = build(release, tmp_path / "en", **few)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    out.rename(tmp_path / ".en.old")
+    shutil.copytree(tmp_path / ".en.old", tmp_path / ".en.building")
+    with pytest.raises(ValueError), data.replacing(out):
+        raise ValueError  # whatever comes of the next build
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
+
+
+def test_two_builds_at_once_take_turns(tmp_path):
+    """Each writes a whole folder; without the lock they empty each other's."""
+    code = """if True:
+        import sys, time, pathlib, data
+        with data.replacing(pathlib.Path("out")) as beside:
+            for name in "abc":
+                (beside / name).write_text(sys.argv[1])
+                time.sleep(0.2)
+    """
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", code, k], cwd=tmp_path, env=env) for k in "12"]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert len({(tmp_path / "out" / name).read_text() for name in "abc"}) == 1
+    assert {f.name for f in tmp_path.iterdir()} == {"out"}
+
+
+def test_another_language_does_not_take_the_place_of_a_data_set(release, tmp_path):
+    few = {"paths": 50, "classification": 60, "prediction": 30}
+    out = build(release, tmp_path / "en", **few)
+    with pytest.raises(UserError, match="en holds a data set of language en, not fr; choose another --out"):
+        build(release, out, lang="fr", **few)
+    (out / "manifest.json").write_text('{"sha256": {}}')  # damaged, or of an older version
+    with pytest.raises(UserError, match=r"damaged or of another version \(no counts, .*; build the data set again"):
+        data.show(out)
+    build(release, out, **few)
+
+
+def test_odd_fields(release, tmp_path):
+    """An empty string is no name; a rank that is no number is none; a row with two faults counts once."""
+    more = [conso("C0000003", "", aui="A0000000"), conso("C0000001", "a" * 99, aui="B" * 99)]
+    rank = ["²|SYN|PT|N|\n", "0007|SYN|PT|N|\n", "0003|SYN|PT|N|\n"]
+    good = [rel("C0000001", "PAR", "C0000002")]
+    folder = write(tmp_path / "odd", [*BASE, more[0]], good, TYPES, rank)
+    assert preferred(graph_of(folder)) == {"C0000001": "hepatitis", "C0000002": "liver disease", "C0000003": "liver"}
+    with pytest.raises(UserError, match=r"row 4, column AUI: 'B{40}'\.\.\. is not A and 7 or 8 digits"):
+        graph_of(write(tmp_path / "long", [*BASE, more[1]], good, TYPES))
+    folder = write(tmp_path / "two", BASE, [rel("C1", "PAR", "C2"), *good], [f"|{DISO}|AT1||\n", *TYPES])
+    with pytest.raises(UserError, match="MRSTY.RRF, row 1, column CUI: '' is not C and 7 digits"):
+        graph_of(folder)
+    skip = Counter()
+    assert len(list(data.read_rrf(folder, "MRREL", lambda r: (r.cui("CUI1"), r.cui("CUI2")), skip))) == 1
+    assert skip == {"MRREL.RRF": 1}
+
+
 def test_a_packed_release_is_named(tmp_path):
     with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack the release there"):
         graph_of(tmp_path)
     (tmp_path / "umls-2022AB-full.zip").write_bytes(b"x")
-    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack umls-2022AB-full.zip first"):
+    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack .*/umls-2022AB-full.zip first"):
         graph_of(tmp_path)
