@@ -498,12 +498,12 @@ def unique(keys):
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
-def read_graphs(umls, langs, s, tables, say):
+def read_graphs(umls, langs, s, tables, say, save):
     """One Graph per language of a release; each RRF file is read once, and not at all if `tables` has its outcome.
 
     Args:
         s: settings (semantic_types, semgroups, skip_bad_rows). tables: folder for the Parquet files of each
-        language. say: prints a line.
+        language. say: prints a line. save: called like save_tables for each graph that was read.
 
     Returns: (graphs, {file: malformed rows left out}).
     """
@@ -538,8 +538,7 @@ def read_graphs(umls, langs, s, tables, say):
                     "and a kept semantic type, none of them related; see --semantic_types, or use a larger subset"
                 )
             graphs[lang] = Graph(lang, cui, group[cui], groups, first_term, strings, key)
-            save_tables(tables / lang, graphs[lang], source, skip or {})
-        say(f"tables kept in {tables}")
+            save(tables / lang, graphs[lang], source, skip or {})
         left_out |= skip or Counter()
     return [graphs[lang] for lang in langs], dict(left_out)
 
@@ -1147,18 +1146,23 @@ def build(s):
         told = ", ".join(f"{n:,} {what}" for what, n in sorted(odd[lang].items()) if n)
         say(f"{lang}: {sum(map(len, documents[lang].values())):,} documents" + (f" ({told})" if told else ""))
 
-    graphs, left_out = read_graphs(umls, langs, s, out.parent / "tables", say)
-    left_out |= skip or {}
-    if left_out:
-        say("malformed rows left out: " + ", ".join(f"{file} {n:,}" for file, n in left_out.items()))
     wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}
     wanted[TC] -= wanted[TC] % 2  # one half of them true
     sizes = {"train": wanted, "valid": {task: round(s.valid * n / 2) * 2 for task, n in wanted.items()}}
-    samples = {}
-    for g in graphs:
-        say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
-        samples[g.lang] = {part: sample(g, part, sizes[part], s) for part in PARTS}
-    say("samples drawn")
+    samples, saving, tables = {}, [], out.parent / "tables"
+    with ThreadPoolExecutor(1) as pool:  # the tables are written while samples are drawn
+        graphs, left_out = read_graphs(
+            umls, langs, s, tables, say, lambda *graph: saving.append(pool.submit(save_tables, *graph))
+        )
+        left_out |= skip or {}
+        if left_out:
+            say("malformed rows left out: " + ", ".join(f"{file} {n:,}" for file, n in left_out.items()))
+        for g in graphs:
+            say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
+            samples[g.lang] = {part: sample(g, part, sizes[part], s) for part in PARTS}
+        for saved in saving:
+            saved.result()
+    say("samples drawn" + (f", tables kept in {tables}" if saving else ""))
 
     used = [used_terms(g, samples[g.lang].values()) for g in graphs]
     names = [g.terms.take(pa.array(u)).to_pylist() for g, u in zip(graphs, used)]

@@ -44,7 +44,7 @@ def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settin
     """The graph of a release folder, read anew."""
     s = configs.Data(semantic_types=list(kept), **settings)
     with tempfile.TemporaryDirectory() as tables:
-        return data.read_graphs(release, [lang], s, Path(tables), lambda _: None)[0][0]
+        return data.read_graphs(release, [lang], s, Path(tables), lambda _: None, data.save_tables)[0][0]
 
 
 @pytest.fixture(scope="session")

@@ -291,7 +291,7 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
     def read(lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **more):
         reads.clear()
         s = configs.Data(semantic_types=list(kept), **more)
-        graphs, _ = data.read_graphs(folder, [lang], s, tmp_path / "tables", lambda _: None)
+        graphs, _ = data.read_graphs(folder, [lang], s, tmp_path / "tables", lambda _: None, data.save_tables)
         return graphs[0], bool(reads)
 
     first, again, french = read(), read(), read("fr")
