@@ -2,10 +2,13 @@
 
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus            -> datasets/fr
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
+    python data.py show datasets/fr                                          its tables and examples again
 
 Reads top to bottom in the order in which data flows (paper, section 3.1): the release is read into
 one graph per language; triples and paths are sampled from it, stratified by semantic group; terms and
 documents become token ids once; training maps the result into memory and masks it batch by batch.
+The release is parsed as positions in blocks of bytes, since at its full size (25 million relations) a string
+per field costs more than all the rest; what is kept of it stays as Parquet in datasets/tables.
 Everything random is a function of the seed alone: same input, same seed, same bytes.
 """
 

@@ -1,11 +1,15 @@
 """configs/__init__.py: defaults, TOML files, overrides, and what is said about mistakes."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import configs
 from configs import UserError
+from tests.conftest import ROOT
 
 FILES = sorted(Path(configs.__file__).parent.glob("*.toml"))
 
@@ -103,3 +107,17 @@ def test_write_atomic_keeps_the_old_file(tmp_path):
     with pytest.raises(UserError, match="x: cannot be written: unexpected pos"):
         configs.write_atomic(file, fail)
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
+@pytest.mark.parametrize("env, argv, passed", [
+    ("fr_FR.UTF-8", [], ""),  # a locale is not a wish
+    ("fr_FR.UTF-8", ["LANG=fr"], "--lang=fr"),
+    ("C", ["LANG=FRE"], "--lang=FRE"),
+    ("", ["LANG="], "--lang="),
+])  # fmt: skip
+def test_make_data_takes_lang_from_the_command_line_alone(env, argv, passed):
+    line = subprocess.run(
+        ["make", "-n", "data", *argv], cwd=ROOT, env=os.environ | {"LANG": env}, capture_output=True, text=True
+    ).stdout.splitlines()[-1]
+    assert line.split("build")[1].strip() == passed
