@@ -568,9 +568,9 @@ def load_tables(folder, lang, source):
         about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
         if about["source"] != source:
             return None
-        options = {"page_checksum_verification": True, "memory_map": False}
         concepts, terms, relations = (
-            parquet.read_table(folder / f"{name}.parquet", **options) for name in ("concepts", "terms", "relations")
+            parquet.read_table(folder / f"{name}.parquet", page_checksum_verification=True)
+            for name in ("concepts", "terms", "relations")
         )
         first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
         keys = Graph.key(*(relations[c].to_numpy() for c in ("head", "relation", "tail")))
