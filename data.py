@@ -38,7 +38,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tqdm import tqdm
 
 import configs
-from configs import UserError, write_atomic
+from configs import UserError, progress, tokenization, write_atomic
 
 # Section 3.1's seven relation types. SY last, so that the six classes of link prediction are 0..5.
 RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
@@ -917,45 +917,15 @@ def add_specials(tokenizer, specials=()):
 
 def load_tokenizer(folder):
     """The tokenizer of a checkpoint folder, relation tokens appended. Raises: UserError."""
-    path = Path(folder, "tokenizer.json")
-    if not path.is_file():
-        raise UserError(f"{path} not found; the tokenizer must be a checkpoint folder with a tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises plain Exception
-        raise UserError(f"{path}: not a tokenizer.json: {e}") from None
-    tokenizer.no_truncation()  # some files come with both switched on
-    tokenizer.no_padding()
+    tokenizer = tokenization.load(folder)
     add_specials(tokenizer)
     return tokenizer
 
 
 def special_ids(tokenizer):
-    """{"pad", "cls", "sep", "mask", "unk": id, "relations": [ids], "hrel": id}, BERT's names or RoBERTa's."""
-    roberta = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
-    out = {}
-    for role, name in roberta.items():
-        found = [i for i in map(tokenizer.token_to_id, (f"[{role.upper()}]", name)) if i is not None]
-        if not found:
-            raise UserError(f"the tokenizer has neither [{role.upper()}] nor {name}")
-        out[role] = found[0]
-    out["relations"] = [tokenizer.token_to_id(t) for t in RELATION_TOKENS[:-1]]
-    out["hrel"] = tokenizer.token_to_id("[HREL]")
-    return out
-
-
-def encode(tokenizer, texts, what):
-    """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP]."""
-    tokenizer.encode_special_tokens = True  # a "[SEP]" inside a name is text
-    ids, lengths = [np.zeros(0, np.int32)], []
-    with progress(what, len(texts)) as bar:
-        for i in range(0, len(texts), 2048):
-            encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
-            lengths += [len(e) for e in encoded]
-            ids.append(np.fromiter((x for e in encoded for x in e.ids), np.int32))
-            bar.update(len(encoded))
-    tokenizer.encode_special_tokens = False
-    return np.concatenate(ids), np.array(lengths, np.int64)
+    """{"pad", "cls", "sep", "mask", "unk": id, "relations": [ids], "hrel": id}. Raises: UserError."""
+    *relations, hrel = map(tokenizer.token_to_id, RELATION_TOKENS)
+    return tokenization.special_ids(tokenizer) | {"relations": relations, "hrel": hrel}
 
 
 # ---------------------------------------------------------------- samples -> sequences of tokens
@@ -1070,7 +1040,7 @@ def write_documents(writer, lang, texts, tokenizer, windows, seq_len):
     windows: "random" stores the whole document (training draws a window of seq_len - 2 tokens each
     epoch), "first" its beginning, "all" every window as an example of its own.
     """
-    ids, length = encode(tokenizer, texts, "documents")
+    ids, length = tokenization.encode(tokenizer, texts, "documents")
     start, room = np.cumsum(length) - length, seq_len - 2
     start, length = start[length >= SHORTEST_DOCUMENT], length[length >= SHORTEST_DOCUMENT]
     dropped = len(texts) - len(start)
@@ -1114,6 +1084,8 @@ def build(s):
     langs = languages(s.lang)
     umls, e3c = sources(s)
     name = s.lang.lower() if len(langs) > 1 else langs[0]
+    if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
+        name += f"-{Path(s.tokenizer).resolve().name}"
     out = Path(s.out or Path("datasets", name))
     if s.windows not in ("random", "first", "all"):
         raise UserError(f"windows = '{s.windows}' is not one of random, first, all")
@@ -1171,13 +1143,13 @@ def build(s):
     names = [g.terms.take(pa.array(u)).to_pylist() for g, u in zip(graphs, used)]
     if not tokenizer:
         tokenizer = train_tokenizer([*names, *(d[p] for d in documents.values() for p in PARTS)], s.vocab_size, s.cased)
-    special = special_ids(tokenizer)
-    say(f"tokenizer: {tokenizer.get_vocab_size():,} entries")
+    special, vocab_size = special_ids(tokenizer), tokenization.size(tokenizer)
+    say(f"tokenizer: {vocab_size:,} entries")
 
     writers = {part: Writer() for part in PARTS}
     report = {}
     for i, (lang, g) in enumerate(zip(langs, graphs)):
-        tokens = used[i], *encode(tokenizer, names[i], f"{lang}: names")
+        tokens = used[i], *tokenization.encode(tokenizer, [" " + name for name in names[i]], f"{lang}: names")
         for part in PARTS:
             write_graph_examples(writers[part], i, g, samples[lang][part], tokens, s.seq_len, special)
             short_texts = write_documents(writers[part], i, documents[lang][part], tokenizer, s.windows, s.seq_len)
@@ -1198,7 +1170,7 @@ def build(s):
     settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "text", "out", "tokenizer", "semgroups")}
     manifest = {
         "name": name, "languages": langs, "settings": settings,
-        "special": special, "vocab_size": tokenizer.get_vocab_size(),
+        "special": special, "vocab_size": vocab_size,
         "source_bytes": {p.name: p.stat().st_size for n in RRF for p in find_rrf(umls, n)},
         "malformed_rows_left_out": left_out, "counts": report,
     }  # fmt: skip
@@ -1534,14 +1506,6 @@ def micro_batches(batch, budget, rank=0, world=1):
             "ids": ids, "length": batch.length[rows], "position": local * width + batch.col[targets],
             "task": batch.task[targets], "label": batch.label[targets],
         }  # fmt: skip
-
-
-def progress(what, total, unit=""):
-    """A tqdm bar on a terminal, nothing elsewhere. total: a number, or something to iterate over."""
-    options = {"desc": what, "disable": None, "leave": False, "dynamic_ncols": True}
-    if isinstance(total, int):
-        return tqdm(total=total, unit=unit or "it", unit_scale=True, **options)
-    return tqdm(total, **options)
 
 
 if __name__ == "__main__":

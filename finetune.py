@@ -9,10 +9,10 @@ starts from the same checkpoint. Two scores: the paper's (precision, recall and 
 of each sequence, O included, then over sequences) and the field's (strict entity-level micro P/R/F1).
 """
 
+import copy
 import json
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,9 +25,8 @@ from seqeval.scheme import IOB2
 from tqdm import tqdm
 
 import configs
-import data
 import model as models
-from configs import UserError, write_atomic
+from configs import UserError, tokenization, write_atomic
 
 # ---------------------------------------------------------------- corpora
 
@@ -103,7 +102,7 @@ def windows(sentences, tokenizer, special, max_len):
     Returns: list of (sentence, first word, ids with [CLS] and [SEP], position of each word's first token).
     """
     room = max_len - 2
-    ids, lengths = data.encode(tokenizer, [w for words, _ in sentences for w in words], "words")
+    ids, lengths = tokenization.encode(tokenizer, [" " + w for words, _ in sentences for w in words], "words")
     start = np.cumsum(lengths) - lengths
     pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
     out = []
@@ -131,7 +130,7 @@ def sequence_scores(gold, pred):
     O counts as a label, B-X and I-X as two; 0 where a denominator is 0 (scikit-learn's zero_division=0).
     """
     scores = []
-    for label in set(gold) | set(pred):
+    for label in sorted({*gold, *pred}):  # in one order, so that sums round alike in every process
         hit = sum(g == p == label for g, p in zip(gold, pred))
         n_pred, n_gold = pred.count(label), gold.count(label)
         p, r = hit / n_pred if n_pred else 0.0, hit / n_gold if n_gold else 0.0
@@ -174,11 +173,11 @@ def collate(chunk, pad, device):
     return ids.to(device), (torch.arange(width) < length[:, None]).to(device), position.to(device)
 
 
-def train_once(s, seed, checkpoint, train, labels, pad, device, autocast):
-    """One tagger from the checkpoint: `epochs` passes over the training windows in a seeded order."""
+def train_once(s, seed, encoder, train, labels, pad, device, dtype):
+    """One tagger from a copy of the encoder: `epochs` passes over the training windows in a seeded order."""
     torch.manual_seed(seed)
-    base = models.KGIBert(models.load_config(checkpoint)) if s.untrained else models.load(checkpoint)
-    tagger = Tagger(base.encoder, len(labels)).to(device).train()
+    encoder = models.Encoder(encoder.config) if s.untrained else copy.deepcopy(encoder)
+    tagger = Tagger(encoder, len(labels)).to(device).train()
     optimizer = torch.optim.AdamW(tagger.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
     index = {label: i for i, label in enumerate(labels)}
     sentences, cut = train
@@ -188,7 +187,7 @@ def train_once(s, seed, checkpoint, train, labels, pad, device, autocast):
         for i in bar:
             chunk = [cut[j] for j in order[i : i + s.batch_size]]
             gold = [index[t] for w in chunk for t in sentences[w[0]][1][w[1] : w[1] + len(w[3])]]
-            with autocast():
+            with models.autocast(device, dtype):
                 logits = tagger(*collate(chunk, pad, device))
             loss = F.cross_entropy(logits.float(), torch.tensor(gold, device=device))
             optimizer.zero_grad(set_to_none=True)
@@ -200,7 +199,7 @@ def train_once(s, seed, checkpoint, train, labels, pad, device, autocast):
 
 
 @torch.no_grad()
-def predict(tagger, test, labels, pad, device, autocast):
+def predict(tagger, test, labels, pad, device, dtype):
     """A label for every word of every sentence, windows put together again."""
     sentences, cut = test
     pred = [["O"] * len(words) for words, _ in sentences]
@@ -208,7 +207,7 @@ def predict(tagger, test, labels, pad, device, autocast):
     order = sorted(range(len(cut)), key=lambda i: len(cut[i][2]))
     for i in range(0, len(order), 64):
         chunk = [cut[j] for j in order[i : i + 64]]
-        with autocast():
+        with models.autocast(device, dtype):
             answer = iter(tagger(*collate(chunk, pad, device)).argmax(-1).tolist())
         for sentence, first, _, words in chunk:
             for k in range(len(words)):
@@ -226,24 +225,16 @@ def main(argv):
     device, dtype = models.choose_device(s.device, s.precision)
     if dtype == torch.float16:
         dtype = None  # auto on a GPU without bf16
-
-    def autocast():
-        return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
     if not Path(s.data).is_dir() or not s.data:
         raise UserError(f"--data '{s.data}': there is no such folder; it must hold the corpus")
     train, test = read_corpus(s.corpus, s.data)
-    config = models.load_config(checkpoint)
+    encoder = models.load(checkpoint, heads=False).encoder
+    config = encoder.config
     max_len = min(s.max_len or config.max_positions, config.max_positions)
     if max_len < 8:
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
-    tokenizer = data.load_tokenizer(checkpoint)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise UserError(
-            f"{checkpoint}: its tokenizer.json has {tokenizer.get_vocab_size():,} entries, its weights "
-            f"{config.vocab_size:,}; the files are not of one checkpoint"
-        )
-    special = data.special_ids(tokenizer)
+    tokenizer = tokenization.load(checkpoint, config.vocab_size)
+    special = tokenization.special_ids(tokenizer)
     labels = sorted({t for _, tags in train for t in tags}, key=lambda t: (t != "O", t[2:], t))
     cut = [(part, windows(part, tokenizer, special, max_len)) for part in (train, test)]
     entities = [sum(t[0] == "B" for _, tags in part for t in tags) for part in (train, test)]
@@ -255,8 +246,8 @@ def main(argv):
     gold, results = [tags for _, tags in test], []
     for seed in range(s.seed, s.seed + s.runs):
         began = time.time()
-        tagger = train_once(s, seed, checkpoint, cut[0], labels, special["pad"], device, autocast)
-        results.append(score(gold, predict(tagger, cut[1], labels, special["pad"], device, autocast)))
+        tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
+        results.append(score(gold, predict(tagger, cut[1], labels, special["pad"], device, dtype)))
         print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
     if s.runs > 1:
         print(f"mean of {s.runs}: {table_row(results)}")

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import configs
 import data
 import model as models
-from configs import UserError, write_atomic
+from configs import UserError, tokenization, write_atomic
 from data import TASKS
 
 VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
@@ -59,15 +60,29 @@ def step_of(line):
 
 
 def find_data(s):
-    """The data set folder: --data, or the only one under datasets/."""
+    """The data set folder: --data, or the only one under datasets/ (with --init: built with its tokenizer)."""
     if s.data:
         return Path(s.data)
     found = sorted(p.parent for p in Path("datasets").glob("[!.]*/manifest.json"))
+    if s.init:
+        found = [p for p in found if has_tokenizer_of(s.init, p)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several data sets: say --data with one of {', '.join(map(str, found))}")
+    if s.init:
+        raise UserError(f"no data set under datasets/ has the tokenizer of {s.init}; {how_to_build(s)}")
     raise UserError("no data set under datasets/; build one with 'make data LANG=fr', or try 'make demo'")
+
+
+def has_tokenizer_of(checkpoint, folder):
+    """Whether a data set was built with the tokenizer of a checkpoint (relation tokens added if it had none)."""
+    built_with = Tokenizer.from_str(data.read_tokenizer(folder).decode())
+    return built_with.to_str() == data.load_tokenizer(checkpoint).to_str()
+
+
+def how_to_build(s):
+    return f"build one with 'make data LANG=.. TOKENIZER={s.init}'"
 
 
 def to_device(micro, device):
@@ -88,7 +103,7 @@ class Trainer:
         self.s = s
         self.device, self.dtype = models.choose_device(s.device, s.precision)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        folder = find_data(s)
+        self.folder = folder = find_data(s)
         self.train, self.valid = data.Examples(folder, "train"), data.Examples(folder, "valid")
         self.tokenizer = data.read_tokenizer(folder)
         self.out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
@@ -112,16 +127,9 @@ class Trainer:
         torch.manual_seed(s.seed)
         self.init = None
         if s.init:
-            self.model = models.load(s.init, s.dropout)
-            self.init = hashlib.sha256(Path(s.init, "pytorch_model.bin").read_bytes()).hexdigest()
-            theirs = Path(s.init, "tokenizer.json")
-            if not theirs.is_file() or theirs.read_bytes() != self.tokenizer:
-                raise UserError(f"{folder} has another tokenizer than {s.init}; build it with --tokenizer {s.init}")
-            if self.model.encoder.config.max_positions < self.train.seq_len:
-                raise UserError(
-                    f"{s.init} has {self.model.encoder.config.max_positions} positions and {folder} sequences of up to "
-                    f"{self.train.seq_len} tokens; build it with a smaller --seq_len"
-                )
+            self.model = self.begin_with(s.init)
+            files = [Path(s.init, "config.json"), *models.weight_files(s.init)]
+            self.init = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
         else:
             vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
             sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
@@ -130,10 +138,28 @@ class Trainer:
         self.ddp = self.model
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-            self.ddp = DistributedDataParallel(self.model)
+            self.ddp = DistributedDataParallel(self.model, broadcast_buffers=False)  # none changes
         self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0
+
+    def begin_with(self, folder):
+        """The model of a checkpoint folder, with room for the tokens that the data set has beside its own."""
+        model = models.load(folder, self.s.dropout, say=lambda text: self.rank == 0 and print(text, flush=True))
+        c, special = model.encoder.config, self.train.special
+        theirs = tokenization.load(folder, c.vocab_size)
+        if not has_tokenizer_of(folder, self.folder):
+            raise UserError(f"{self.folder} has another tokenizer than {folder}; {how_to_build(self.s)}")
+        if c.pad != special["pad"]:
+            raise UserError(f"{folder}: its config.json pads with token {c.pad}, its tokenizer with {special['pad']}")
+        if c.max_positions < self.train.seq_len:
+            raise UserError(
+                f"{folder} has {c.max_positions} positions and {self.folder} sequences of up to "
+                f"{self.train.seq_len} tokens; build it with a smaller --seq_len"
+            )
+        new = [i for i in (*special["relations"], special["hrel"]) if theirs.id_to_token(i) is None]
+        models.grow(model, new, self.train.manifest["vocab_size"])
+        return model
 
     def identity(self):
         """What must be the same for a checkpoint to be gone on from."""
@@ -154,7 +180,53 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         write_atomic(self.out / "checkpoint.pt", lambda f: torch.save(state, f))
-        models.save(self.model, self.out, self.tokenizer)
+        self.publish()
+
+    def publish(self):
+        """The model as a folder that finetune.py, and AutoModel of the wider ecosystem, open."""
+        c = self.model.encoder.config
+        tokenization.save(self.tokenizer, self.out, c.max_positions, c.segments)
+        write_atomic(self.out / "README.md", lambda f: f.write(self.card().encode()))
+        models.save(self.model, self.out)
+
+    def card(self):
+        """The model card: what it was trained on and with, and the last validation of metrics.jsonl, as Markdown."""
+        s, c, manifest = self.s, self.model.encoder.config, self.train.manifest
+        languages = manifest["languages"]
+        lines = ["---", "language:", *(f"- {lang}" for lang in languages), "pipeline_tag: fill-mask", "tags:"]
+        lines += [f"- {tag}" for tag in ("umls", "knowledge-graph", "biomedical", "clinical")]
+        lines += ["---", "", f"# {self.out.resolve().name}", ""]
+        begun = f"goes on from `{Path(s.init).resolve().name}`" if s.init else "was trained from scratch"
+        lines += [
+            f"A UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023): it {begun} on sequences from the UMLS knowledge "
+            "graph and on clinical text. The encoder opens with any library that reads the layout "
+            f"`{c.family}`; `tokenizer.json` holds the relation tokens {' '.join(data.RELATION_TOKENS)}. The text and "
+            "the terms it was trained on have licences of their own (for the UMLS, that of the US National Library "
+            "of Medicine).",
+            "",
+            "| language | terms | CUIs | relations | " + " | ".join(f"{name} examples" for name in data.NAMES) + " |",
+            "|---" * (4 + len(TASKS)) + "|",
+        ]
+        for lang in languages:
+            n = manifest["counts"][lang]
+            cells = [n["terms"], n["cuis"], n["relations"], *(n["train"][task] for task in TASKS)]
+            lines.append(f"| {lang} | " + " | ".join(f"{x:,}" for x in cells) + " |")
+        sizes = {"layers": c.layers, "heads": c.heads, "hidden size": c.dim, "feed-forward": c.ffn}
+        sizes |= {"vocabulary": c.vocab_size, "positions": c.max_positions}
+        run = {"steps": f"{self.step:,} of {self.steps:,}", "effective batch": s.batch_size, "peak learning rate": s.lr}
+        run |= {"warm-up steps": f"{self.warmup:,.0f}", "dropout": s.dropout, "MLM probability": s.mlm_probability}
+        run |= {"weights of MLM, EP, LP, TC": " ".join(f"{w:.3f}" for w in self.weights), "seed": s.seed}
+        lines += ["", "| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in (sizes | run).items())]
+        path = self.out / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        valid = [r for r in records if "valid" in r]
+        if valid:
+            lines += ["", f"| held out, at step {valid[-1]['step']:,} | loss | accuracy |", "|---|---|---|"]
+            for task, name in zip(TASKS, data.NAMES):
+                if f"{task}_loss" in valid[-1]["valid"]:
+                    loss, accuracy = (valid[-1]["valid"][f"{task}_{x}"] for x in ("loss", "accuracy"))
+                    lines.append(f"| {name} | {loss:.3f} | {100 * accuracy:.1f} % |")
+        return "\n".join(lines) + "\n"
 
     def diverged(self, what):
         path = self.out / "checkpoint.pt"
@@ -189,9 +261,6 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))
 
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-
     def optimizer_step(self):
         """One effective batch: forward and backward of every micro-batch, then the update.
 
@@ -214,7 +283,7 @@ class Trainer:
             torch.manual_seed(int(data.mix(s.seed, self.step, i, self.rank)) >> 1)
             alone = self.ddp.no_sync() if self.world > 1 and i < len(micros) - 1 else nullcontext()
             with alone:
-                with self.autocast():
+                with models.autocast(self.device, self.dtype):
                     out = self.ddp(*to_device(micro, self.device))
                 self.scaler.scale((out[:, 0] * scale).sum()).backward()
             sums += out.detach()
@@ -238,7 +307,7 @@ class Trainer:
             rows = np.arange(i, min(i + size, n))
             batch = self.valid.batch(np.full(len(rows), VALID_EPOCH), rows, self.s.seed, self.s.mlm_probability)
             for micro in data.micro_batches(batch, self.budget, self.rank, self.world):
-                with self.autocast():
+                with models.autocast(self.device, self.dtype):
                     total[:, :2] += self.model(*to_device(micro, self.device))
             total[:, 2] += torch.from_numpy(batch.counts).to(self.device) / self.world
         self.model.train()
@@ -272,7 +341,7 @@ class Trainer:
                 flush=True,
             )
         if self.step == self.steps and first:  # the run may have been killed before this
-            models.save(self.model, self.out, self.tokenizer)
+            self.publish()
         if self.step == 0:
             record = self.validate()
             self.write({"step": 0, "valid": record})

@@ -1,30 +1,50 @@
 """The encoder, the heads of the four tasks, and checkpoints in and out.
 
+    python model.py embed runs/kgi-fr < terms.txt > vectors.npy                  one vector a line, at [CLS]
+    python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
+
 A post-LayerNorm BERT as DistilBERT has it (paper, section 4.1): word and position embeddings,
 LayerNorm, dropout; then layers of attention and feed-forward, each followed by add & norm.
 v1 of the paper is 12 layers with 12 heads, v2 (appendix C) 8 with 8; any other size works.
+The same class reads the checkpoints that the paper goes on from or compares with: DistilBERT, BERT, RoBERTa,
+CamemBERT and XLM-RoBERTa, and writes each back in its own layout.
 
-    model = KGIBert(Config(vocab_size=30_522, max_positions=256))
-    save(model, "runs/x", tokenizer);  model = load("runs/x")
+    model = KGIBert(Config(vocab_size=30_522, max_positions=256));  save(model, "runs/x")
+    model = load("DrBERT-4GB")
 """
 
 import json
+import math
 import os
-from dataclasses import dataclass
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from configs import UserError, write_atomic
+import configs
+from configs import UserError, tokenization, write_atomic
 
 RELATION_CLASSES = 6  # the seven relations of section 3.1 without synonymy
+ROBERTAS = ("roberta", "camembert", "xlm-roberta")
+TANH_GELU = partial(F.gelu, approximate="tanh")
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": TANH_GELU, "gelu_pytorch_tanh": TANH_GELU, "relu": F.relu}
 
 
 @dataclass
 class Config:
-    """Sizes of an encoder. heads must divide dim; max_positions is the longest sequence."""
+    """Sizes of an encoder. heads must divide dim; max_positions is the longest sequence in tokens.
+
+    What is behind `pad` tells families of checkpoints apart: attention_dropout (as dropout if not given), whose
+    layout the checkpoint has, its activation (a key of ACTIVATIONS), the eps of every LayerNorm, how many token
+    types its file has, and the keys of its config.json that are handed on as they are.
+    """
 
     vocab_size: int
     max_positions: int
@@ -34,17 +54,34 @@ class Config:
     ffn: int = 3072
     dropout: float = 0.1
     pad: int = 0
+    attention_dropout: float | None = None
+    family: str = "distilbert"
+    activation: str = "gelu"
+    eps: float = 1e-12
+    segments: int = 0
+    handed_on: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        self.attention_dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
         for name in ("vocab_size", "max_positions", "dim", "layers", "heads", "ffn"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)!r} is not a whole number above 0")
         if type(self.pad) is not int or not 0 <= self.pad < self.vocab_size:
             raise UserError(f"pad = {self.pad!r} is not a token of the vocabulary")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise UserError(f"dropout = {self.dropout!r} is not between 0 and 1")
+        for name in ("dropout", "attention_dropout", "eps"):
+            if type(getattr(self, name)) not in (int, float) or not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)!r} is not between 0 and 1")
+        if type(self.segments) is not int or self.segments < 0:
+            raise UserError(f"token types: {self.segments!r} is not a number of them")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation '{self.activation}' is not supported, only {', '.join(ACTIVATIONS)}")
         if self.dim % self.heads:
             raise UserError(f"heads = {self.heads} does not divide dim = {self.dim}")
+
+    @property
+    def offset(self):
+        """Rows of a checkpoint's position table before that of the first token (RoBERTa counts from pad + 1)."""
+        return self.pad + 1 if self.family in ROBERTAS else 0
 
 
 class Layer(nn.Module):
@@ -52,23 +89,24 @@ class Layer(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.heads, self.dropout = c.heads, c.dropout
+        self.heads, self.dropout, self.attention_dropout = c.heads, c.dropout, c.attention_dropout
+        self.activation = ACTIVATIONS[c.activation]
         self.qkv = nn.Linear(c.dim, 3 * c.dim)
         self.out = nn.Linear(c.dim, c.dim)
-        self.norm1 = nn.LayerNorm(c.dim, eps=1e-12)
+        self.norm1 = nn.LayerNorm(c.dim, eps=c.eps)
         self.ffn1 = nn.Linear(c.dim, c.ffn)
         self.ffn2 = nn.Linear(c.ffn, c.dim)
-        self.norm2 = nn.LayerNorm(c.dim, eps=1e-12)
+        self.norm2 = nn.LayerNorm(c.dim, eps=c.eps)
 
     def forward(self, x, mask):
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        drop = self.dropout if self.training else 0.0
+        drop = self.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
         y = self.out(y.transpose(1, 2).reshape(n, length, dim))
-        x = self.norm1(x + F.dropout(y, drop))
-        y = self.ffn2(F.gelu(self.ffn1(x)))
-        return self.norm2(x + F.dropout(y, drop))
+        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
+        y = self.ffn2(self.activation(self.ffn1(x)))
+        return self.norm2(x + F.dropout(y, self.dropout, self.training))
 
 
 class Encoder(nn.Module):
@@ -79,8 +117,10 @@ class Encoder(nn.Module):
         self.config = c
         self.word = nn.Embedding(c.vocab_size, c.dim, padding_idx=c.pad)
         self.position = nn.Embedding(c.max_positions, c.dim)
-        self.norm = nn.LayerNorm(c.dim, eps=1e-12)
+        self.norm = nn.LayerNorm(c.dim, eps=c.eps)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        if c.segments > 1:  # BERT's token types less the first, which is folded into the positions: kept for save
+            self.register_buffer("segments", torch.zeros(c.segments, c.dim))
         self.apply(initialise)
 
     def forward(self, ids, mask=None):
@@ -98,15 +138,16 @@ class Encoder(nn.Module):
 class KGIBert(nn.Module):
     """The encoder with the heads of the four tasks (section 3.1).
 
-    Vocabulary head (MLM and entity prediction): dense, GELU, LayerNorm, then the word embeddings as
+    Vocabulary head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as
     output matrix. Link head: six relation classes at each [HREL]. Triple head: false / true at [CLS].
     """
 
     def __init__(self, c):
         super().__init__()
         self.encoder = Encoder(c)
+        self.activation = F.gelu if c.family in ROBERTAS else ACTIVATIONS[c.activation]
         self.transform = nn.Linear(c.dim, c.dim)
-        self.transform_norm = nn.LayerNorm(c.dim, eps=1e-12)
+        self.transform_norm = nn.LayerNorm(c.dim, eps=c.eps)
         self.vocab_bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.link = nn.Linear(c.dim, RELATION_CLASSES)
         self.triple = nn.Linear(c.dim, 2)
@@ -115,7 +156,7 @@ class KGIBert(nn.Module):
 
     def vocabulary(self, x):
         """(k, dim) -> (k, vocabulary) logits."""
-        x = self.transform_norm(F.gelu(self.transform(x)))
+        x = self.transform_norm(self.activation(self.transform(x)))
         return F.linear(x, self.encoder.word.weight, self.vocab_bias)
 
     def forward(self, ids, mask, position, label, sizes):
@@ -149,6 +190,25 @@ def initialise(module):
         nn.init.zeros_(module.weight[module.padding_idx])
 
 
+@torch.no_grad()
+def grow(model, new, size):
+    """Makes room for `size` tokens, of which the ids in `new` are ones the model has not met.
+
+    Their word vectors are drawn around the mean of the others (spread 0.02, as at the start of a BERT), so that
+    no old token loses much of its probability to them; their bias in the vocabulary head is the mean of the others.
+    """
+    old, c = model.encoder.word.weight, model.encoder.config
+    known = torch.ones(len(old), dtype=torch.bool)
+    known[[i for i in new if i < len(old)]] = False
+    c.vocab_size = max(size, len(old))
+    word = nn.Embedding(c.vocab_size, c.dim, padding_idx=c.pad)
+    word.weight.copy_(old[known].mean(0) + 0.02 * torch.randn(c.vocab_size, c.dim))
+    word.weight[: len(old)][known] = old[known]
+    bias = model.vocab_bias[known].mean().repeat(c.vocab_size)
+    bias[: len(old)][known] = model.vocab_bias[known]
+    model.encoder.word, model.vocab_bias = word, nn.Parameter(bias)
+
+
 def choose_device(name, precision):
     """(device, autocast dtype or None). bf16 from compute capability 8.0 on, fp16 before, fp32 on CPU."""
     if name not in ("auto", "cuda", "cpu"):
@@ -168,100 +228,158 @@ def choose_device(name, precision):
     return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
-# ---------------------------------------------------------------- checkpoints
+def autocast(device, dtype):
+    """Mixed precision in `dtype`; with None, nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def layer_names(i):
-    """Our parameter prefixes of layer i -> those of DistilBERT, whose layout our checkpoints have."""
-    theirs = f"distilbert.transformer.layer.{i}."
-    return {
-        f"encoder.layers.{i}.{ours}.": theirs + name + "."
-        for ours, name in (
-            ("out", "attention.out_lin"), ("norm1", "sa_layer_norm"), ("ffn1", "ffn.lin1"),
-            ("ffn2", "ffn.lin2"), ("norm2", "output_layer_norm"),
-        )
-    }  # fmt: skip
+# ---------------------------------------------------------------- checkpoints: names
 
 
-def renamed(c):
-    """[(our name, [names on disk])] for all parameters; q, k and v are one matrix here, three there."""
-    prefixes = {
-        "encoder.norm.": "distilbert.embeddings.LayerNorm.", "transform.": "vocab_transform.",
-        "transform_norm.": "vocab_layer_norm.", "link.": "link_head.", "triple.": "triple_head.",
+class Family(NamedTuple):
+    """What a family of checkpoints calls things."""
+
+    masked_lm: str  # the class that its config.json names
+    prefix: str  # of the encoder's tensors
+    layer: str
+    parts: dict  # of a layer
+    transform: str  # the vocabulary head: dense layer, LayerNorm, bias, and copies of word embeddings and bias
+    norm: str
+    bias: str
+    decoder: str
+    keys: dict  # of config.json
+
+
+DISTILBERT_PARTS = {
+    "q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "out": "attention.out_lin",
+    "norm1": "sa_layer_norm", "ffn1": "ffn.lin1", "ffn2": "ffn.lin2", "norm2": "output_layer_norm",
+}  # fmt: skip
+BERT_PARTS = {
+    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
+    "out": "attention.output.dense", "norm1": "attention.output.LayerNorm",
+    "ffn1": "intermediate.dense", "ffn2": "output.dense", "norm2": "output.LayerNorm",
+}  # fmt: skip
+SIZES = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
+DISTILBERT_KEYS = SIZES | {
+    "dim": "dim", "layers": "n_layers", "heads": "n_heads", "ffn": "hidden_dim", "dropout": "dropout",
+    "attention_dropout": "attention_dropout", "activation": "activation", "pad": "pad_token_id",
+}  # fmt: skip
+BERT_KEYS = SIZES | {
+    "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn": "intermediate_size",
+    "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob", "activation": "hidden_act",
+    "pad": "pad_token_id", "eps": "layer_norm_eps", "segments": "type_vocab_size",
+}  # fmt: skip
+DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # where config.json is silent
+
+
+FAMILIES = {
+    "distilbert": Family(
+        "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS,
+        "vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector", DISTILBERT_KEYS,
+    ),
+    "bert": Family(
+        "BertForMaskedLM", "bert.", "encoder.layer", BERT_PARTS, "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder", BERT_KEYS,
+    ),
+    "roberta": Family(
+        "RobertaForMaskedLM", "roberta.", "encoder.layer", BERT_PARTS,
+        "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder", BERT_KEYS,
+    ),
+}  # fmt: skip
+FAMILIES["camembert"] = FAMILIES["roberta"]._replace(masked_lm="CamembertForMaskedLM")
+FAMILIES["xlm-roberta"] = FAMILIES["roberta"]._replace(masked_lm="XLMRobertaForMaskedLM")
+WORDS, POSITIONS, TYPES = (f"embeddings.{x}_embeddings.weight" for x in ("word", "position", "token_type"))
+HEADS = {"vocabulary head": ("transform", "vocab_bias"), "link and triple heads": ("link.", "triple.")}
+WRAPPERS = re.compile(r"^((bert|roberta|camembert|xlm_roberta|distilbert|transformer(?!\.layer))\.)+")
+NOT_USED = re.compile(  # parts of other models on the same encoder
+    r"^(pooler|cls\.seq_relationship|classifier|pre_classifier|qa_outputs)\.|^embeddings\.(position|token_type)_ids$"
+)
+
+
+def names(c):
+    """{our parameter: its tensors in a file of this family, less the prefix}; q, k and v are one matrix here."""
+    family = FAMILIES[c.family]
+    modules = {
+        "encoder.norm": ["embeddings.LayerNorm"], "transform": [family.transform], "transform_norm": [family.norm],
+        "link": ["link_head"], "triple": ["triple_head"],
     }  # fmt: skip
     for i in range(c.layers):
-        prefixes |= layer_names(i)
-    names = [(a + end, [b + end]) for a, b in prefixes.items() for end in ("weight", "bias")]
-    for i in range(c.layers):
-        for end in ("weight", "bias"):
-            three = [f"distilbert.transformer.layer.{i}.attention.{x}_lin.{end}" for x in "qkv"]
-            names.append((f"encoder.layers.{i}.qkv.{end}", three))
-    names.append(("encoder.word.weight", ["distilbert.embeddings.word_embeddings.weight"]))
-    names.append(("encoder.position.weight", ["distilbert.embeddings.position_embeddings.weight"]))
-    return names + [("vocab_bias", ["vocab_projector.bias"])]
+        parts = {ours: f"{family.layer}.{i}.{theirs}" for ours, theirs in family.parts.items()}
+        modules[f"encoder.layers.{i}.qkv"] = [parts.pop(x) for x in "qkv"]
+        modules |= {f"encoder.layers.{i}.{ours}": [theirs] for ours, theirs in parts.items()}
+    out = {"encoder.word.weight": [WORDS], "encoder.position.weight": [POSITIONS], "vocab_bias": [family.bias]}
+    for end in (".weight", ".bias"):
+        out |= {ours + end: [name + end for name in theirs] for ours, theirs in modules.items()}
+    return out
 
 
-def save(model, folder, tokenizer):
-    """Writes config.json, pytorch_model.bin and tokenizer.json in DistilBERT's layout.
+def plain_name(name):
+    """A tensor's name without what wrapped the model, its family's prefix, and LayerNorm's oldest names."""
+    name = WRAPPERS.sub("", name.replace("_orig_mod.", "").replace("module.", ""))
+    return re.sub(r"\.(gamma|beta)$", lambda m: {"gamma": ".weight", "beta": ".bias"}[m[1]], name)
 
-    tokenizer: the bytes of a tokenizer.json. Each file is written beside and renamed.
+
+# ---------------------------------------------------------------- checkpoints: files
+
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def read_safetensors(path):
+    """{name: tensor} of a .safetensors file: 8 bytes of header length, a JSON header, the tensors one after another.
+
+    Every number of the header is checked before it is used, as the format's own library does: the tensors must
+    fill the file, without holes, without sharing bytes. Raises: UserError.
     """
-    folder, c = Path(folder), model.encoder.config
-    folder.mkdir(parents=True, exist_ok=True)
-    state, weights = model.state_dict(), {}
-    for ours, theirs in renamed(c):
-        for name, part in zip(theirs, state[ours].cpu().chunk(len(theirs))):
-            weights[name] = part.clone()
-    config = {
-        "architectures": ["DistilBertForMaskedLM"], "model_type": "distilbert", "activation": "gelu",
-        "vocab_size": c.vocab_size, "max_position_embeddings": c.max_positions, "dim": c.dim,
-        "n_layers": c.layers, "n_heads": c.heads, "hidden_dim": c.ffn, "dropout": c.dropout,
-        "attention_dropout": c.dropout, "pad_token_id": c.pad, "sinusoidal_pos_embds": False,
-    }  # fmt: skip
-    write_atomic(folder / "pytorch_model.bin", lambda f: torch.save(weights, f))
-    write_atomic(folder / "tokenizer.json", lambda f: f.write(tokenizer))
-    write_atomic(folder / "config.json", lambda f: f.write((json.dumps(config, indent=1) + "\n").encode()))
+
+    def bad(what):
+        return UserError(f"{path}: damaged or not a safetensors file ({what})")
+
+    with open(path, "rb") as f:
+        rest = os.fstat(f.fileno()).st_size - 8
+        length = int.from_bytes(f.read(8), "little")
+        if rest < 2 or length > min(rest, 100_000_000):
+            raise bad(f"a header of {length:,} bytes in a file of {rest + 8:,}")
+        try:
+            header = json.loads(f.read(length).decode("utf-8"))
+            header.pop("__metadata__", None)
+            entries = [(*e["data_offsets"], name, e["dtype"], e["shape"]) for name, e in header.items()]
+            entries.sort(key=lambda e: e[:2])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise bad(f"the header cannot be read: {type(e).__name__}") from None
+        out, at = {}, 0
+        for entry in entries:
+            if len(entry) != 5 or type(entry[3]) is not str or type(entry[4]) is not list:
+                raise bad("an entry of the header is not one of a tensor")
+            begin, end, name, dtype, shape = entry
+            if dtype not in DTYPES:
+                raise bad(f"{name}: numbers of type {dtype[:20]} are not supported")
+            if any(type(x) is not int or x < 0 for x in (begin, end, *shape)):
+                raise bad(f"{name}: a size or a place in the file is not a whole number")
+            if begin != at or end > rest - length or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise bad(f"{name}: bytes {begin:,} to {end:,} are not its place in the file")
+            if begin < end:  # tensors without elements are of no use to anyone here
+                out[name] = torch.frombuffer(bytearray(f.read(end - begin)), dtype=DTYPES[dtype]).view(shape)
+            at = end
+        if at != rest - length:
+            raise bad(f"{rest - length - at:,} bytes behind the last tensor")
+    return out
 
 
-def load_config(folder):
-    """The Config of a checkpoint folder. Raises: UserError naming the file and what is wrong."""
-    path = Path(folder, "config.json")
-    try:
-        d = json.loads(path.read_text(encoding="utf-8"))
-        if d["model_type"] != "distilbert":
-            raise UserError(f"model type '{d['model_type']}' is not supported, only distilbert")
-        return Config(
-            d["vocab_size"], d["max_position_embeddings"], d["dim"], d["n_layers"], d["n_heads"],
-            d["hidden_dim"], d["dropout"], d["pad_token_id"],
-        )  # fmt: skip
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from None
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; is {folder} a checkpoint folder?") from None
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not a model configuration ({e!r})") from None
-
-
-def load(folder, dropout=None):
-    """A KGIBert from a folder written by save, with its own dropout or another.
-
-    Raises: UserError naming the file and what is wrong.
-    """
-    c = load_config(folder)
-    c.dropout = c.dropout if dropout is None else dropout
-    path, model = Path(folder, "pytorch_model.bin"), KGIBert(c)
-    weights, state = read_torch(path), model.state_dict()
-    for ours, theirs in renamed(c):
-        missing = [name for name in theirs if name not in weights]
-        if missing:
-            raise UserError(f"{path}: no weight {missing[0]}; the file is not of this config.json")
-        tensor = torch.cat([weights[name] for name in theirs]).float()
-        if tensor.shape != state[ours].shape:
-            want = tuple(state[ours].shape)
-            raise UserError(f"{path}: {theirs[0]} has shape {tuple(tensor.shape)} where config.json says {want}")
-        state[ours] = tensor
-    model.load_state_dict(state)
-    return model
+def write_safetensors(f, tensors):
+    """The counterpart of read_safetensors, for float32 tensors on the CPU."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, t in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [at, at + 4 * t.numel()]}
+        at += 4 * t.numel()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    f.write(len(text).to_bytes(8, "little") + text)
+    for t in tensors.values():
+        f.write(t.contiguous().numpy())
 
 
 def read_torch(path):
@@ -273,3 +391,240 @@ def read_torch(path):
     except Exception as e:  # what a damaged file raises depends on where the damage is
         said = (str(e).splitlines() or [""])[0]
         raise UserError(f"{path}: damaged or not a weights file ({type(e).__name__}: {said})") from None
+
+
+def weight_files(folder):
+    """model.safetensors, else pytorch_model.bin, either maybe in parts: a list of files. Raises: UserError."""
+    for path in (Path(folder, "model.safetensors"), Path(folder, "pytorch_model.bin")):
+        if path.is_file():
+            return [path]
+        index = path.with_name(path.name + ".index.json")
+        parts = tokenization.read_json(index).get("weight_map")
+        if parts:
+            if type(parts) is not dict or not all(type(p) is str and Path(p).name == p for p in parts.values()):
+                raise UserError(f"{index}: its weight_map does not name files beside it")
+            return [Path(folder, name) for name in sorted(set(parts.values()))]
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def read_weights(folder):
+    """{plain_name: tensor} of all files of a checkpoint. Raises: UserError."""
+    out = {}
+    for path in weight_files(folder):
+        try:
+            with open(path, "rb") as f:
+                pointer = f.read(40).startswith(b"version https://git-lfs")
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}") from None
+        if pointer:
+            raise UserError(f"{path} is a pointer of Git LFS, not the weights: run 'git lfs pull' there")
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+        if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
+            raise UserError(f"{path}: not a file of named tensors")
+        for name, tensor in content.items():
+            if plain_name(name) in out:
+                raise UserError(f"{path}: {name} stands there twice, with and without a prefix")
+            out[plain_name(name)] = tensor
+    return out
+
+
+# ---------------------------------------------------------------- checkpoints: in and out
+
+
+def load_config(folder):
+    """The Config of a checkpoint folder. Raises: UserError naming the file and what is wrong."""
+    path = Path(folder, "config.json")
+    if not path.is_file():
+        raise UserError(f"{path} not found; is {folder} a checkpoint folder?")
+    d = tokenization.read_json(path)
+    try:
+        family = d.get("model_type")
+        if family not in FAMILIES:
+            raise UserError(f"model_type '{family}' is not supported, only {', '.join(FAMILIES)}")
+        for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("pruned_heads", {})):
+            if d.get(key, only) != only:
+                raise UserError(f"{key} = {d[key]!r} is not supported, only {only!r}")
+        defaults = DEFAULTS | {"pad": int(family in ROBERTAS), "segments": 2 if family == "bert" else 1}
+        values = {
+            ours: d[key] if ours not in defaults else d.get(key, defaults[ours])
+            for ours, key in FAMILIES[family].keys.items()
+        }
+        if family in ROBERTAS:
+            values["max_positions"] -= values["pad"] + 1
+        handed_on = {key: d[key] for key in ("bos_token_id", "eos_token_id") if key in d}
+        return Config(**values, family=family, handed_on=handed_on)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{path}: not a model configuration ({e!r})") from None
+
+
+def load(folder, dropout=None, heads=True, say=print):
+    """A KGIBert from a checkpoint folder of any family, with its own dropout or another.
+
+    heads: False reads the encoder alone; the heads stay as drawn. say: what is drawn anew or not used is told here.
+    Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
+    """
+    c = load_config(folder)
+    if dropout is not None:
+        c.dropout = c.attention_dropout = dropout
+    model, weights, family = KGIBert(c), read_weights(folder), FAMILIES[c.family]
+    state, table = model.state_dict(), names(c)
+    for twin, name in ((f"{family.decoder}.weight", WORDS), (f"{family.decoder}.bias", family.bias)):
+        if twin == name or twin not in weights:
+            continue
+        copy = weights.pop(twin)
+        if heads and not torch.equal(copy, weights.setdefault(name, copy)):
+            raise UserError(
+                f"{folder}: {twin} differs from {name}, so the vocabulary head is not tied to the word embeddings, "
+                "as it must be to be trained on; finetune.py and embed can use the encoder"
+            )
+    for what, beginnings in HEADS.items():
+        group = {ours: theirs for ours, theirs in table.items() if ours.startswith(beginnings)}
+        present = [name for (name,) in group.values() if name in weights]
+        if heads and present:
+            continue
+        if heads:
+            say(f"{folder} has no {what}: drawn anew")
+        table = {ours: theirs for ours, theirs in table.items() if ours not in group}
+        weights = {name: tensor for name, tensor in weights.items() if name not in present}
+
+    shapes = {}
+    for ours, theirs in table.items():
+        rows, *columns = state[ours].shape
+        rows = rows + c.offset if theirs == [POSITIONS] else rows // len(theirs)
+        shapes |= {name: (rows, *columns) for name in theirs}
+    if c.segments:
+        shapes[TYPES] = (c.segments, c.dim)
+    unused = sorted(name for name in weights if name not in shapes and NOT_USED.match(name))
+    if unused:
+        say(f"{folder}: not used: {', '.join(unused)}")
+    faults = {
+        "missing": [name for name in shapes if name not in weights],
+        "left over": [name for name in weights if name not in shapes and name not in unused],
+        "wrong shape": [
+            f"{name} {tuple(weights[name].shape)} where config.json says {shape}"
+            for name, shape in shapes.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    if any(faults.values()):
+        told = [f"{what}: {', '.join(f[:20])}{' ...' * (len(f) > 20)} ({len(f)})" for what, f in faults.items() if f]
+        raise UserError(f"{folder}: the weights are not those of its config.json. {'; '.join(told)}")
+
+    types = weights[TYPES].float() if c.segments else torch.zeros(1, c.dim)
+    weights[POSITIONS] = weights[POSITIONS][c.offset :].float() + types[0]
+    for ours, theirs in table.items():
+        state[ours] = torch.cat([weights[name].float() for name in theirs])
+    if c.segments > 1:
+        state["encoder.segments"] = types - types[0]
+    model.load_state_dict(state)
+    return model
+
+
+def save(model, folder):
+    """Writes config.json and model.safetensors in the layout of the model's family, each beside and then renamed.
+
+    Token type 0 and the positions stay folded together, in the positions, and the rows that RoBERTa has before
+    its first position are zeros: what is computed is the same.
+    """
+    folder, c = Path(folder), model.encoder.config
+    folder.mkdir(parents=True, exist_ok=True)
+    family, state, weights = FAMILIES[c.family], model.state_dict(), {}
+    for ours, theirs in names(c).items():
+        prefix = family.prefix if ours.startswith("encoder.") else ""
+        for name, part in zip(theirs, state[ours].cpu().chunk(len(theirs))):
+            weights[prefix + name] = part
+    if family.decoder + ".bias" != family.bias:  # some versions of other libraries take it from the copy alone
+        weights[family.decoder + ".bias"] = weights[family.bias]
+    weights[family.prefix + POSITIONS] = F.pad(weights[family.prefix + POSITIONS], (0, 0, c.offset, 0))
+    config = {"architectures": [family.masked_lm], "model_type": c.family, "initializer_range": 0.02}
+    config |= {theirs: getattr(c, ours) for ours, theirs in family.keys.items()}
+    config["max_position_embeddings"] += c.offset
+    if c.segments:
+        weights[family.prefix + TYPES] = state.get("encoder.segments", torch.zeros(1, c.dim)).cpu()
+        config["position_embedding_type"] = "absolute"
+    else:
+        config["sinusoidal_pos_embds"] = False
+    config |= c.handed_on
+    write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
+    write_atomic(folder / "config.json", lambda f: f.write((json.dumps(config, indent=1) + "\n").encode()))
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+@torch.inference_mode()
+def embed(encoder, special, ids, length, pooling, room, precision):
+    """Vectors of texts: yields arrays (k, dim) float32, together one row per text in their order.
+
+    ids, length: tokens as tokenization.encode gives them, of which `room` are kept per text.
+    pooling: "cls" is the vector at [CLS], "mean" the mean over all tokens, [CLS] and [SEP] among them.
+    precision: the dtype of autocast or None.
+    """
+    device = encoder.word.weight.device
+    budget = 65536 if device.type == "cuda" else 4096  # tokens computed at a time
+    start, kept = np.cumsum(length) - length, np.minimum(length, room)
+    for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
+        out = np.empty((len(chunk), encoder.config.dim), np.float32)
+        order = np.argsort(kept[chunk], kind="stable")[::-1]  # the longest first: memory does not grow later
+        while len(order):
+            width = int(kept[chunk[order[0]]]) + 2
+            rows, order = np.split(order, [max(1, budget // width)])
+            n = torch.from_numpy(kept[chunk[rows]])[:, None]
+            col = torch.arange(width)
+            x = torch.full((len(rows), width), special["pad"])
+            inside = (col > 0) & (col <= n)
+            x[inside] = torch.from_numpy(
+                np.concatenate([ids[start[i] : start[i] + kept[i]] for i in chunk[rows]])
+            ).long()
+            x[:, 0] = special["cls"]
+            x[col == n + 1] = special["sep"]
+            mask = (col < n + 2).to(device)
+            with autocast(device, precision):
+                hidden = encoder(x.to(device), mask).float()
+            vectors = (
+                hidden[:, 0] if pooling == "cls" else (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            )
+            out[rows] = vectors.cpu().numpy()
+        yield out
+
+
+def main(argv):
+    usage = "python model.py embed CHECKPOINT [--pooling cls|mean] < terms.txt > vectors.npy"
+    s, (command, folder) = configs.load("embed", argv, usage, positionals=2)
+    if command != "embed" or s.pooling not in ("cls", "mean"):
+        raise UserError(f"unknown command '{command}' or pooling '{s.pooling}'; usage: {usage}")
+    if sys.stdout.isatty():
+        raise UserError(f"the vectors are a NumPy array, not for a terminal; usage: {usage}")
+    device, dtype = choose_device(s.device, s.precision)
+    encoder = load(folder, heads=False, say=partial(print, file=sys.stderr)).encoder.to(device).eval()
+    tokenizer = tokenization.load(folder, encoder.config.vocab_size)
+    room = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions) - 2
+    if room < 1:
+        raise UserError(f"max_len = {s.max_len} leaves no room for a token")
+    lines = sys.stdin.buffer.read()
+    if not lines:
+        raise UserError(f"nothing on standard input; usage: {usage}")
+    texts = []
+    for i, line in enumerate(lines.removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            texts.append(" " + line.decode("utf-8").removesuffix("\r"))
+        except UnicodeDecodeError:
+            raise UserError(f"standard input, line {i}: not UTF-8") from None
+    ids, length = tokenization.encode(tokenizer, texts, "tokens")
+    if (length > room).any():
+        print(f"{(length > room).sum():,} lines of more than {room} tokens were cut", file=sys.stderr)
+    out = sys.stdout.buffer
+    shape = (len(texts), encoder.config.dim)
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    special = tokenization.special_ids(tokenizer)
+    with configs.progress("vectors", len(texts)) as bar:
+        for block in embed(encoder, special, ids, length, s.pooling, room, dtype):
+            out.write(block)
+            bar.update(len(block))
+    out.flush()
+
+
+if __name__ == "__main__":
+    configs.run(main)

@@ -4,7 +4,7 @@
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus
 
 A value comes from the dataclass default (the paper's number where it has one), then from the
-command's table of a TOML file ([data], [train] or [finetune]), then from the command line. Each is
+command's table of a TOML file ([data], [train], [finetune] or [embed]), then from the command line. Each is
 checked against the type written here; an unknown key or a wrong type is one line and exit status 1.
 """
 
@@ -15,6 +15,8 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -50,7 +52,7 @@ class Data:
     text: str = setting(
         "", "other documents: a file with one a line, a .jsonl file, or a folder of .txt ({lang}: the language)"
     )
-    out: str = setting("", "where the data set goes; default datasets/<lang>")
+    out: str = setting("", "where the data set goes; default datasets/<lang>[-<tokenizer>]")
     seed: int = setting(0, "seed of every random choice of the build", most=2**32)
     classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
     prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)")
@@ -73,7 +75,7 @@ class Data:
 class Train:
     """`kgi.py`: pre-training. Defaults are the paper's v1 numbers (section 4.1, Table 8)."""
 
-    data: str = setting("", "data set folder; default: the only one under datasets/")
+    data: str = setting("", "data set folder; default: the only one in datasets/, of init's tokenizer if given")
     out: str = setting("", "run folder; default runs/kgi-<name of the data folder>")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder")
     seed: int = setting(0, "seed of weights, order, masks and dropout", most=2**32)
@@ -118,7 +120,17 @@ class Finetune:
     device: str = setting("auto", "auto, cuda or cpu")
 
 
-TABLES = {"data": Data, "train": Train, "finetune": Finetune}
+@dataclass
+class Embed:
+    """`model.py embed`: one vector for each line of text."""
+
+    pooling: str = setting("cls", "cls (the vector at [CLS]) or mean (over all tokens)")
+    max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the positions of the checkpoint")
+    precision: str = setting("auto", "auto, bf16, fp16 or fp32")
+    device: str = setting("auto", "auto, cuda or cpu")
+
+
+TABLES = {"data": Data, "train": Train, "finetune": Finetune, "embed": Embed}
 
 
 def load(table, argv, usage, positionals=0):
@@ -239,6 +251,14 @@ def write_atomic(path, write):
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def progress(what, total, unit=""):
+    """A tqdm bar on a terminal, nothing elsewhere. total: a number, or something to iterate over."""
+    options = {"desc": what, "disable": None, "leave": False, "dynamic_ncols": True}
+    if isinstance(total, int):
+        return tqdm(total=total, unit=unit or "it", unit_scale=True, **options)
+    return tqdm(total, **options)
 
 
 def run(main):

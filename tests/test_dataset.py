@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 import configs
 import data
-from configs import UserError
+from configs import UserError, tokenization
 from data import EP, LP, MLM, RELATIONS, TASKS, TC
 from tests.conftest import SMALL, build, command, graph_of
 
@@ -293,7 +293,7 @@ def test_a_checkpoints_tokenizer(release, dataset, tmp_path):
     assert np.diff(data.Examples(out, "train").offsets).max() > 30  # its own truncation is switched off
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="not a tokenizer.json"):
+    with pytest.raises(UserError, match="tokenizer.json: not a tokenizer"):
         build(release, tmp_path / "en2", tokenizer=str(tmp_path / "bad"))
 
 
@@ -302,7 +302,7 @@ def test_the_tokenizer(dataset):
     wanted = [*data.SPECIALS, *(f"[{r}]" for r in RELATIONS), "[HREL]"]
     assert [t.token_to_id(w) for w in wanted] == list(range(13))
     assert t.encode("liver [PAR] kidney").tokens[2] == "[PAR]"
-    ids, n = data.encode(t, ["liver [SEP] [PAR]", ""], "x")
+    ids, n = tokenization.encode(t, ["liver [SEP] [PAR]", ""], "x")
     assert not {t.token_to_id("[SEP]"), t.token_to_id("[PAR]")} & set(ids.tolist()) and n[1] == 0  # text, not marks
 
 

@@ -154,7 +154,7 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
     before = (baseline / "checkpoint.pt").read_bytes()
     kgi.Trainer(settings(dataset, baseline)).run()  # nothing left to do
     assert (baseline / "checkpoint.pt").read_bytes() == before
-    (baseline / "pytorch_model.bin").unlink()  # as if killed before it was written
+    (baseline / "model.safetensors").unlink()  # as if killed before it was written
     kgi.Trainer(settings(dataset, baseline)).run()
     more = kgi.Trainer(settings(dataset, tmp_path / "more", init=str(baseline), dropout=0.3))
     assert more.model.encoder.config.dropout == more.model.encoder.layers[0].dropout == 0.3
@@ -163,7 +163,7 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
 
 def test_a_start_from_other_weights_must_fit_the_data_set(release, dataset, baseline, tmp_path):
     other = build(release, tmp_path / "other", vocab_size=300)
-    with pytest.raises(UserError, match="has another tokenizer than .*; build it with --tokenizer"):
+    with pytest.raises(UserError, match="has another tokenizer than .*; build one with .*TOKENIZER="):
         kgi.Trainer(settings(other, tmp_path / "run", init=str(baseline)))
     long = build(release, tmp_path / "long", tokenizer=str(baseline), seq_len=80)
     with pytest.raises(UserError, match="has 64 positions and .* sequences of up to 80 tokens"):
@@ -187,7 +187,7 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             kgi.Trainer(settings(dataset, baseline, **more)).run()
-    models.save(models.load(baseline), tmp_path / "model", b"{}")
+    models.save(models.load(baseline), tmp_path / "model")
     with pytest.raises(UserError, match="holds a model, but no checkpoint.pt"):
         kgi.Trainer(settings(dataset, tmp_path / "model")).run()
     torch.save([1], tmp_path / "checkpoint.pt")

@@ -1,8 +1,5 @@
 """The encoder against torch's own layer, the heads against a dense computation, checkpoints in and out."""
 
-import json
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +11,9 @@ from configs import UserError
 SIZES = [(48, 2, 4, 96), (32, 1, 1, 64), (40, 3, 8, 80)]  # dim, layers, heads, ffn
 
 
-def small(dim=48, layers=2, heads=4, ffn=96, vocab=50, positions=20, seed=0, dropout=0.1):
+def small(dim=48, layers=2, heads=4, ffn=96, vocab=50, positions=20, seed=0, dropout=0.1, **more):
     torch.manual_seed(seed)
-    model = models.KGIBert(models.Config(vocab, positions, dim, layers, heads, ffn, dropout))
+    model = models.KGIBert(models.Config(vocab, positions, dim, layers, heads, ffn, dropout, **more))
     for p in model.parameters():  # LayerNorms and biases that are not trivial
         nn.init.normal_(p, mean=float(p.ndim == 1) / 2, std=0.2)
     return model.double().eval()
@@ -25,8 +22,9 @@ def small(dim=48, layers=2, heads=4, ffn=96, vocab=50, positions=20, seed=0, dro
 def reference(model):
     """torch.nn.TransformerEncoder with the same weights."""
     c = model.config
+    activation = {"gelu_new": lambda x: F.gelu(x, approximate="tanh")}.get(c.activation, c.activation)
     layer = nn.TransformerEncoderLayer(
-        c.dim, c.heads, c.ffn, c.dropout, "gelu", layer_norm_eps=1e-12, batch_first=True, norm_first=False
+        c.dim, c.heads, c.ffn, c.dropout, activation, layer_norm_eps=c.eps, batch_first=True, norm_first=False
     )
     ref = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False).double().eval()
     pairs = {
@@ -49,17 +47,21 @@ def ids_and_mask(vocab=50, seed=1, lengths=(9, 4, 12, 1)):
     return torch.randint(5, vocab, mask.shape) * mask, mask
 
 
+@pytest.mark.parametrize("family, activation, eps", [
+    ("distilbert", "gelu", 1e-12), ("bert", "relu", 1e-12), ("roberta", "gelu", 1e-5), ("camembert", "gelu_new", 0.1),
+])  # fmt: skip
 @pytest.mark.parametrize("sizes", SIZES)
-def test_encoder_is_torchs(sizes):
-    encoder = small(*sizes).encoder
+def test_encoder_is_torchs(sizes, family, activation, eps):
+    encoder = small(*sizes, family=family, activation=activation, eps=eps).encoder
     ids, mask = ids_and_mask()
     x = encoder.norm(encoder.word(ids) + encoder.position(torch.arange(ids.shape[1])))
     want = reference(encoder)(x, src_key_padding_mask=~mask)
     assert (encoder(ids, mask) - want)[mask].abs().max() < 1e-6
 
 
-def test_padding_and_company_change_nothing():
-    encoder = small().encoder
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_padding_and_company_change_nothing(family):
+    encoder = small(family=family).encoder
     ids, mask = ids_and_mask()
     together = encoder(ids, mask)
     for i, n in enumerate(mask.sum(1).tolist()):
@@ -131,53 +133,3 @@ def test_more_ranks_than_gpus(monkeypatch):
 def test_too_long_a_sequence_names_the_limit():
     with pytest.raises(ValueError, match="21 tokens; the encoder has 20 positions"):
         small().encoder(torch.ones(1, 21, dtype=torch.int64))
-
-
-def test_there_and_back(tmp_path):
-    model = small().float()
-    models.save(model, tmp_path / "m", b"{}")
-    again = models.load(tmp_path / "m").eval()
-    assert again.encoder.config == model.encoder.config
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    names = torch.load(tmp_path / "m" / "pytorch_model.bin", weights_only=True)
-    assert "distilbert.transformer.layer.1.attention.k_lin.bias" in names and not any("qkv" in n for n in names)
-
-
-def test_a_broken_checkpoint_is_named(tmp_path):
-    good = tmp_path / "good"
-    models.save(small().float(), good, b"{}")
-
-    def copy(name):
-        shutil.copytree(good, tmp_path / name)
-        return tmp_path / name
-
-    def raises(folder, said):
-        with pytest.raises(UserError, match=said):
-            models.load(folder)
-
-    raises(tmp_path / "none", "is .*none a checkpoint folder")
-    folder = copy("cut")
-    (folder / "pytorch_model.bin").write_bytes((good / "pytorch_model.bin").read_bytes()[:900])
-    raises(folder, "pytorch_model.bin: damaged or not a weights file")
-    for content in (b"", b"hello"):
-        (folder / "pytorch_model.bin").write_bytes(content)
-        raises(folder, "pytorch_model.bin: damaged or not a weights file")
-    folder = copy("config")
-    (folder / "config.json").write_text("{")
-    raises(folder, "config.json: not a model configuration")
-    folder = copy("other")
-    d = json.loads((good / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(d | {"model_type": "t5"}))
-    raises(folder, "model type 't5' is not supported")
-    (folder / "config.json").write_text(json.dumps(d | {"hidden_dim": 97}))
-    raises(folder, r"ffn.lin1.weight has shape \(96, 48\) where config.json says \(97, 48\)")
-    (folder / "config.json").write_text(json.dumps(d | {"n_layers": 3}))
-    raises(folder, "no weight distilbert.transformer.layer.2")
-    (folder / "config.json").write_text(json.dumps(d | {"n_heads": 5}))
-    raises(folder, "config.json: heads = 5 does not divide dim = 48")
-    for wrong in ({"n_layers": "1"}, {"n_heads": 0}, {"dropout": "x"}, {"vocab_size": -1}, {"pad_token_id": 999}):
-        (folder / "config.json").write_text(json.dumps(d | wrong))
-        raises(folder, "config.json: .* is not")
-    folder = copy("missing")
-    (folder / "pytorch_model.bin").unlink()
-    raises(folder, "pytorch_model.bin not found")

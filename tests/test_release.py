@@ -390,7 +390,7 @@ def test_languages():
     (["--lang", "de", "--umls", "SAMPLE", "--e3c", "none"], "no row in language GER"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "NO_JSON"], "layer3 holds no .json file"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "EMPTY"], "data_collection/French/layer3 not found"),
-    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--tokenizer", "EMPTY"], "tokenizer.json not found"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--tokenizer", "EMPTY"], "no tokenizer.json there"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--windows", "some"], "windows = 'some'"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid", "2"], "valid = 2.0 must be between"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "is not a data set"),

@@ -1,0 +1,712 @@
+"""Checkpoints of every family, in and out; their tokenizers; going on from them; embeddings.
+
+tests/checkpoints holds tiny random ones that another library wrote, each with inputs and what it computed (parity.pt).
+"""
+
+import io
+import json
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, implementations, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models as algorithms
+
+import configs
+import data
+import finetune
+import kgi
+import model as models
+from configs import UserError, tokenization
+from tests.conftest import ROOT, build, command
+from tests.test_kgi import STOP
+
+HERE = Path(__file__).parent / "checkpoints"
+FAMILIES = sorted(p.name for p in HERE.iterdir())
+SILENT = str.format  # a `say` that says nothing
+
+
+def written(family):
+    """{name: tensor} of a fixture, read by hand."""
+    content = (HERE / family / "model.safetensors").read_bytes()
+    (n,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + n])
+    header.pop("__metadata__")
+    out = {}
+    for name, e in header.items():
+        begin, end = (8 + n + x for x in e["data_offsets"])
+        out[name] = torch.from_numpy(np.frombuffer(content[begin:end], "<f4").reshape(e["shape"]).copy())
+    return out
+
+
+def folder_with(path, family, weights, **config):
+    """A checkpoint folder with these weights as pytorch_model.bin and a changed config.json."""
+    path.mkdir(exist_ok=True)
+    d = json.loads((HERE / family / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(d | config))
+    torch.save(weights, path / "pytorch_model.bin")
+    return path
+
+
+def equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    heads = ("link", "triple")  # drawn anew where a file has none
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items() if not k.startswith(heads))
+
+
+# ---------------------------------------------------------------- in
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_librarys_numbers(family):
+    """Hidden states, logits, loss and gradients as that library computed them."""
+    said = []
+    model = models.load(HERE / family, dropout=0.0, say=said.append)
+    assert said == [f"{HERE / family} has no link and triple heads: drawn anew"]
+    want = models.read_torch(HERE / family / "parity.pt")
+    mask, targets = want["am"].bool(), (want["labels"].ravel() != -100).nonzero().ravel()
+    hidden = model.encoder(want["ids"], mask)
+    assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
+    logits = model.vocabulary(hidden)
+    assert (logits - want["logits"])[mask].abs().max() < 1e-5 * want["logits"].abs().max()
+    out = model(want["ids"], mask, targets, want["labels"].ravel()[targets], [len(targets), 0, 0, 0])
+    loss = out[0, 0] / len(targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(want["loss"].item(), abs=1e-5)
+    assert (model.encoder.word.weight.grad - want["gword"]).abs().max() < 1e-6
+    offset = 0 if family in ("bert", "distilbert") else 2
+    assert model.encoder.config.offset == offset and model.encoder.config.max_positions == 32
+    assert (model.encoder.position.weight.grad - want["gpos"][offset:]).abs().max() < 1e-6
+
+
+def bare(weights):
+    return {n.removeprefix("bert.").removeprefix("roberta.").removeprefix("distilbert."): t for n, t in weights.items()}
+
+
+DRESSES = {
+    "as it is": lambda w: w,
+    "no prefix": bare,
+    "compiled and wrapped": lambda w: {f"_orig_mod.module.{n}": t for n, t in w.items()},
+    "wrapped and compiled": lambda w: {f"module._orig_mod.{n}": t for n, t in w.items()},
+    "inside a model": lambda w: {f"transformer.{n}" if "embeddings" in n else n: t for n, t in bare(w).items()},
+    "old names": lambda w: {n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): w[n] for n in w},
+    "double": lambda w: {n: t.double() for n, t in w.items()},
+    "parameters": lambda w: {n: torch.nn.Parameter(t) for n, t in w.items()},
+    "old buffers": lambda w: w | {"bert.embeddings.position_ids": torch.arange(32)[None]},
+}
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_that_files_come_with(tmp_path, family, dress):
+    plain = models.load(HERE / family, say=SILENT)
+    assert equal(plain, models.load(folder_with(tmp_path / "x", family, DRESSES[dress](written(family))), say=SILENT))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_of_the_tied_weights(tmp_path, family):
+    """Equal ones are fine; others mean a head that is not tied: told, and the encoder alone can be had."""
+    decoder = {"distilbert": "vocab_projector", "bert": "cls.predictions.decoder"}.get(family, "lm_head.decoder")
+    weights = written(family)
+    words = weights[[n for n in weights if "word_embeddings" in n][0]]
+    plain = models.load(HERE / family, say=SILENT)
+    path = folder_with(tmp_path / "x", family, weights | {f"{decoder}.weight": words.clone()})
+    assert equal(plain, models.load(path, say=SILENT))
+    if family != "distilbert":
+        bias = weights.pop(f"{decoder.removesuffix('.decoder')}.bias")
+        path = folder_with(tmp_path / "x", family, weights | {f"{decoder}.bias": bias})
+        assert equal(plain, models.load(path, say=SILENT))
+    path = folder_with(tmp_path / "x", family, written(family) | {f"{decoder}.weight": words + 1})
+    with pytest.raises(UserError, match=f"{decoder}.weight differs from .* not tied to the word embeddings"):
+        models.load(path)
+    assert equal(plain.encoder, models.load(path, heads=False, say=SILENT).encoder)
+
+
+def test_half_precision_and_several_files(tmp_path):
+    plain = models.load(HERE / "bert", say=SILENT)
+    half = {n: t.half() for n, t in written("bert").items()}
+    model = models.load(folder_with(tmp_path / "half", "bert", half, torch_dtype="float16"), say=SILENT)
+    state = plain.state_dict()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(
+        (p - state[n]).abs().max() < 2e-3 for n, p in model.state_dict().items() if not n.startswith(("link", "triple"))
+    )
+    folder = folder_with(tmp_path / "parts", "bert", {})
+    (folder / "pytorch_model.bin").unlink()
+    where = {}
+    for i, name in enumerate(written("bert")):
+        where[name] = f"model-{i % 3}.safetensors"
+    for part in set(where.values()):
+        with open(folder / part, "wb") as f:
+            models.write_safetensors(f, {n: t for n, t in written("bert").items() if where[n] == part})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert equal(plain, models.load(folder, say=SILENT))
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match="model-1.safetensors: No such file"):
+        models.load(folder)
+    for wrong in ({"a": "../x"}, {"a": 1}, [1]):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(UserError, match="its weight_map does not name files beside it"):
+            models.load(folder)
+
+
+def test_parts_of_other_models_are_named(tmp_path):
+    said, extra = [], {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+    models.load(folder_with(tmp_path / "x", "bert", written("bert") | extra), say=said.append)
+    assert said[1].endswith("not used: cls.seq_relationship.bias, pooler.dense.weight")
+    encoder = {n: t for n, t in written("bert").items() if not n.startswith("cls")} | {"classifier.bias": torch.ones(2)}
+    path = folder_with(tmp_path / "y", "bert", encoder)
+    said.clear()
+    models.load(path, say=said.append)
+    assert [s.removeprefix(f"{path} has no ") for s in said[:2]] == [
+        "vocabulary head: drawn anew",
+        "link and triple heads: drawn anew",
+    ] and said[2].endswith("not used: classifier.bias")
+    said.clear()
+    models.load(HERE / "bert", heads=False, say=said.append)
+    assert not said
+
+
+def test_what_does_not_fit_is_listed(tmp_path):
+    def raises(said, change, **config):
+        weights = written("roberta")
+        change(weights)
+        with pytest.raises(UserError, match=said):
+            models.load(folder_with(tmp_path / "x", "roberta", weights, **config))
+
+    def two_faults(w):
+        del w["roberta.encoder.layer.1.output.dense.bias"]
+        w["roberta.extra.weight"] = torch.ones(1)
+        w["roberta.embeddings.LayerNorm.bias"] = torch.ones(31)
+
+    raises(
+        r"missing: encoder.layer.1.output.dense.bias \(1\); left over: extra.weight \(1\); "
+        r"wrong shape: embeddings.LayerNorm.bias \(31,\) where config.json says \(32,\)",
+        two_faults,
+    )
+    raises("missing: lm_head.dense.bias", lambda w: w.pop("lm_head.dense.bias"))
+    raises("missing: embeddings.token_type", lambda w: w.pop("roberta.embeddings.token_type_embeddings.weight"))
+    raises(r"wrong shape: .*position_embeddings.* \(34, 32\) where config.json says \(40, 32\)", dict.copy,
+           max_position_embeddings=40)  # fmt: skip
+    raises(r"left over: encoder.layer.1.attention.output.LayerNorm.bias, .* \(16\)", dict.copy, num_hidden_layers=1)
+    raises(r"missing: encoder.layer.2.*\.\.\. \(32\)", dict.copy, num_hidden_layers=4)
+    raises("stands there twice", lambda w: w.update({"module.lm_head.bias": w["lm_head.bias"]}))
+    raises("not a file of named tensors", lambda w: w.update(step=3))
+    raises("activation 'silu' is not supported, only gelu, ", dict.copy, hidden_act="silu")
+    raises(
+        "position_embedding_type = 'relative_key' is not supported", dict.copy, position_embedding_type="relative_key"
+    )
+    raises("is_decoder = True is not supported", dict.copy, is_decoder=True)
+    raises("model_type 't5' is not supported, only distilbert, bert, roberta", dict.copy, model_type="t5")
+    raises("heads = 5 does not divide dim = 32", dict.copy, num_attention_heads=5)
+    raises("max_positions = 0 is not a whole number above 0", dict.copy, max_position_embeddings=2)
+    for wrong in ({"num_hidden_layers": "1"}, {"num_attention_heads": 0}, {"hidden_dropout_prob": "x"},
+                  {"vocab_size": -1}, {"pad_token_id": 999}, {"pad_token_id": None}, {"layer_norm_eps": 3},
+                  {"type_vocab_size": None}, {"hidden_act": ["gelu"]}):  # fmt: skip
+        raises("config.json: ", dict.copy, **wrong)
+
+
+def test_files_that_are_not_there_or_damaged(tmp_path):
+    good = folder_with(tmp_path / "good", "bert", written("bert"))
+    content = (good / "pytorch_model.bin").read_bytes()
+
+    def raises(said, **files):
+        folder = tmp_path / "x"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(good, folder)
+        for name, content in files.items():
+            path = folder / name.replace("_json", ".json").replace("_bin", ".bin").replace("_st", ".safetensors")
+            path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            models.load(folder)
+
+    with pytest.raises(UserError, match="config.json not found; is .*none a checkpoint folder"):
+        models.load(tmp_path / "none")
+    raises("config.json: cannot be read as JSON", config_json=b"{")
+    raises("config.json: cannot be read as JSON", config_json=b"[]")
+    raises("config.json: cannot be read as JSON", config_json=b"\xff")
+    raises("config.json: not a model configuration", config_json=b'{"model_type": "bert"}')
+    raises("holds neither model.safetensors nor pytorch_model.bin", pytorch_model_bin=None)
+    for damaged in (content[:900], b"", b"hello", content[:-9]):
+        raises("pytorch_model.bin: damaged or not a weights file", pytorch_model_bin=damaged)
+    raises(
+        "pointer of Git LFS, not the weights: run 'git lfs pull'",
+        model_st=b"version https://git-lfs.github.com/spec/v1\noid",
+    )
+
+
+# ---------------------------------------------------------------- safetensors
+
+
+def tensors_of(content, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    return models.read_safetensors(tmp_path / "x.safetensors")
+
+
+def file_of(header, payload=b""):
+    text = header if type(header) is bytes else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def entry(dtype="F32", shape=(1,), at=(0, 4)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(at)}
+
+
+def test_safetensors_there_and_back(tmp_path):
+    """What is written can be read, by hand too; every type of number is read."""
+    f = io.BytesIO()
+    want = {"a": torch.randn(3, 4), "b": torch.randn(6, 5).T, "ä": torch.tensor(2.5), "c": torch.randn(7)}
+    models.write_safetensors(f, want)
+    content = f.getvalue()
+    got = tensors_of(content, tmp_path)
+    assert got.keys() == want.keys() and all(torch.equal(got[k], v) for k, v in want.items())
+    n = struct.unpack("<Q", content[:8])[0]
+    assert n % 8 == 0 and json.loads(content[8 : 8 + n])["b"] == entry(shape=(5, 6), at=(48, 168))
+    assert struct.unpack("<f", content[8 + n + 168 : 8 + n + 172]) == (2.5,)
+    for name, dtype in models.DTYPES.items():
+        x = torch.tensor([[0, 1, 3]]).to(dtype)
+        payload = x.view(torch.uint8).numpy().tobytes() if dtype != torch.bool else bytes([0, 1, 1])
+        header = {"x": entry(name, (1, 3), (0, len(payload))), "empty": entry(shape=(0, 2**62), at=(len(payload),) * 2)}
+        assert torch.equal(tensors_of(file_of(header, payload), tmp_path)["x"], x)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"abc", struct.pack("<Q", 5), struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10) + b"{}",
+    struct.pack("<Q", 2**64 - 1) + b"{}" * 9, file_of(b"{"), file_of(b"[]"), file_of(b"\xff\xff"),
+    file_of(b"[" * 10**5),
+    file_of({"x": 3}), file_of({"x": []}), file_of({"x": {"dtype": "F32"}}), file_of({"x": entry("F8_E4M3")}, b"1234"),
+    file_of({"x": entry() | {"dtype": ["F32"]}}, b"1234"), file_of({"x": entry() | {"shape": 1}}, b"1234"),
+    file_of({"x": entry() | {"data_offsets": 4}}, b"1234"), file_of({"x": entry() | {"data_offsets": [0]}}, b"1234"),
+    file_of({"x": entry() | {"data_offsets": [0, 4, 4]}}, b"1234"), file_of({"x": entry(at=(0, "4"))}, b"1234"),
+    file_of({"x": entry(at=(None, None))}, b"1234"), file_of({"x": entry(shape=(-1,), at=(4, 0))}, b"1234"),
+    file_of({"x": entry(shape=(True,))}, b"1234"), file_of({"x": entry(shape=(1.0,))}, b"1234"),
+    file_of({"x": entry(shape=(2**62, 4))}, b"1234"), file_of({"x": entry(shape=(2,), at=(0, 8))}, b"1234"),
+    file_of({"x": entry(at=(0, 10**30))}, b"1234"), file_of({"x": entry(at=(4, 8))}, b"12345678"),
+    file_of({"x": entry(), "y": entry()}, b"1234"), file_of({"x": entry(), "y": entry(at=(2, 6))}, b"123456"),
+    file_of({"x": entry()}, b"12345"), file_of({}, b"1"),
+    file_of({"x": entry(), "y": entry(at=("4", "8"))}, b"12345678"),
+    file_of(b'{"x": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 4]}}' % (b"9" * 5000), b"1234"),
+])  # fmt: skip
+def test_malformed_safetensors(tmp_path, content):
+    with pytest.raises(UserError, match="x.safetensors: damaged or not a safetensors file"):
+        tensors_of(content, tmp_path)
+
+
+def test_random_damage_to_safetensors(tmp_path):
+    """Bytes changed at random: tensors of the sizes that the file holds, or one clear error; never anything else."""
+    rng, good = random.Random(0), (HERE / "bert" / "model.safetensors").read_bytes()
+    head = 8 + struct.unpack("<Q", good[:8])[0]
+    refused = 0
+    for _ in range(600):
+        content = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(rng.choice([8, head]))] = rng.randrange(256)
+        try:
+            got = tensors_of(bytes(content), tmp_path)
+            assert sum(t.numel() * t.element_size() for t in got.values()) <= len(good) - 8
+        except UserError:
+            refused += 1
+    assert refused > 300
+
+
+# ---------------------------------------------------------------- out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_out_in_is_bit_exact(tmp_path, family):
+    model = models.load(HERE / family, say=SILENT)
+    models.save(model, tmp_path / "a")
+    again = models.load(tmp_path / "a", say=pytest.fail)
+    models.save(again, tmp_path / "b")
+    state = again.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert model.encoder.config == again.encoder.config
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_keeps_its_layout(tmp_path, family):
+    """Names, shapes and values of the file that came in, but for token type 0, which went into the positions."""
+    models.save(models.load(HERE / family, say=SILENT), tmp_path)
+    before, after = written(family), models.read_safetensors(tmp_path / "model.safetensors")
+    extra = {n for n in after if n.startswith(("link_head", "triple_head")) or n.endswith("decoder.bias")}
+    assert set(after) - extra == set(before) and len(extra) == (4 if family == "distilbert" else 5)
+    for name, tensor in before.items():
+        assert tensor.shape == after[name].shape and after[name].dtype == torch.float32
+        assert torch.equal(tensor, after[name]) or "position_emb" in name or "token_type" in name
+    if family != "distilbert":
+        prefix = "bert" if family == "bert" else "roberta"
+        sums = []
+        for w in (before, after):  # what is added at each position for each type of token
+            position, types = (w[f"{prefix}.embeddings.{x}_embeddings.weight"] for x in ("position", "token_type"))
+            sums.append(position[0 if family == "bert" else 2 :, None] + types)
+        assert (sums[0] - sums[1]).abs().max() < 1e-6
+    old, new = (json.loads((d / "config.json").read_text()) for d in (HERE / family, tmp_path))
+    assert all(old[key] == value for key, value in new.items() if key in old)
+    left = set(old) - set(new) - {"transformers_version", "dtype", "use_cache", "tie_word_embeddings"}
+    assert all(not old[key] for key in left - {"qa_dropout", "seq_classif_dropout"})  # nothing the encoder depends on
+
+
+def test_scratch_models_have_distilberts_layout(tmp_path):
+    for layers, heads in ((12, 12), (8, 8)):
+        model = models.KGIBert(models.Config(60, 20, 24 * heads // 4, layers, heads, 32))
+        models.save(model, tmp_path / str(layers))
+        d = json.loads((tmp_path / str(layers) / "config.json").read_text())
+        assert d["model_type"] == "distilbert" and (d["n_layers"], d["n_heads"]) == (layers, heads)
+        names = models.read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
+        fixture = written("distilbert").keys()
+        shape_of = {n.replace(".1.", ".0.") for n in fixture}
+        assert {n for n in names if ".layer." not in n or ".layer.0." in n} - shape_of == {
+            f"{x}_head.{end}" for x in ("link", "triple") for end in ("weight", "bias")
+        }
+        assert equal(model, models.load(tmp_path / str(layers), say=pytest.fail))
+
+
+# ---------------------------------------------------------------- new tokens
+
+
+def test_new_tokens(tmp_path):
+    """Old rows and logits stay; new ones lie around the mean of the old; the seed decides."""
+    model = models.load(HERE / "bert", dropout=0.0, say=SILENT)
+    want = models.read_torch(HERE / "bert" / "parity.pt")
+    mask = want["am"].bool()
+    word, bias = model.encoder.word.weight.detach().clone(), model.vocab_bias.detach().clone()
+    new = [90, 95, *range(96, 500)]  # the first two have rows that were never trained
+    torch.manual_seed(3)
+    models.grow(model, new, 500)
+    known = [i for i in range(96) if i not in new]
+    grown = model.encoder.word.weight.detach()
+    assert grown.shape == (500, 32) and model.vocab_bias.shape == (500,) and model.encoder.config.vocab_size == 500
+    assert torch.equal(grown[known], word[known]) and torch.equal(model.vocab_bias[known], bias[known])
+    away = grown[new] - word[known].mean(0)
+    assert away.std() == pytest.approx(0.02, rel=0.05) and away.mean().abs() < 1e-3
+    assert len(away.unique(dim=0)) == len(new)
+    assert (model.vocab_bias[new] - bias[known].mean()).abs().max() < 1e-6
+    ids = want["ids"].clone()
+    ids[(ids == 90) | (ids == 95)] = 7
+    fresh = models.load(HERE / "bert", dropout=0.0, say=SILENT)
+    logits = [m.vocabulary(m.encoder(ids, mask)) for m in (fresh, model)]
+    assert torch.equal(logits[0][mask][:, known], logits[1][mask][:, known])
+    assert all(p.requires_grad for p in model.parameters())
+    torch.manual_seed(3)
+    models.grow(fresh, new, 500)
+    assert torch.equal(fresh.encoder.word.weight, model.encoder.word.weight)
+    smaller = models.load(HERE / "bert", say=SILENT)
+    models.grow(smaller, [], 50)  # never fewer than the checkpoint has
+    assert torch.equal(smaller.encoder.word.weight, word) and torch.equal(smaller.vocab_bias, bias)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+TEXT = ["Fièvre élevée de l'Estomac", "L'estomac; ÉLEVÉ 37,5 °C", "naïve ﬁbrose 肝炎\u00a0aiguë"]
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False},
+])  # fmt: skip
+def test_vocab_txt(tmp_path, settings):
+    """As the tokenizers library's own BERT tokenizer makes it of the same file."""
+    letters = sorted({c for t in TEXT for c in t + t.lower() + "éèeïi" if not c.isspace()})
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "fi",
+        "estomac",
+        "\x85",
+        *letters,
+        *("##" + c for c in letters),
+    ]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes((end.join(words) + end).encode())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}))
+        mine = tokenization.load(tmp_path)
+        theirs = implementations.BertWordPieceTokenizer(
+            {w: i for i, w in enumerate(words)},
+            lowercase=settings.get("do_lower_case", True),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        )
+        for text in [*TEXT, "a [MASK] b", "\x85"]:
+            assert mine.encode(text).ids == theirs.encode(text).ids
+        assert mine.encode("a", "b").type_ids == theirs.encode("a", "b").type_ids
+        assert mine.decode(mine.encode(TEXT[0]).ids) == theirs.decode(theirs.encode(TEXT[0]).ids)
+        assert tokenization.special_ids(mine) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+        data.add_specials(mine)
+        assert mine.encode("a [PAR] b").tokens[2] == "[PAR]" and tokenization.size(mine) == len(words) + 8
+
+
+@pytest.mark.parametrize("space", [None, False, True])
+def test_vocab_json_and_merges_txt(tmp_path, space):
+    bpe = implementations.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        TEXT * 5, 320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
+    )
+    bpe.save_model(str(tmp_path))
+    if space is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": space}))
+    n = bpe.get_vocab_size()
+    mine = tokenization.load(tmp_path, entries=n)
+    files = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    theirs = implementations.ByteLevelBPETokenizer(*files, add_prefix_space=bool(space))
+    for text in TEXT:
+        assert mine.encode(text).ids == [0, *theirs.encode(text).ids, 2]
+        assert mine.decode(mine.encode(text).ids).strip() == text
+    assert mine.encode("x <mask> y").ids == mine.encode("x<mask> y").ids and 4 in mine.encode("x<mask> y").ids
+    assert mine.encode("a", "b").tokens.count("</s>") == 3
+    with pytest.raises(UserError, match=f"has {n} entries, its weights {n - 1}; the files are not of one checkpoint"):
+        tokenization.load(tmp_path, entries=n - 1)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({k: i for k, i in vocab.items() if k != "\u0120"}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="not a byte-level BPE"):
+        tokenization.load(tmp_path)
+
+
+def test_what_is_not_a_tokenizer(tmp_path):
+    def raises(said, **files):
+        folder = tmp_path / "x"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in files.items():
+            (
+                folder / (name[:-5] + "." + name[-4:] if name.endswith("json") else name.replace("_txt", ".txt"))
+            ).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            tokenization.special_ids(tokenization.load(folder))
+
+    good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
+    raises("no tokenizer.json there .*\n.*\n.*AutoTokenizer as T; T.from_pretrained", spiece_txt=b"x")
+    raises("no tokenizer.json there", vocab_json=b"{}")
+    raises("no tokenizer.json there", vocab_txt=good, added_tokens_json=b'{"[X]": 6}')
+    raises("tokenizer_config.json: cannot be read as JSON", vocab_txt=good, tokenizer_config_json=b"{")
+    raises("vocab.txt: not a tokenizer", vocab_txt=b"\xff" + good)
+    raises("vocab.txt: not a tokenizer", vocab_txt=good, tokenizer_config_json=b'{"do_lower_case": "yes"}')
+    raises(r"the vocabulary lacks \[CLS\] or \[SEP\]", vocab_txt=b"[PAD]\n[UNK]\na\n")
+    raises(r"the tokenizer has neither \[MASK\] nor <mask>", vocab_txt=good.replace(b"[MASK]\n", b""))
+    raises("vocab.json: not a tokenizer", vocab_json=b"{", merges_txt=b"")
+    raises("tokenizer.json: not a tokenizer", tokenizer_json=b"{}")
+    with pytest.raises(UserError, match="nowhere: no tokenizer.json there"):
+        tokenization.load(tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- going on from a checkpoint
+
+
+def checkpoint(folder, family, texts, positions=70):
+    """A tiny checkpoint as one finds them: no heads but the vocabulary's, its family's kind of tokenizer files."""
+    folder.mkdir(parents=True)
+    if family in ("bert", "distilbert"):
+        vocab = data.train_tokenizer([texts], 400, False).get_vocab()
+        words = [w for w in sorted(vocab, key=vocab.get) if w not in data.RELATION_TOKENS]
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    elif family == "roberta":
+        bpe = implementations.ByteLevelBPETokenizer()
+        marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        bpe.train_from_iterator(texts, 500, special_tokens=marks, show_progress=False)
+        bpe.save_model(str(folder))
+    else:
+        t = Tokenizer(algorithms.Unigram())
+        t.normalizer, t.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        marks = ["<s>NOTUSED", "<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+        t.train_from_iterator(
+            texts, trainers.UnigramTrainer(vocab_size=400, special_tokens=marks, unk_token="<unk>", show_progress=False)
+        )
+        t.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
+        t.save(str(folder / "tokenizer.json"))
+    tokenizer = tokenization.load(folder)
+    pad = tokenization.special_ids(tokenizer)["pad"]
+    segments = {"bert": 2, "distilbert": 0}.get(family, 1)
+    torch.manual_seed(1)
+    model = models.KGIBert(
+        models.Config(tokenization.size(tokenizer) + 3, positions, 32, 2, 4, 48, 0.1, pad, family=family,
+                      eps=1e-12 if family in ("bert", "distilbert") else 1e-5, segments=segments)
+    )  # fmt: skip
+    models.save(model, folder)
+    weights = models.read_safetensors(folder / "model.safetensors")
+    weights = {n: t for n, t in weights.items() if not n.startswith(("link", "triple"))}
+    if segments:
+        weights[("bert" if family == "bert" else "roberta") + ".embeddings.token_type_embeddings.weight"].normal_()
+    with open(folder / "model.safetensors", "wb") as f:
+        models.write_safetensors(f, weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(release):
+    return [line.split("|")[14] for line in (release / "META" / "MRCONSO.RRF").read_text().splitlines()][:1500]
+
+
+TINY = {"steps": 4, "batch_size": 40, "lr": 1e-3, "log_every": 1, "valid_every": 2, "device": "cpu"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_going_on_from_a_checkpoint(release, texts, tmp_path, family, monkeypatch, capsys):
+    """Data with its tokenizer, pre-training from its weights, a folder of its own layout, NER and embeddings on it."""
+    monkeypatch.chdir(tmp_path)
+    start = checkpoint(tmp_path / "models" / "start", family, texts)
+    build(release, "", tokenizer=str(start))
+    build(release, "datasets/en")  # another tokenizer: not the one to be found
+    s = configs.Train(init=str(start), **TINY)
+    trainer = kgi.Trainer(s)
+    assert str(trainer.folder) == "datasets/en-start" and str(trainer.out) == "runs/kgi-en-start"
+    old, special = models.load(start, say=SILENT), trainer.train.special
+    n = tokenization.size(tokenization.load(start))
+    assert (
+        special["relations"] + [special["hrel"]] == list(range(n, n + 8)) and special["pad"] == old.encoder.config.pad
+    )
+    word = trainer.model.encoder.word.weight
+    assert len(word) == n + 8 and torch.equal(word[:n], old.encoder.word.weight[:n])
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run()
+    out = Path("runs/kgi-en-start")
+    model = models.load(out, say=pytest.fail)
+    state = model.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, state[k])}
+    assert moved == before.keys() - {"encoder.segments"}
+    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in state.items())
+    a, b = (json.loads((d / "config.json").read_text()) for d in (start, out))
+    assert a | {"vocab_size": n + 8} == b
+    tokenizer = json.loads((out / "tokenizer_config.json").read_text())
+    wordpiece = family in ("bert", "distilbert")
+    assert tokenizer["model_max_length"] == 70 and tokenizer["pad_token"] == ("[PAD]" if wordpiece else "<pad>")
+    assert tokenizer["additional_special_tokens"][-8:] == list(data.RELATION_TOKENS)
+    assert ("token_type_ids" in tokenizer["model_input_names"]) == (family == "bert")
+    roles = json.loads((out / "special_tokens_map.json").read_text())
+    assert roles.items() <= tokenizer.items() and len(roles) == 6
+    card = (out / "README.md").read_text()
+    assert "goes on from `start`" in card and "| en |" in card and "held out, at step 4" in card
+    assert (out / "tokenizer.json").read_bytes() == Path("datasets/en-start/tokenizer.json").read_bytes()
+
+    again = kgi.Trainer(configs.Train(init=str(out), out="runs/again", **TINY))  # no token is new now
+    assert all(torch.equal(v, state[k]) for k, v in again.model.state_dict().items())
+    capsys.readouterr()
+    corpus = ["--corpus", "e3c", "--data", str(release / "ner" / "en"), "--device", "cpu"]
+    for folder in (start, out):
+        finetune.main([str(folder), *corpus])
+        assert "windows of up to 70 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path, ranks):
+    """With BERT's token types and real processes: stopped and started again, the weights are the same to the bit."""
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    dataset = build(release, tmp_path / "data", tokenizer=str(start))
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
+    settings = TINY | {"steps": 6, "valid_every": 3, "data": dataset, "init": start}
+    args = [x for k, v in settings.items() for x in (f"--{k}", str(v))]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    p = command(*run, "kgi.py", *args, "--out", whole)
+    assert p.returncode == 0 and p.stdout.count("drawn anew") == 1, p.stderr
+    (tmp_path / "stop.py").write_text(STOP.format(root=str(ROOT), argv=[*args, "--out", str(stopped)]))
+    assert command(*run, tmp_path / "stop.py").returncode != 0
+    p = command(*run, "kgi.py", *args, "--out", stopped)
+    assert p.returncode == 0 and "steps 3 to 6" in p.stdout, p.stderr
+    a, b = (models.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
+    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_a_checkpoint_that_does_not_fit(release, dataset, texts, tmp_path, monkeypatch):
+    start = checkpoint(tmp_path / "start", "roberta", texts, positions=60)
+    with pytest.raises(
+        UserError, match="has another tokenizer than .*start; build one with 'make data .* TOKENIZER=.*start'"
+    ):
+        kgi.Trainer(configs.Train(data=str(dataset), init=str(start), **TINY))
+    own = build(release, tmp_path / "own", tokenizer=str(start))
+    with pytest.raises(UserError, match="has 60 positions and .* sequences of up to 64 tokens"):
+        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+    d = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(d | {"pad_token_id": 0, "max_position_embeddings": 62}))
+    with pytest.raises(UserError, match="pads with token 0, its tokenizer with 1"):
+        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+    (start / "config.json").write_text(json.dumps(d))
+    (start / "tokenizer_config.json").write_text('{"add_prefix_space": true}')  # the same vocabulary, other text
+    with pytest.raises(UserError, match="has another tokenizer"):
+        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no data set under datasets/ has the tokenizer of .*start; build one with"):
+        kgi.Trainer(configs.Train(init=str(start), **TINY))
+
+
+def test_other_weights_are_not_gone_on_from(release, texts, tmp_path):
+    """A run is bound to the checkpoint it began with."""
+    start = checkpoint(tmp_path / "start", "distilbert", texts)
+    dataset = build(release, tmp_path / "data", tokenizer=str(start))
+    s = {"data": str(dataset), "init": str(start), "out": str(tmp_path / "run")}
+    kgi.Trainer(configs.Train(**s, **TINY)).run()
+    weights = models.read_safetensors(start / "model.safetensors")
+    weights["distilbert.embeddings.LayerNorm.bias"] += 1
+    with open(start / "model.safetensors", "wb") as f:
+        models.write_safetensors(f, weights)
+    with pytest.raises(UserError, match="was made with another 'init'"):
+        kgi.Trainer(configs.Train(**s, **TINY)).run()
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+def embedded(folder, stdin, *args):
+    p = subprocess.run(
+        [sys.executable, "model.py", "embed", folder, "--device", "cpu", *args],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+    )
+    assert p.returncode == 0, p.stderr.decode()
+    return np.load(io.BytesIO(p.stdout)), p.stderr.decode()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_embed(texts, tmp_path, family):
+    """One vector a line, in the lines' order, each as if computed alone."""
+    start = checkpoint(tmp_path / "start", family, texts, positions=20)
+    lines = ["foie", "", "Hépatite aiguë [SEP]", *texts[:40], "x " * 100, "fin"]
+    encoder, tokenizer = models.load(start, heads=False, say=SILENT).encoder.eval(), tokenization.load(start)
+    special = tokenization.special_ids(tokenizer)
+    tokenizer.encode_special_tokens = True
+    for pooling, end in (("cls", "\n"), ("mean", "\r\n")):
+        got, said = embedded(start, end.join(lines).encode() + b"\n" * (pooling == "cls"), "--pooling", pooling)
+        assert got.dtype == np.float32 and got.shape == (len(lines), 32)
+        assert "1 lines of more than 18 tokens were cut" in said
+        for line, vector in zip(lines, got):
+            ids = tokenizer.encode(" " + line, add_special_tokens=False).ids[:18]
+            hidden = encoder(torch.tensor([[special["cls"], *ids, special["sep"]]]))[0]
+            want = hidden[0] if pooling == "cls" else hidden.mean(0)
+            assert np.abs(vector - want.detach().numpy()).max() < 1e-5
+
+
+def test_embed_in_pieces(texts, tmp_path):
+    """More texts than are computed at a time."""
+    start = checkpoint(tmp_path / "start", "distilbert", texts)
+    encoder = models.load(start, heads=False, say=SILENT).encoder.eval()
+    tokenizer = tokenization.load(start)
+    ids, length = tokenization.encode(tokenizer, [t for t in texts for _ in range(12)], "x")
+    blocks = list(models.embed(encoder, tokenization.special_ids(tokenizer), ids, length, "mean", 68, None))
+    got = np.concatenate(blocks)
+    assert len(blocks) == 2 and len(got) == 12 * len(texts)
+    assert np.abs(got.reshape(len(texts), 12, -1) - got[::12, None]).max() < 1e-5
+
+
+@pytest.mark.parametrize("stdin, args, said", [
+    (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
+    (b"", [], "nothing on standard input"),
+    (b"a", ["--pooling", "max"], "pooling 'max'"),
+    (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),
+    (b"a", ["--poling", "cls"], "did you mean 'pooling'?"),
+])  # fmt: skip
+def test_embed_mistakes(texts, tmp_path, stdin, args, said):
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    command = [sys.executable, "model.py", "embed", start, "--device", "cpu", *args]
+    p = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True)
+    assert p.returncode == 1 and not p.stdout and said in p.stderr.decode() and b"Traceback" not in p.stderr
