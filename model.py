@@ -259,19 +259,18 @@ BERT_PARTS = {
     "out": "attention.output.dense", "norm1": "attention.output.LayerNorm",
     "ffn1": "intermediate.dense", "ffn2": "output.dense", "norm2": "output.LayerNorm",
 }  # fmt: skip
-SIZES = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
-DISTILBERT_KEYS = SIZES | {
-    "dim": "dim", "layers": "n_layers", "heads": "n_heads", "ffn": "hidden_dim", "dropout": "dropout",
-    "attention_dropout": "attention_dropout", "activation": "activation", "pad": "pad_token_id",
+DISTILBERT_KEYS = {
+    "vocab_size": "vocab_size", "max_positions": "max_position_embeddings", "dim": "dim", "layers": "n_layers",
+    "heads": "n_heads", "ffn": "hidden_dim", "dropout": "dropout", "attention_dropout": "attention_dropout",
+    "activation": "activation", "pad": "pad_token_id",
 }  # fmt: skip
-BERT_KEYS = SIZES | {
-    "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn": "intermediate_size",
+BERT_KEYS = {
+    "vocab_size": "vocab_size", "max_positions": "max_position_embeddings", "dim": "hidden_size",
+    "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn": "intermediate_size",
     "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob", "activation": "hidden_act",
     "pad": "pad_token_id", "eps": "layer_norm_eps", "segments": "type_vocab_size",
 }  # fmt: skip
 DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # where config.json is silent
-
-
 FAMILIES = {
     "distilbert": Family(
         "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS,
@@ -411,12 +410,9 @@ def read_weights(folder):
     """{plain_name: tensor} of all files of a checkpoint. Raises: UserError."""
     out = {}
     for path in weight_files(folder):
-        try:
-            with open(path, "rb") as f:
-                pointer = f.read(40).startswith(b"version https://git-lfs")
-        except OSError as e:
-            raise UserError(f"{path}: {e.strerror}") from None
-        if pointer:
+        if not path.is_file():
+            raise UserError(f"{path} not found")
+        if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a pointer of Git LFS, not the weights: run 'git lfs pull' there")
         content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
         if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
@@ -468,13 +464,12 @@ def load(folder, dropout=None, heads=True, say=print):
     c = load_config(folder)
     if dropout is not None:
         c.dropout = c.attention_dropout = dropout
-    model, weights, family = KGIBert(c), read_weights(folder), FAMILIES[c.family]
-    state, table = model.state_dict(), names(c)
+    weights, family, table = read_weights(folder), FAMILIES[c.family], names(c)
     for twin, name in ((f"{family.decoder}.weight", WORDS), (f"{family.decoder}.bias", family.bias)):
         if twin == name or twin not in weights:
             continue
         copy = weights.pop(twin)
-        if heads and not torch.equal(copy, weights.setdefault(name, copy)):
+        if heads and not torch.equal(copy.float(), weights.setdefault(name, copy).float()):
             raise UserError(
                 f"{folder}: {twin} differs from {name}, so the vocabulary head is not tied to the word embeddings, "
                 "as it must be to be trained on; finetune.py and embed can use the encoder"
@@ -489,7 +484,8 @@ def load(folder, dropout=None, heads=True, say=print):
         table = {ours: theirs for ours, theirs in table.items() if ours not in group}
         weights = {name: tensor for name, tensor in weights.items() if name not in present}
 
-    shapes = {}
+    with torch.device("meta"):  # shapes alone, so that an absurd config.json takes no memory
+        state, shapes = KGIBert(c).state_dict(), {}
     for ours, theirs in table.items():
         rows, *columns = state[ours].shape
         rows = rows + c.offset if theirs == [POSITIONS] else rows // len(theirs)
@@ -512,6 +508,8 @@ def load(folder, dropout=None, heads=True, say=print):
         told = [f"{what}: {', '.join(f[:20])}{' ...' * (len(f) > 20)} ({len(f)})" for what, f in faults.items() if f]
         raise UserError(f"{folder}: the weights are not those of its config.json. {'; '.join(told)}")
 
+    model = KGIBert(c)
+    state = model.state_dict()
     types = weights[TYPES].float() if c.segments else torch.zeros(1, c.dim)
     weights[POSITIONS] = weights[POSITIONS][c.offset :].float() + types[0]
     for ours, theirs in table.items():
@@ -567,26 +565,18 @@ def embed(encoder, special, ids, length, pooling, room, precision):
     start, kept = np.cumsum(length) - length, np.minimum(length, room)
     for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
         out = np.empty((len(chunk), encoder.config.dim), np.float32)
-        order = np.argsort(kept[chunk], kind="stable")[::-1]  # the longest first: memory does not grow later
+        order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
         while len(order):
-            width = int(kept[chunk[order[0]]]) + 2
-            rows, order = np.split(order, [max(1, budget // width)])
-            n = torch.from_numpy(kept[chunk[rows]])[:, None]
-            col = torch.arange(width)
-            x = torch.full((len(rows), width), special["pad"])
-            inside = (col > 0) & (col <= n)
-            x[inside] = torch.from_numpy(
-                np.concatenate([ids[start[i] : start[i] + kept[i]] for i in chunk[rows]])
-            ).long()
-            x[:, 0] = special["cls"]
-            x[col == n + 1] = special["sep"]
-            mask = (col < n + 2).to(device)
+            rows, order = np.split(order, [max(1, budget // (int(kept[chunk[order[0]]]) + 2))])
+            bodies = [ids[start[i] : start[i] + kept[i]].tolist() for i in chunk[rows]]
+            x = [torch.tensor([special["cls"], *body, special["sep"]]) for body in bodies]
+            n = torch.tensor([len(t) for t in x])
+            x = nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=special["pad"]).to(device)
+            mask = (torch.arange(x.shape[1]) < n[:, None]).to(device)
             with autocast(device, precision):
-                hidden = encoder(x.to(device), mask).float()
-            vectors = (
-                hidden[:, 0] if pooling == "cls" else (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            )
-            out[rows] = vectors.cpu().numpy()
+                hidden = encoder(x, mask).float()
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            out[rows] = (hidden[:, 0] if pooling == "cls" else mean).cpu().numpy()
         yield out
 
 
