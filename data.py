@@ -2,6 +2,7 @@
 
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus            -> datasets/fr
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
+    python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables and examples again
 
 Reads top to bottom in the order in which data flows (paper, section 3.1): the release is read into
@@ -34,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import ipc, parquet
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 import configs
@@ -902,10 +903,7 @@ def train_tokenizer(texts, vocab_size, cased):
     tokenizer = Tokenizer(models.WordPiece(bpe.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
+    tokenization.add_ends(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     add_specials(tokenizer, SPECIALS)
     return tokenizer
 

@@ -1,7 +1,8 @@
-"""One-shot token classification on a checkpoint of kgi.py (paper, section 4.2).
+"""One-shot token classification on a checkpoint, of kgi.py or of any family that model.py reads (paper, section 4.2).
 
     python finetune.py runs/kgi-fr --corpus e3c --data E3C-Corpus/preprocessed_data/clinical_entities/layer1/French
     python finetune.py runs/kgi-en --corpus ncbi-disease --data NCBI-disease --runs 4
+    python finetune.py SapBERT-from-PubMedBERT-fulltext --corpus iob --data my-corpus
     python finetune.py runs/kgi-fr --corpus iob --data my-corpus --untrained
 
 One pass over the training part, batch 4, learning rate 2e-5, weight decay 0.01; each of --runs seeds

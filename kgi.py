@@ -3,6 +3,7 @@
     python kgi.py                                            the only data set under datasets/
     python kgi.py configs/v1-fr.toml
     torchrun --nproc_per_node 4 kgi.py configs/v1-fr.toml --precision fp16
+    torchrun --nproc_per_node 4 kgi.py configs/drbert-fr.toml --init DrBERT-4GB
     torchrun --nproc_per_node 2 kgi.py --data datasets/es --layers 6 --heads 6 --dim 384 --ffn 1536
 
 Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
@@ -138,7 +139,7 @@ class Trainer:
         self.ddp = self.model
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-            self.ddp = DistributedDataParallel(self.model, broadcast_buffers=False)  # none changes
+            self.ddp = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0

@@ -119,8 +119,7 @@ class Encoder(nn.Module):
         self.position = nn.Embedding(c.max_positions, c.dim)
         self.norm = nn.LayerNorm(c.dim, eps=c.eps)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
-        if c.segments > 1:  # BERT's token types less the first, which is folded into the positions: kept for save
-            self.register_buffer("segments", torch.zeros(c.segments, c.dim))
+        self.segments = torch.zeros(c.segments, c.dim)  # a file's token types less the first: never used here, kept
         self.apply(initialise)
 
     def forward(self, ids, mask=None):
@@ -514,9 +513,9 @@ def load(folder, dropout=None, heads=True, say=print):
     weights[POSITIONS] = weights[POSITIONS][c.offset :].float() + types[0]
     for ours, theirs in table.items():
         state[ours] = torch.cat([weights[name].float() for name in theirs])
-    if c.segments > 1:
-        state["encoder.segments"] = types - types[0]
     model.load_state_dict(state)
+    if c.segments:
+        model.encoder.segments = types - types[0]
     return model
 
 
@@ -540,7 +539,7 @@ def save(model, folder):
     config |= {theirs: getattr(c, ours) for ours, theirs in family.keys.items()}
     config["max_position_embeddings"] += c.offset
     if c.segments:
-        weights[family.prefix + TYPES] = state.get("encoder.segments", torch.zeros(1, c.dim)).cpu()
+        weights[family.prefix + TYPES] = model.encoder.segments
         config["position_embedding_type"] = "absolute"
     else:
         config["sinusoidal_pos_embds"] = False

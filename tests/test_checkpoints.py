@@ -328,6 +328,7 @@ def test_in_out_in_is_bit_exact(tmp_path, family):
     state = again.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.encoder.config == again.encoder.config
+    assert torch.equal(model.encoder.segments, again.encoder.segments)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -474,6 +475,28 @@ def test_vocab_json_and_merges_txt(tmp_path, space):
         tokenization.load(tmp_path)
 
 
+def test_ids_with_holes(tmp_path):
+    t = Tokenizer(algorithms.WordLevel({"a": 0, "<unk>": 9}, unk_token="<unk>"))
+    t.save(str(tmp_path / "tokenizer.json"))
+    assert tokenization.size(tokenization.load(tmp_path, entries=10)) == 10
+    with pytest.raises(UserError, match="has 10 entries, its weights 9"):
+        tokenization.load(tmp_path, entries=9)
+
+
+def test_names_and_words_stand_as_in_the_middle_of_a_text(release, texts, tmp_path):
+    """To a byte-level BPE a word with a space before it is another one than a word that begins a text."""
+    start = checkpoint(tmp_path / "start", "roberta", texts)
+    e = data.Examples(build(release, tmp_path / "data", tokenizer=str(start)), "train")
+    tokenizer = data.load_tokenizer(start)
+    for i in np.flatnonzero(e.task == data.EP)[:50]:
+        tokens = [tokenizer.id_to_token(x) for x in e.ids[e.offsets[i] : e.offsets[i + 1]]]
+        names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
+        assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
+    sentences = [(["kidney", "liver"], ["O", "O"])]
+    ((_, _, ids, positions),) = finetune.windows(sentences, tokenizer, tokenization.special_ids(tokenizer), 60)
+    assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
+
+
 def test_what_is_not_a_tokenizer(tmp_path):
     def raises(said, **files):
         folder = tmp_path / "x"
@@ -568,13 +591,14 @@ def test_going_on_from_a_checkpoint(release, texts, tmp_path, family, monkeypatc
     )
     word = trainer.model.encoder.word.weight
     assert len(word) == n + 8 and torch.equal(word[:n], old.encoder.word.weight[:n])
+    assert (word[n : n + 3] != old.encoder.word.weight[n:]).all()  # rows that no token had
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.run()
     out = Path("runs/kgi-en-start")
     model = models.load(out, say=pytest.fail)
     state = model.state_dict()
     moved = {k for k, v in before.items() if not torch.equal(v, state[k])}
-    assert moved == before.keys() - {"encoder.segments"}
+    assert moved == before.keys() and torch.equal(model.encoder.segments, old.encoder.segments)
     assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in state.items())
     a, b = (json.loads((d / "config.json").read_text()) for d in (start, out))
     assert a | {"vocab_size": n + 8} == b
