@@ -917,6 +917,9 @@ def load_tokenizer(folder):
     """The tokenizer of a checkpoint folder, relation tokens appended. Raises: UserError."""
     tokenizer = tokenization.load(folder)
     add_specials(tokenizer)
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if len(set(ids)) < len(ids):  # the library numbers new tokens by how many there are, whatever the largest id is
+        raise UserError(f"{folder}: its vocabulary has holes or repeats, so new tokens would share ids with old ones")
     return tokenizer
 
 

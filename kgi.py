@@ -83,7 +83,16 @@ def has_tokenizer_of(checkpoint, folder):
 
 
 def how_to_build(s):
-    return f"build one with 'make data LANG=.. TOKENIZER={s.init}'"
+    return f"build one with: make data LANG=.. TOKENIZER='{s.init}'"
+
+
+def digest(paths):
+    """A short hash of what is in files."""
+    out = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as f:
+            out.update(hashlib.file_digest(f, "sha256").digest())
+    return out.hexdigest()[:16]
 
 
 def to_device(micro, device):
@@ -129,8 +138,7 @@ class Trainer:
         self.init = None
         if s.init:
             self.model = self.begin_with(s.init)
-            files = [Path(s.init, "config.json"), *models.weight_files(s.init)]
-            self.init = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
+            self.init = digest([Path(s.init, "config.json"), *models.weight_files(s.init)])
         else:
             vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
             sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
@@ -146,8 +154,13 @@ class Trainer:
 
     def begin_with(self, folder):
         """The model of a checkpoint folder, with room for the tokens that the data set has beside its own."""
-        model = models.load(folder, self.s.dropout, say=lambda text: self.rank == 0 and print(text, flush=True))
-        c, special = model.encoder.config, self.train.special
+        if Path(folder).resolve() == self.out.resolve():
+            raise UserError(f"--init and --out are both {folder}; to go on with that run leave --init as it was")
+        c, special = models.load_config(folder), self.train.special
+        for size in ("layers", "heads", "dim", "ffn"):
+            asked = getattr(self.s, size)
+            if asked not in (getattr(configs.Train, size), getattr(c, size)):
+                raise UserError(f"{size} = {asked}, but {folder} has {getattr(c, size)}; leave it out")
         theirs = tokenization.load(folder, c.vocab_size)
         if not has_tokenizer_of(folder, self.folder):
             raise UserError(f"{self.folder} has another tokenizer than {folder}; {how_to_build(self.s)}")
@@ -158,6 +171,7 @@ class Trainer:
                 f"{folder} has {c.max_positions} positions and {self.folder} sequences of up to "
                 f"{self.train.seq_len} tokens; build it with a smaller --seq_len"
             )
+        model = models.load(folder, self.s.dropout, say=lambda text: self.rank == 0 and print(text, flush=True))
         new = [i for i in (*special["relations"], special["hrel"]) if theirs.id_to_token(i) is None]
         models.grow(model, new, self.train.manifest["vocab_size"])
         return model
@@ -256,8 +270,12 @@ class Trainer:
             metrics = self.out / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
             lines = [line for line in lines if step_of(line) <= self.step]
-        elif (self.out / "config.json").exists():
-            raise UserError(f"{self.out} holds a model, but no checkpoint.pt to go on from; choose another --out")
+        else:
+            for name in ("config.json", "README.md", "tokenizer.json", *models.WEIGHTS):
+                if (self.out / name).exists():
+                    raise UserError(
+                        f"{self.out} holds a {name}, but no checkpoint.pt to go on from; choose another --out"
+                    )
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))

@@ -64,14 +64,15 @@ class Config:
     def __post_init__(self):
         self.attention_dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
         for name in ("vocab_size", "max_positions", "dim", "layers", "heads", "ffn"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)!r} is not a whole number above 0")
+            value, most = getattr(self, name), 1000 if name == "layers" else 2**24
+            if type(value) is not int or not 1 <= value <= most:
+                raise UserError(f"{name} = {value!r} is not a whole number from 1 to {most:,}")
         if type(self.pad) is not int or not 0 <= self.pad < self.vocab_size:
             raise UserError(f"pad = {self.pad!r} is not a token of the vocabulary")
         for name in ("dropout", "attention_dropout", "eps"):
             if type(getattr(self, name)) not in (int, float) or not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)!r} is not between 0 and 1")
-        if type(self.segments) is not int or self.segments < 0:
+        if type(self.segments) is not int or not 0 <= self.segments <= 1000:
             raise UserError(f"token types: {self.segments!r} is not a number of them")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation '{self.activation}' is not supported, only {', '.join(ACTIVATIONS)}")
@@ -269,7 +270,7 @@ BERT_KEYS = {
     "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob", "activation": "hidden_act",
     "pad": "pad_token_id", "eps": "layer_norm_eps", "segments": "type_vocab_size",
 }  # fmt: skip
-DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # where config.json is silent
+DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # if config.json is silent
 FAMILIES = {
     "distilbert": Family(
         "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS,
@@ -286,6 +287,7 @@ FAMILIES = {
 }  # fmt: skip
 FAMILIES["camembert"] = FAMILIES["roberta"]._replace(masked_lm="CamembertForMaskedLM")
 FAMILIES["xlm-roberta"] = FAMILIES["roberta"]._replace(masked_lm="XLMRobertaForMaskedLM")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first is taken where there are both
 WORDS, POSITIONS, TYPES = (f"embeddings.{x}_embeddings.weight" for x in ("word", "position", "token_type"))
 HEADS = {"vocabulary head": ("transform", "vocab_bias"), "link and triple heads": ("link.", "triple.")}
 WRAPPERS = re.compile(r"^((bert|roberta|camembert|xlm_roberta|distilbert|transformer(?!\.layer))\.)+")
@@ -329,8 +331,8 @@ DTYPES = {
 def read_safetensors(path):
     """{name: tensor} of a .safetensors file: 8 bytes of header length, a JSON header, the tensors one after another.
 
-    Every number of the header is checked before it is used, as the format's own library does: the tensors must
-    fill the file, without holes, without sharing bytes. Raises: UserError.
+    Every number of the header is checked before it is used, and the tensors must fill the file, without holes and
+    without sharing bytes. Raises: UserError.
     """
 
     def bad(what):
@@ -355,8 +357,8 @@ def read_safetensors(path):
             begin, end, name, dtype, shape = entry
             if dtype not in DTYPES:
                 raise bad(f"{name}: numbers of type {dtype[:20]} are not supported")
-            if any(type(x) is not int or x < 0 for x in (begin, end, *shape)):
-                raise bad(f"{name}: a size or a place in the file is not a whole number")
+            if len(shape) > 8 or any(type(x) is not int or not 0 <= x < 2**63 for x in (begin, end, *shape)):
+                raise bad(f"{name}: a size or a place in the file is not a number that it can be")
             if begin != at or end > rest - length or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise bad(f"{name}: bytes {begin:,} to {end:,} are not its place in the file")
             if begin < end:  # tensors without elements are of no use to anyone here
@@ -393,7 +395,7 @@ def read_torch(path):
 
 def weight_files(folder):
     """model.safetensors, else pytorch_model.bin, either maybe in parts: a list of files. Raises: UserError."""
-    for path in (Path(folder, "model.safetensors"), Path(folder, "pytorch_model.bin")):
+    for path in (Path(folder, name) for name in WEIGHTS):
         if path.is_file():
             return [path]
         index = path.with_name(path.name + ".index.json")
@@ -402,7 +404,7 @@ def weight_files(folder):
             if type(parts) is not dict or not all(type(p) is str and Path(p).name == p for p in parts.values()):
                 raise UserError(f"{index}: its weight_map does not name files beside it")
             return [Path(folder, name) for name in sorted(set(parts.values()))]
-    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
 
 
 def read_weights(folder):
@@ -411,12 +413,13 @@ def read_weights(folder):
     for path in weight_files(folder):
         if not path.is_file():
             raise UserError(f"{path} not found")
-        if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise UserError(f"{path} is a pointer of Git LFS, not the weights: run 'git lfs pull' there")
+        tokenization.refuse_pointer(path)
         content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-        if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
+        if not isinstance(content, dict):
             raise UserError(f"{path}: not a file of named tensors")
         for name, tensor in content.items():
+            if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, torch.Tensor):
+                raise UserError(f"{path}: not a file of named tensors: {ascii(name)[:60]}")
             if plain_name(name) in out:
                 raise UserError(f"{path}: {name} stands there twice, with and without a prefix")
             out[plain_name(name)] = tensor
@@ -437,21 +440,25 @@ def load_config(folder):
         if family not in FAMILIES:
             raise UserError(f"model_type '{family}' is not supported, only {', '.join(FAMILIES)}")
         for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("pruned_heads", {})):
-            if d.get(key, only) != only:
+            if d.get(key) not in (None, only):
                 raise UserError(f"{key} = {d[key]!r} is not supported, only {only!r}")
-        defaults = DEFAULTS | {"pad": int(family in ROBERTAS), "segments": 2 if family == "bert" else 1}
-        values = {
-            ours: d[key] if ours not in defaults else d.get(key, defaults[ours])
-            for ours, key in FAMILIES[family].keys.items()
-        }
+        values = DEFAULTS | {"pad": int(family in ROBERTAS), "segments": 0 if family == "distilbert" else 2}
+        for ours, key in FAMILIES[family].keys.items():
+            if d.get(key) is None and ours not in values:
+                raise UserError(f"no {key} in it")
+            values[ours] = values[ours] if d.get(key) is None else d[key]
         if family in ROBERTAS:
             values["max_positions"] -= values["pad"] + 1
         handed_on = {key: d[key] for key in ("bos_token_id", "eos_token_id") if key in d}
         return Config(**values, family=family, handed_on=handed_on)
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{path}: not a model configuration ({e!r})") from None
+    except TypeError as e:  # a size that is no number
+        raise UserError(f"{path}: not a model configuration ({e})") from None
+
+
+def usable(t):
+    return t.layout == torch.strided and t.device.type == "cpu" and t.is_floating_point() and t.float().isfinite().all()
 
 
 def load(folder, dropout=None, heads=True, say=print):
@@ -468,7 +475,8 @@ def load(folder, dropout=None, heads=True, say=print):
         if twin == name or twin not in weights:
             continue
         copy = weights.pop(twin)
-        if heads and not torch.equal(copy.float(), weights.setdefault(name, copy).float()):
+        weights.setdefault(name, copy)  # some files have the copy alone
+        if heads and not torch.equal(copy.float(), weights[name].float()):
             raise UserError(
                 f"{folder}: {twin} differs from {name}, so the vocabulary head is not tied to the word embeddings, "
                 "as it must be to be trained on; finetune.py and embed can use the encoder"
@@ -502,6 +510,7 @@ def load(folder, dropout=None, heads=True, say=print):
             for name, shape in shapes.items()
             if name in weights and weights[name].shape != shape
         ],
+        "not plain finite numbers": [name for name in shapes if name in weights and not usable(weights[name])],
     }
     if any(faults.values()):
         told = [f"{what}: {', '.join(f[:20])}{' ...' * (len(f) > 20)} ({len(f)})" for what, f in faults.items() if f]
@@ -582,8 +591,10 @@ def embed(encoder, special, ids, length, pooling, room, precision):
 def main(argv):
     usage = "python model.py embed CHECKPOINT [--pooling cls|mean] < terms.txt > vectors.npy"
     s, (command, folder) = configs.load("embed", argv, usage, positionals=2)
-    if command != "embed" or s.pooling not in ("cls", "mean"):
-        raise UserError(f"unknown command '{command}' or pooling '{s.pooling}'; usage: {usage}")
+    if command != "embed":
+        raise UserError(f"unknown command '{command}'; usage: {usage}")
+    if s.pooling not in ("cls", "mean"):
+        raise UserError(f"pooling = '{s.pooling}' is not cls or mean")
     if sys.stdout.isatty():
         raise UserError(f"the vectors are a NumPy array, not for a terminal; usage: {usage}")
     device, dtype = choose_device(s.device, s.precision)
@@ -596,9 +607,9 @@ def main(argv):
     if not lines:
         raise UserError(f"nothing on standard input; usage: {usage}")
     texts = []
-    for i, line in enumerate(lines.removesuffix(b"\n").split(b"\n"), 1):
+    for i, line in enumerate(lines.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"), 1):
         try:
-            texts.append(" " + line.decode("utf-8").removesuffix("\r"))
+            texts.append(" " + line.decode("utf-8").strip())
         except UnicodeDecodeError:
             raise UserError(f"standard input, line {i}: not UTF-8") from None
     ids, length = tokenization.encode(tokenizer, texts, "tokens")

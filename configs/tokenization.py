@@ -27,11 +27,14 @@ def load(folder, entries=None):
     Raises: UserError naming the file, what is wrong with it and how to get a tokenizer.json.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the checkpoint folder it is in")
     config = read_json(folder / "tokenizer_config.json")
     there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     try:
         if "tokenizer.json" in there:
             path = folder / "tokenizer.json"
+            refuse_pointer(path)
             tokenizer = Tokenizer.from_file(str(path))
         elif "vocab.txt" in there and not read_json(folder / "added_tokens.json"):
             path = folder / "vocab.txt"
@@ -43,6 +46,10 @@ def load(folder, entries=None):
             raise UserError(
                 f"{folder}: no tokenizer.json there (nor what one can be made from). {HOW_TO_GET_ONE}{folder}"
             )
+        missing = [role for role, i in special_ids(tokenizer).items() if i is None]
+        if missing:
+            names = ", ".join(f"neither [{role.upper()}] nor {ROLES[role]}" for role in missing)
+            raise UserError(f"{path}: the tokenizer has {names}")
     except UserError:
         raise
     except Exception as e:  # the tokenizers library raises plain Exception
@@ -70,9 +77,15 @@ def read_json(path):
         raise UserError(f"{path}: cannot be read as JSON: {e}") from None
 
 
+def refuse_pointer(path):
+    """Raises UserError if Git LFS left a pointer in the place of the file."""
+    if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
+
+
 def wordpiece(path, config):
     """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased)."""
-    words = path.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    words = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=config.get("do_lower_case", True),
@@ -82,7 +95,8 @@ def wordpiece(path, config):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([f"[{role.upper()}]" for role in ROLES if f"[{role.upper()}]" in words])
-    add_ends(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
+    if {"[CLS]", "[SEP]"} <= set(words):
+        add_ends(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     return tokenizer
 
 
@@ -96,32 +110,27 @@ def byte_level(path, merges, config):
     tokenizer.decoder = decoders.ByteLevel()
     marks = [AddedToken(t, lstrip=t == "<mask>", normalized=False) for t in ROLES.values() if t in vocab]
     tokenizer.add_special_tokens(marks)
-    add_ends(tokenizer, "<s>", "</s>", pair="<s> $A </s> </s> $B </s>")
+    if {"<s>", "</s>"} <= vocab.keys():
+        add_ends(tokenizer, "<s>", "</s>", pair="<s> $A </s> </s> $B </s>")
     return tokenizer
 
 
 def add_ends(tokenizer, cls, sep, pair):
     """Puts cls and sep around a text; `pair` is the same for two texts."""
     ids = [(t, tokenizer.token_to_id(t)) for t in (cls, sep)]
-    if any(i is None for _, i in ids):
-        raise UserError(f"the vocabulary lacks {cls} or {sep}")
     tokenizer.post_processor = processors.TemplateProcessing(f"{cls} $A {sep}", pair, ids)
 
 
 def size(tokenizer):
     """Rows an embedding must have for it: one more than the largest id (there may be holes below)."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def special_ids(tokenizer):
-    """{"pad", "cls", "sep", "mask", "unk": id}, by BERT's names or RoBERTa's. Raises: UserError."""
-    out = {}
-    for role, name in ROLES.items():
-        found = [i for i in map(tokenizer.token_to_id, (f"[{role.upper()}]", name)) if i is not None]
-        if not found:
-            raise UserError(f"the tokenizer has neither [{role.upper()}] nor {name}")
-        out[role] = found[0]
-    return out
+    """{"pad", "cls", "sep", "mask", "unk": id}, by BERT's names or RoBERTa's; None where there is neither."""
+    names = {role: (f"[{role.upper()}]", name) for role, name in ROLES.items()}
+    ids = {role: [i for i in map(tokenizer.token_to_id, pair) if i is not None] for role, pair in names.items()}
+    return {role: found[0] if found else None for role, found in ids.items()}
 
 
 def encode(tokenizer, texts, what):
@@ -134,7 +143,10 @@ def encode(tokenizer, texts, what):
     ids, lengths = [np.zeros(0, np.int32)], []
     with progress(what, len(texts)) as bar:
         for i in range(0, len(texts), 2048):
-            encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
+            try:
+                encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
+            except Exception as e:  # such as an unknown character and no token for it
+                raise UserError(f"{what}: the tokenizer cannot encode all of them: {e}") from None
             lengths += [len(e) for e in encoded]
             ids.append(np.fromiter((x for e in encoded for x in e.ids), np.int32))
             bar.update(len(encoded))

@@ -128,6 +128,14 @@ def test_copies_of_the_tied_weights(tmp_path, family):
     assert equal(plain.encoder, models.load(path, heads=False, say=SILENT).encoder)
 
 
+def test_words_under_the_decoders_name_alone(tmp_path):
+    weights = written("bert")
+    weights["cls.predictions.decoder.weight"] = weights.pop("bert.embeddings.word_embeddings.weight")
+    path, plain = folder_with(tmp_path / "x", "bert", weights), models.load(HERE / "bert", say=SILENT)
+    assert equal(plain, models.load(path, say=SILENT))
+    assert equal(plain.encoder, models.load(path, heads=False, say=SILENT).encoder)
+
+
 def test_half_precision_and_several_files(tmp_path):
     plain = models.load(HERE / "bert", say=SILENT)
     half = {n: t.half() for n, t in written("bert").items()}
@@ -199,6 +207,12 @@ def test_what_does_not_fit_is_listed(tmp_path):
     raises(r"missing: encoder.layer.2.*\.\.\. \(32\)", dict.copy, num_hidden_layers=4)
     raises("stands there twice", lambda w: w.update({"module.lm_head.bias": w["lm_head.bias"]}))
     raises("not a file of named tensors", lambda w: w.update(step=3))
+    raises("not a file of named tensors", lambda w: w.update({1: torch.ones(1)}))
+    strange = {"nan": lambda t: t * float("nan"), "sparse": torch.Tensor.to_sparse, "whole": torch.Tensor.long}
+    for change in (*strange.values(), lambda t: t * 1j):
+        raises(
+            "not plain finite numbers: lm_head.b", lambda w, f=change: w.update({"lm_head.bias": f(w["lm_head.bias"])})
+        )
     raises("activation 'silu' is not supported, only gelu, ", dict.copy, hidden_act="silu")
     raises(
         "position_embedding_type = 'relative_key' is not supported", dict.copy, position_embedding_type="relative_key"
@@ -206,10 +220,13 @@ def test_what_does_not_fit_is_listed(tmp_path):
     raises("is_decoder = True is not supported", dict.copy, is_decoder=True)
     raises("model_type 't5' is not supported, only distilbert, bert, roberta", dict.copy, model_type="t5")
     raises("heads = 5 does not divide dim = 32", dict.copy, num_attention_heads=5)
-    raises("max_positions = 0 is not a whole number above 0", dict.copy, max_position_embeddings=2)
-    for wrong in ({"num_hidden_layers": "1"}, {"num_attention_heads": 0}, {"hidden_dropout_prob": "x"},
-                  {"vocab_size": -1}, {"pad_token_id": 999}, {"pad_token_id": None}, {"layer_norm_eps": 3},
-                  {"type_vocab_size": None}, {"hidden_act": ["gelu"]}):  # fmt: skip
+    raises("max_positions = 0 is not a whole number from 1 to 16,777,216", dict.copy, max_position_embeddings=2)
+    for wrong in (
+        {"num_hidden_layers": "1"}, {"num_attention_heads": 0}, {"hidden_dropout_prob": "x"}, {"vocab_size": -1},
+        {"pad_token_id": 999}, {"pad_token_id": "1"}, {"layer_norm_eps": 3}, {"hidden_size": 2**40},
+        {"vocab_size": 2**63}, {"num_hidden_layers": 10**6}, {"type_vocab_size": 2**63}, {"hidden_act": ["gelu"]},
+        {"hidden_size": None},
+    ):  # fmt: skip
         raises("config.json: ", dict.copy, **wrong)
 
 
@@ -232,12 +249,12 @@ def test_files_that_are_not_there_or_damaged(tmp_path):
     raises("config.json: cannot be read as JSON", config_json=b"{")
     raises("config.json: cannot be read as JSON", config_json=b"[]")
     raises("config.json: cannot be read as JSON", config_json=b"\xff")
-    raises("config.json: not a model configuration", config_json=b'{"model_type": "bert"}')
+    raises("config.json: no vocab_size in it", config_json=b'{"model_type": "bert"}')
     raises("holds neither model.safetensors nor pytorch_model.bin", pytorch_model_bin=None)
     for damaged in (content[:900], b"", b"hello", content[:-9]):
         raises("pytorch_model.bin: damaged or not a weights file", pytorch_model_bin=damaged)
     raises(
-        "pointer of Git LFS, not the weights: run 'git lfs pull'",
+        "pointer of Git LFS, not the file: run 'git lfs pull'",
         model_st=b"version https://git-lfs.github.com/spec/v1\noid",
     )
 
@@ -287,6 +304,7 @@ def test_safetensors_there_and_back(tmp_path):
     file_of({"x": entry() | {"data_offsets": [0, 4, 4]}}, b"1234"), file_of({"x": entry(at=(0, "4"))}, b"1234"),
     file_of({"x": entry(at=(None, None))}, b"1234"), file_of({"x": entry(shape=(-1,), at=(4, 0))}, b"1234"),
     file_of({"x": entry(shape=(True,))}, b"1234"), file_of({"x": entry(shape=(1.0,))}, b"1234"),
+    file_of({"x": entry(shape=[1] * 9)}, b"1234"), file_of({"x": entry(shape=[10**4000] * 4000)}, b"1234"),
     file_of({"x": entry(shape=(2**62, 4))}, b"1234"), file_of({"x": entry(shape=(2,), at=(0, 8))}, b"1234"),
     file_of({"x": entry(at=(0, 10**30))}, b"1234"), file_of({"x": entry(at=(4, 8))}, b"12345678"),
     file_of({"x": entry(), "y": entry()}, b"1234"), file_of({"x": entry(), "y": entry(at=(2, 6))}, b"123456"),
@@ -476,11 +494,24 @@ def test_vocab_json_and_merges_txt(tmp_path, space):
 
 
 def test_ids_with_holes(tmp_path):
-    t = Tokenizer(algorithms.WordLevel({"a": 0, "<unk>": 9}, unk_token="<unk>"))
+    """The size is that of the largest id; new tokens, which would share ids with old ones, are refused."""
+    marks = {t: i for i, t in enumerate(tokenization.ROLES.values())}
+    t = Tokenizer(algorithms.WordLevel(marks | {"a": 9}, unk_token="<unk>"))
     t.save(str(tmp_path / "tokenizer.json"))
     assert tokenization.size(tokenization.load(tmp_path, entries=10)) == 10
     with pytest.raises(UserError, match="has 10 entries, its weights 9"):
         tokenization.load(tmp_path, entries=9)
+    with pytest.raises(UserError, match="vocabulary has holes or repeats, so new tokens would share ids with old ones"):
+        data.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]
+    for extra, good in (([], True), (["a", "z"], False)):
+        (tmp_path / "vocab.txt").write_text("\n".join([*words, *extra]) + "\n")
+        if good:
+            assert tokenization.size(data.load_tokenizer(tmp_path)) == len(words) + 8
+        else:
+            with pytest.raises(UserError, match="holes or repeats"):
+                data.load_tokenizer(tmp_path)
 
 
 def test_names_and_words_stand_as_in_the_middle_of_a_text(release, texts, tmp_path):
@@ -516,12 +547,20 @@ def test_what_is_not_a_tokenizer(tmp_path):
     raises("tokenizer_config.json: cannot be read as JSON", vocab_txt=good, tokenizer_config_json=b"{")
     raises("vocab.txt: not a tokenizer", vocab_txt=b"\xff" + good)
     raises("vocab.txt: not a tokenizer", vocab_txt=good, tokenizer_config_json=b'{"do_lower_case": "yes"}')
-    raises(r"the vocabulary lacks \[CLS\] or \[SEP\]", vocab_txt=b"[PAD]\n[UNK]\na\n")
+    raises(r"vocab.txt: the tokenizer has neither \[CLS\] nor <s>, neither \[SEP\]", vocab_txt=b"[PAD]\n[UNK]\na\n")
     raises(r"the tokenizer has neither \[MASK\] nor <mask>", vocab_txt=good.replace(b"[MASK]\n", b""))
     raises("vocab.json: not a tokenizer", vocab_json=b"{", merges_txt=b"")
     raises("tokenizer.json: not a tokenizer", tokenizer_json=b"{}")
+    raises("tokenizer.json is a pointer of Git LFS", tokenizer_json=b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match="nowhere: no tokenizer.json there"):
         tokenization.load(tmp_path / "nowhere")
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + good)
+    assert tokenization.load(tmp_path).token_to_id("[PAD]") == 0
+    with pytest.raises(UserError, match="vocab.txt is a file; give the checkpoint folder it is in"):
+        tokenization.load(tmp_path / "vocab.txt")
+    bad = Tokenizer(algorithms.Unigram([(t, 0.0) for t in tokenization.ROLES.values()]))  # and no unk_id
+    with pytest.raises(UserError, match="words: the tokenizer cannot encode all of them: .*unk"):
+        tokenization.encode(bad, ["x"], "words")
 
 
 # ---------------------------------------------------------------- going on from a checkpoint
@@ -644,7 +683,7 @@ def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path, ranks):
 def test_a_checkpoint_that_does_not_fit(release, dataset, texts, tmp_path, monkeypatch):
     start = checkpoint(tmp_path / "start", "roberta", texts, positions=60)
     with pytest.raises(
-        UserError, match="has another tokenizer than .*start; build one with 'make data .* TOKENIZER=.*start'"
+        UserError, match="has another tokenizer than .*start; build one with: make data .* TOKENIZER='.*start'"
     ):
         kgi.Trainer(configs.Train(data=str(dataset), init=str(start), **TINY))
     own = build(release, tmp_path / "own", tokenizer=str(start))
@@ -658,6 +697,13 @@ def test_a_checkpoint_that_does_not_fit(release, dataset, texts, tmp_path, monke
     (start / "tokenizer_config.json").write_text('{"add_prefix_space": true}')  # the same vocabulary, other text
     with pytest.raises(UserError, match="has another tokenizer"):
         kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+    (start / "tokenizer_config.json").unlink()
+    for more, said in (
+        ({"out": str(start)}, "--init and --out are both"),
+        ({"layers": 9}, "layers = 9, but .*start has 2; leave it out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY | more))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no data set under datasets/ has the tokenizer of .*start; build one with"):
         kgi.Trainer(configs.Train(init=str(start), **TINY))
@@ -695,16 +741,17 @@ def embedded(folder, stdin, *args):
 def test_embed(texts, tmp_path, family):
     """One vector a line, in the lines' order, each as if computed alone."""
     start = checkpoint(tmp_path / "start", family, texts, positions=20)
-    lines = ["foie", "", "Hépatite aiguë [SEP]", *texts[:40], "x " * 100, "fin"]
+    lines = ["foie", "", "Hépatite aiguë [SEP]", "  rein ", *texts[:40], "x " * 100, "fin"]
     encoder, tokenizer = models.load(start, heads=False, say=SILENT).encoder.eval(), tokenization.load(start)
     special = tokenization.special_ids(tokenizer)
     tokenizer.encode_special_tokens = True
     for pooling, end in (("cls", "\n"), ("mean", "\r\n")):
-        got, said = embedded(start, end.join(lines).encode() + b"\n" * (pooling == "cls"), "--pooling", pooling)
+        stdin = end.join(lines).encode() + b"\n" * (pooling == "cls")
+        got, said = embedded(start, b"\xef\xbb\xbf" + stdin, "--pooling", pooling)
         assert got.dtype == np.float32 and got.shape == (len(lines), 32)
         assert "1 lines of more than 18 tokens were cut" in said
         for line, vector in zip(lines, got):
-            ids = tokenizer.encode(" " + line, add_special_tokens=False).ids[:18]
+            ids = tokenizer.encode(" " + line.strip(), add_special_tokens=False).ids[:18]
             hidden = encoder(torch.tensor([[special["cls"], *ids, special["sep"]]]))[0]
             want = hidden[0] if pooling == "cls" else hidden.mean(0)
             assert np.abs(vector - want.detach().numpy()).max() < 1e-5
@@ -725,12 +772,15 @@ def test_embed_in_pieces(texts, tmp_path):
 @pytest.mark.parametrize("stdin, args, said", [
     (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
     (b"", [], "nothing on standard input"),
-    (b"a", ["--pooling", "max"], "pooling 'max'"),
+    (b"a", ["--pooling", "max"], "pooling = 'max' is not cls or mean"),
+    (b"a", [], "the tokenizer has neither [MASK] nor <mask>"),
     (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),
     (b"a", ["--poling", "cls"], "did you mean 'pooling'?"),
 ])  # fmt: skip
 def test_embed_mistakes(texts, tmp_path, stdin, args, said):
     start = checkpoint(tmp_path / "start", "bert", texts)
+    if said.startswith("the tokenizer has"):
+        (start / "vocab.txt").write_text((start / "vocab.txt").read_text().replace("[MASK]", "[masque]"))
     command = [sys.executable, "model.py", "embed", start, "--device", "cpu", *args]
     p = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True)
     assert p.returncode == 1 and not p.stdout and said in p.stderr.decode() and b"Traceback" not in p.stderr

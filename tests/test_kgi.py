@@ -163,7 +163,7 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
 
 def test_a_start_from_other_weights_must_fit_the_data_set(release, dataset, baseline, tmp_path):
     other = build(release, tmp_path / "other", vocab_size=300)
-    with pytest.raises(UserError, match="has another tokenizer than .*; build one with .*TOKENIZER="):
+    with pytest.raises(UserError, match="has another tokenizer than .*; build one with: make data .*TOKENIZER="):
         kgi.Trainer(settings(other, tmp_path / "run", init=str(baseline)))
     long = build(release, tmp_path / "long", tokenizer=str(baseline), seq_len=80)
     with pytest.raises(UserError, match="has 64 positions and .* sequences of up to 80 tokens"):
@@ -188,8 +188,13 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
         with pytest.raises(UserError, match=said):
             kgi.Trainer(settings(dataset, baseline, **more)).run()
     models.save(models.load(baseline), tmp_path / "model")
-    with pytest.raises(UserError, match="holds a model, but no checkpoint.pt"):
+    with pytest.raises(UserError, match="holds a config.json, but no checkpoint.pt"):
         kgi.Trainer(settings(dataset, tmp_path / "model")).run()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds a README.md, but no checkpoint.pt"):
+        kgi.Trainer(settings(dataset, tmp_path / "mine")).run()
+    assert [(p.name, p.read_text()) for p in (tmp_path / "mine").iterdir()] == [("README.md", "mine")]
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         kgi.Trainer(settings(dataset, tmp_path)).run()
