@@ -8,7 +8,7 @@
 
 Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
 they change the speed and nothing else. Started again, the same command goes on from the last checkpoint.
-Written to runs/<name>/: metrics.jsonl, checkpoint.pt, and the model (config.json, weights, tokenizer).
+Written to runs/<name>/: metrics.jsonl, the last two checkpoints, and the model (config.json, weights, tokenizer).
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import zipfile
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ from configs import UserError, tokenization, write_atomic
 from data import TASKS
 
 VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")  # the last one and the one before it
 LAYOUT = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
 
 
@@ -95,6 +97,24 @@ def digest(paths):
     return out.hexdigest()[:16]
 
 
+def read_checkpoint(path):
+    """The state in a file that Trainer.save wrote.
+
+    Raises: FileNotFoundError; UserError if it is damaged, by a single bit too (torch.load does not look at check sums).
+    """
+    try:
+        with zipfile.ZipFile(path) as z:
+            damaged = z.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError):
+        damaged = path.name
+    if damaged:
+        raise UserError(f"{path}: damaged")
+    state = models.read_torch(path)
+    if not isinstance(state, dict) or "identity" not in state:
+        raise UserError(f"{path} is not a checkpoint of this program")
+    return state
+
+
 def to_device(micro, device):
     """A micro-batch of data.micro_batches as the arguments of KGIBert.forward."""
     ids = torch.from_numpy(micro["ids"])
@@ -151,6 +171,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0
+        self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
 
     def begin_with(self, folder):
         """The model of a checkpoint folder, with room for the tokens that the data set has beside its own."""
@@ -194,7 +215,14 @@ class Trainer:
             "step": self.step, "identity": self.identity(), "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
         }  # fmt: skip
-        write_atomic(self.out / "checkpoint.pt", lambda f: torch.save(state, f))
+        # The one before stays until this one is whole on disk, and after: a disk can lose what it said it has.
+        last, before = (self.out / name for name in CHECKPOINTS)
+        new = last.with_suffix(".new")
+        write_atomic(new, lambda f: torch.save(state, f))
+        if last.exists() and not self.fell_back:
+            last.replace(before)
+        new.replace(last)
+        self.fell_back = False
         self.publish()
 
     def publish(self):
@@ -249,13 +277,20 @@ class Trainer:
         raise UserError(f"step {self.step}: {what}; {kept}. Try a lower --lr or --precision fp32")
 
     def resume(self):
-        """Goes on from checkpoint.pt if there is one; lines of metrics.jsonl after it are dropped."""
-        path = self.out / "checkpoint.pt"
-        lines = []
-        if path.exists():
-            state = models.read_torch(path)
-            if not isinstance(state, dict) or "identity" not in state:
-                raise UserError(f"{path} is not a checkpoint of this program; choose another --out")
+        """Goes on from the last checkpoint that is whole; lines of metrics.jsonl after it are dropped."""
+        lines, faults, state = [], [], None
+        for path in (self.out / name for name in CHECKPOINTS):
+            try:
+                state = read_checkpoint(path)
+                break
+            except FileNotFoundError:
+                faults += [f"no {path}"] * (path.name == CHECKPOINTS[0])
+            except UserError as e:
+                faults.append(str(e))
+        if state:
+            self.fell_back = bool(faults)
+            if faults and self.rank == 0:
+                print(f"{faults[0]}; going on from the one before it, of step {state['step']:,}", flush=True)
             for key, value in self.identity().items():
                 if state["identity"].get(key) != value:
                     raise UserError(
@@ -270,6 +305,8 @@ class Trainer:
             metrics = self.out / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
             lines = [line for line in lines if step_of(line) <= self.step]
+        elif (self.out / CHECKPOINTS[0]).exists() or len(faults) > 1:
+            raise UserError(f"{faults[-1]}; no checkpoint is left to go on from: choose another --out")
         else:
             for name in ("config.json", "README.md", "tokenizer.json", *models.WEIGHTS):
                 if (self.out / name).exists():

@@ -1,8 +1,10 @@
 """The trainer: the loss of equation (2), what must not depend on the layout, and going on after a stop."""
 
 import json
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -136,6 +138,105 @@ def test_going_on_ends_in_the_same_weights(dataset, tmp_path, ranks):
     for x, y in zip(lines(whole), lines(stopped), strict=True):
         assert x.keys() == y.keys() and x["step"] == y["step"] and x.get("valid") == y.get("valid")
         assert x.get("loss") == y.get("loss")
+
+
+KILL = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import pathlib
+import torch
+import kgi, configs
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+saves, save, replace = [0], torch.save, pathlib.Path.replace
+if {where!r} == "in the file":
+    def half(state, f):
+        saves[0] += 1
+        save(state, f)
+        if saves[0] == {at}:
+            f.truncate(f.tell() // 2)
+            f.flush()
+            die()
+    torch.save = half
+if {where!r} == "between the two":
+    def one(path, target):
+        saves[0] += str(target).endswith("before.pt")
+        replace(path, target)
+        if saves[0] == {at} - 1:
+            die()
+    pathlib.Path.replace = one
+if {where!r} == "before the model":
+    def published(trainer):
+        if trainer.step == {at}:
+            die()
+    kgi.Trainer.publish = published
+kgi.main({argv!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("kgi") / "undisturbed"
+    kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
+    return out
+
+
+def same_end(out, undisturbed):
+    a, b = weights(undisturbed), weights(out)
+    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+    for x, y in zip(lines(undisturbed), lines(out), strict=True):  # neither a gap nor a line twice
+        assert x["step"] == y["step"] and x.get("valid") == y.get("valid") and x.get("loss") == y.get("loss")
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in undisturbed.iterdir())
+
+
+@pytest.mark.parametrize("where", ["in the file", "between the two", "before the model"])
+def test_killed_while_a_checkpoint_is_written(dataset, undisturbed, tmp_path, where):
+    """SIGKILL in the middle of the fourth save; the same command ends in the same weights, bit for bit."""
+    argv = args(dataset, tmp_path / "run", dropout=0.1, save_every=1)
+    (tmp_path / "kill.py").write_text(KILL.format(root=str(ROOT), argv=argv, where=where, at=4))
+    assert command(tmp_path / "kill.py").returncode == -9
+    p = command("kgi.py", *argv)
+    step = 4 if where == "before the model" else 3
+    assert p.returncode == 0 and f"steps {step} to 6" in p.stdout, p.stdout + p.stderr
+    assert ("no " in p.stdout and "going on from the one before it, of step 3" in p.stdout) == (
+        where == "between the two"
+    )
+    same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment(dataset, undisturbed, tmp_path, seed):
+    out = tmp_path / "run"
+    argv = [sys.executable, "kgi.py", *args(dataset, out, dropout=0.1, save_every=1)]
+    p = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
+    rng, began = random.Random(seed), time.time()
+    while not (out / "metrics.jsonl").exists() and time.time() - began < 60:
+        time.sleep(0.01)
+    time.sleep(rng.random() * 0.6)
+    p.kill()
+    p.wait()
+    assert command(*argv[1:]).returncode == 0
+    same_end(out, undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(dataset, undisturbed, tmp_path, damage, capsys):
+    out = tmp_path / "run"
+    kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
+    last, before = out / "checkpoint.pt", out / "checkpoint.before.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes({"cut": content[:3000], "one bit": content, "empty": b"", "other": b"hello" * 100}[damage])
+    capsys.readouterr()
+    trainer = kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1))
+    trainer.run()
+    assert f"{last}: damaged; going on from the one before it, of step 5" in capsys.readouterr().out
+    same_end(out, undisturbed)
+    assert kgi.read_checkpoint(before)["step"] == 5  # the good one, not the damaged
+    for path in (last, before):
+        path.write_bytes(content[:3000])
+    with pytest.raises(UserError, match="checkpoint.before.pt: damaged; no checkpoint is left to go on from"):
+        kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
 
 
 def test_dropout_differs_from_step_to_step(dataset, tmp_path):
