@@ -6,6 +6,7 @@ tests/checkpoints holds tiny random ones that another library wrote, each with i
 import io
 import json
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -661,12 +662,11 @@ def test_going_on_from_a_checkpoint(release, texts, tmp_path, family, monkeypatc
         assert "windows of up to 70 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path, ranks):
-    """With BERT's token types and real processes: stopped and started again, the weights are the same to the bit."""
+def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path):
+    """With BERT's token types and two processes: stopped and started again, the weights are the same to the bit."""
     start = checkpoint(tmp_path / "start", "bert", texts)
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", 2]
     settings = TINY | {"steps": 6, "valid_every": 3, "data": dataset, "init": start}
     args = [x for k, v in settings.items() for x in (f"--{k}", str(v))]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -726,19 +726,23 @@ def test_other_weights_are_not_gone_on_from(release, texts, tmp_path):
 # ---------------------------------------------------------------- embeddings
 
 
-def embedded(folder, stdin, *args):
-    p = subprocess.run(
-        [sys.executable, "model.py", "embed", folder, "--device", "cpu", *args],
-        cwd=ROOT,
-        input=stdin,
-        capture_output=True,
-    )
-    assert p.returncode == 0, p.stderr.decode()
-    return np.load(io.BytesIO(p.stdout)), p.stderr.decode()
+def embedded(monkeypatch, folder, stdin, *args):
+    """What `model.py embed` writes, in this process; what fails must have written nothing."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    out = sys.stdout
+    try:
+        models.main(["embed", str(folder), "--device", "cpu", *args])
+    except UserError:
+        assert not out.buffer.getvalue()
+        raise
+    finally:
+        monkeypatch.undo()
+    return np.load(io.BytesIO(out.buffer.getvalue()))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
-def test_embed(texts, tmp_path, family):
+def test_embed(texts, tmp_path, family, monkeypatch, capsys):
     """One vector a line, in the lines' order, each as if computed alone."""
     start = checkpoint(tmp_path / "start", family, texts, positions=20)
     lines = ["foie", "", "Hépatite aiguë [SEP]", "  rein ", *texts[:40], "x " * 100, "fin"]
@@ -747,9 +751,9 @@ def test_embed(texts, tmp_path, family):
     tokenizer.encode_special_tokens = True
     for pooling, end in (("cls", "\n"), ("mean", "\r\n")):
         stdin = end.join(lines).encode() + b"\n" * (pooling == "cls")
-        got, said = embedded(start, b"\xef\xbb\xbf" + stdin, "--pooling", pooling)
+        got = embedded(monkeypatch, start, b"\xef\xbb\xbf" + stdin, "--pooling", pooling)
         assert got.dtype == np.float32 and got.shape == (len(lines), 32)
-        assert "1 lines of more than 18 tokens were cut" in said
+        assert "1 lines of more than 18 tokens were cut" in capsys.readouterr().err
         for line, vector in zip(lines, got):
             ids = tokenizer.encode(" " + line.strip(), add_special_tokens=False).ids[:18]
             hidden = encoder(torch.tensor([[special["cls"], *ids, special["sep"]]]))[0]
@@ -777,10 +781,20 @@ def test_embed_in_pieces(texts, tmp_path):
     (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),
     (b"a", ["--poling", "cls"], "did you mean 'pooling'?"),
 ])  # fmt: skip
-def test_embed_mistakes(texts, tmp_path, stdin, args, said):
+def test_embed_mistakes(texts, tmp_path, stdin, args, said, monkeypatch):
     start = checkpoint(tmp_path / "start", "bert", texts)
     if said.startswith("the tokenizer has"):
         (start / "vocab.txt").write_text((start / "vocab.txt").read_text().replace("[MASK]", "[masque]"))
-    command = [sys.executable, "model.py", "embed", start, "--device", "cpu", *args]
-    p = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True)
-    assert p.returncode == 1 and not p.stdout and said in p.stderr.decode() and b"Traceback" not in p.stderr
+    with pytest.raises(UserError, match=re.escape(said)):
+        embedded(monkeypatch, start, stdin, *args)
+
+
+def test_embed_as_a_command(texts, tmp_path):
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    for stdin, rows in ((b"foie\nrein\n", 2), (b"foie\n\xff\n", 0)):
+        p = subprocess.run([sys.executable, "model.py", "embed", start], cwd=ROOT, input=stdin, capture_output=True)
+        if rows:
+            assert p.returncode == 0 and np.load(io.BytesIO(p.stdout)).shape == (2, 32), p.stderr
+        else:
+            assert (p.returncode, p.stdout) == (1, b"")
+            assert p.stderr == b"model.py: error: standard input, line 2: not UTF-8\n"
