@@ -13,12 +13,17 @@ Written to runs/<name>/: metrics.jsonl, the last two checkpoints, and the model 
 
 import hashlib
 import json
+import math
 import os
+import re
+import signal
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +42,28 @@ from data import TASKS
 VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")  # the last one and the one before it
 LAYOUT = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
+SKIPS = 20  # fp16 overflows in a row, each at half the scale before, that end a run
+STOPPED = 75  # exit status after a signal that asked to stop: "try again later" (EX_TEMPFAIL of sysexits.h)
 
 
 def alphas(n):
     """Weights of EP, LP and TC from their numbers of training examples (section 4.1).
 
     alpha_i = sum_{j != i} n_j / (2 sum_k n_k), j and k over the three tasks: they sum to 1, the weight
-    of MLM, and the more examples a task has, the less each counts.
+    of MLM, and the more examples a task has, the less each counts. The 2 is the number of tasks less one, so that
+    it also holds for two tasks, where an ablation leaves one out (n = 0); a task alone has the weight 1.
     """
-    total = sum(n)
-    return [(total - x) / (2 * total) if total else 0.0 for x in n]
+    total, others = sum(n), sum(x > 0 for x in n) - 1
+    return [(total - x) / (others * total) if others > 0 and x else float(x > 0) for x in n]
+
+
+def seconds(text):
+    """Seconds of a length of time such as 24h, 1h30m, 90m or 45s."""
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
+    if not total:
+        raise UserError(f"budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")
+    return total
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -115,14 +132,17 @@ def read_checkpoint(path):
     return state
 
 
-def to_device(micro, device):
-    """A micro-batch of data.micro_batches as the arguments of KGIBert.forward."""
+def tensors(micro, pin):
+    """A micro-batch of data.micro_batches as the arguments of KGIBert.forward. pin: for copies to a GPU meanwhile."""
     ids = torch.from_numpy(micro["ids"])
-    full = torch.from_numpy(micro["length"])[:, None]
-    mask = torch.arange(ids.shape[1]) < full
+    mask = torch.arange(ids.shape[1]) < torch.from_numpy(micro["length"])[:, None]
     sizes = torch.bincount(torch.from_numpy(micro["task"]), minlength=len(TASKS)).tolist()
-    tensors = [ids, None if mask.all() else mask, torch.from_numpy(micro["position"]), torch.from_numpy(micro["label"])]
-    return *(None if x is None else x.to(device, non_blocking=True) for x in tensors), sizes
+    out = [ids, None if mask.all() else mask, torch.from_numpy(micro["position"]), torch.from_numpy(micro["label"])]
+    return *(x.pin_memory() if pin and x is not None else x for x in out), sizes
+
+
+def to_device(args, device):
+    return [x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in args]
 
 
 class Trainer:
@@ -130,26 +150,30 @@ class Trainer:
     order, the masks and the dropout are functions of (seed, step, micro-batch, rank)."""
 
     def __init__(self, s):
-        self.s = s
+        self.s, self.began = s, time.time()
         self.device, self.dtype = models.choose_device(s.device, s.precision)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.folder = folder = find_data(s)
-        self.train, self.valid = data.Examples(folder, "train"), data.Examples(folder, "valid")
+        if not s.tasks or not set(s.tasks) <= set(TASKS):
+            raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASKS)}")
+        self.train, self.valid = (data.Examples(folder, part, s.tasks) for part in data.PARTS)
+        if not len(self.train):
+            raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
         self.tokenizer = data.read_tokenizer(folder)
         self.out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
         n = len(self.train)
-        self.steps = s.steps or max(1, round(s.epochs * n / s.batch_size))
-        self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * self.steps)
-        if self.warmup >= self.steps and self.steps > 1:
-            raise UserError(
-                f"warmup = {s.warmup:g} steps, but the run has only {self.steps} "
-                f"({s.epochs:g} epochs of {n:,} examples); give a share, such as --warmup 0.5"
-            )
+        self.order = data.Order(n, s.batch_size, s.seed)
+        self.steps = 0  # with a budget not known before the machine's speed is
+        if s.budget and s.steps:
+            raise UserError("budget and steps: give one of them")
+        self.allowed = seconds(s.budget) if s.budget else None
+        if not s.budget:
+            self.schedule(s.steps or max(1, round(s.epochs * n / s.batch_size)))
         self.valid_every = s.valid_every or max(1, round(n / s.batch_size))
         self.save_every = s.save_every or self.valid_every
-        self.budget = s.micro_tokens or (65536 if self.device.type == "cuda" else 4096)
-        self.order = data.Order(n, s.batch_size, s.seed)
-        counts = [sum(c["train"][t] for c in self.train.manifest["counts"].values()) for t in ("ep", "lp", "tc")]
+        counts = [
+            sum(c["train"][t] for c in self.train.manifest["counts"].values()) * (t in s.tasks) for t in TASKS[1:]
+        ]
         if s.alphas and len(s.alphas) != 3:
             raise UserError(f"alphas = {s.alphas}: there must be three, for EP, LP and TC")
         self.weights = torch.tensor([1.0, *(s.alphas or alphas(counts))])
@@ -164,14 +188,39 @@ class Trainer:
             sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
             self.model = models.KGIBert(models.Config(vocab, self.train.seq_len, *sizes, pad))
         self.model.to(self.device)
+        self.budget = s.micro_tokens or models.micro_tokens(self.model, self.device)
         self.ddp = self.model
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             self.ddp = DistributedDataParallel(self.model)
+        self.begin()
+        self.assembler, self.ahead = ThreadPoolExecutor(1), {}
+        self.asked = 0  # the number of the signal that asked to stop
+        self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
+
+    def begin(self):
+        """Step 0: nothing that was learnt by the optimizer, nothing counted."""
+        s = self.s
         self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step = 0
-        self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
+        self.step = self.skipped = 0
+        self.clear()
+
+    def clear(self):
+        """An interval of the log begins: per task summed loss, right answers and targets; and the work done."""
+        self.interval = np.zeros((4, 3))
+        self.work = dict.fromkeys(("seconds", "tokens", "computed", "flops"), 0.0)
+
+    def schedule(self, steps):
+        """The run's number of steps, and of those up to the peak."""
+        s, self.steps = self.s, steps
+        self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
+        if self.warmup >= steps and steps > 1:
+            length = f"in {s.budget}" if s.budget else f"{s.epochs:g} epochs of {len(self.train):,} examples"
+            raise UserError(
+                f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); "
+                "give a share, such as --warmup 0.5"
+            )
 
     def begin_with(self, folder):
         """The model of a checkpoint folder, with room for the tokens that the data set has beside its own."""
@@ -208,12 +257,13 @@ class Trainer:
         Never of a model that has diverged: the checkpoint before it stays.
         """
         if not all(p.isfinite().all() for p in self.model.parameters()):
-            self.diverged("the weights are not finite")
+            self.diverged(self.step, "the weights are not finite")
         if self.rank:
             return
         state = {
             "step": self.step, "identity": self.identity(), "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps,
+            "interval": self.interval.tolist(), "work": self.work, "skipped": self.skipped,
         }  # fmt: skip
         # The one before stays until this one is whole on disk, and after: a disk can lose what it said it has.
         last, before = (self.out / name for name in CHECKPOINTS)
@@ -271,10 +321,10 @@ class Trainer:
                     lines.append(f"| {name} | {loss:.3f} | {100 * accuracy:.1f} % |")
         return "\n".join(lines) + "\n"
 
-    def diverged(self, what):
+    def diverged(self, step, what):
         path = self.out / "checkpoint.pt"
         kept = f"{path} is the last good checkpoint" if path.exists() else "there is no checkpoint yet"
-        raise UserError(f"step {self.step}: {what}; {kept}. Try a lower --lr or --precision fp32")
+        raise UserError(f"step {step}: {what}; {kept}. Try a lower --lr or --precision fp32")
 
     def resume(self):
         """Goes on from the last checkpoint that is whole; lines of metrics.jsonl after it are dropped."""
@@ -301,10 +351,13 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"]:  # empty if that run had none
                 self.scaler.load_state_dict(state["scaler"])
-            self.step = state["step"]
+            self.step, self.skipped, self.work = state["step"], state["skipped"], state["work"]
+            self.interval = np.array(state["interval"])
+            if state["steps"]:  # 0: stopped while the steps that a budget allows were being found out
+                self.schedule(state["steps"])
             metrics = self.out / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-            lines = [line for line in lines if step_of(line) <= self.step]
+            lines = [line for line in lines if self.step and step_of(line) <= self.step]
         elif (self.out / CHECKPOINTS[0]).exists() or len(faults) > 1:
             raise UserError(f"{faults[-1]}; no checkpoint is left to go on from: choose another --out")
         else:
@@ -317,62 +370,99 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))
 
+    def assemble(self, step):
+        """(this rank's micro-batches of a step, targets of each task and lengths in the whole effective batch)."""
+        epochs, at = self.order(step)
+        batch = self.train.batch(epochs, self.train.rows[at], self.s.seed, self.s.mlm_probability)
+        micros = data.micro_batches(batch, self.budget, self.rank, self.world)
+        return [tensors(m, self.device.type == "cuda") for m in micros], batch.counts, batch.length
+
+    def batch(self, step):
+        """assemble(step), which a thread has done while the step before was computed; it then goes on to the next."""
+        now = self.ahead.pop(step, None) or self.assembler.submit(self.assemble, step)
+        self.ahead = {step + 1: self.assembler.submit(self.assemble, step + 1)} if step + 1 < self.steps else {}
+        return now.result()
+
     def optimizer_step(self):
         """One effective batch: forward and backward of every micro-batch, then the update.
 
         Loss, equation (2): per task the sum over all micro-batches and ranks divided by the number of
-        targets in the whole effective batch, so that how it was cut does not matter.
+        targets in the whole effective batch, so that how it was cut does not matter. If gradients overflow in fp16,
+        the scaler skips the update and halves its scale, and the step is done again: it has its update in the end,
+        and the schedule its number of them.
 
-        Returns: (statistics (4, 3): summed loss, right answers, targets of this rank; its real tokens).
+        Returns: (statistics (4, 3), float64: summed loss, right answers, targets of each task, the same on all ranks;
+        whether a rank was asked to stop).
         """
-        s = self.s
-        lr = learning_rate(self.step, self.steps, self.warmup, s.lr)
+        s, began = self.s, time.time()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batch = self.train.batch(*self.order(self.step), s.seed, s.mlm_probability)
+            group["lr"] = learning_rate(self.step, self.steps, self.warmup, s.lr)
+        micros, counts, length = self.batch(self.step)
         # DDP averages over the ranks; times world makes it the sum.
-        scale = self.weights * self.world / torch.from_numpy(batch.counts).clamp(min=1)
+        scale = self.weights * self.world / torch.from_numpy(counts).clamp(min=1)
         scale = scale.to(self.device, torch.float32)
-        sums = torch.zeros(4, 2, device=self.device)
-        micros = list(data.micro_batches(batch, self.budget, self.rank, self.world))
-        for i, micro in enumerate(micros):
-            torch.manual_seed(int(data.mix(s.seed, self.step, i, self.rank)) >> 1)
-            alone = self.ddp.no_sync() if self.world > 1 and i < len(micros) - 1 else nullcontext()
-            with alone:
-                with models.autocast(self.device, self.dtype):
-                    out = self.ddp(*to_device(micro, self.device))
-                self.scaler.scale((out[:, 0] * scale).sum()).backward()
-            sums += out.detach()
-        self.scaler.unscale_(self.optimizer)
-        if s.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        computed = sum(m[0].numel() for m in micros)
+        for _ in range(SKIPS):
+            sums = torch.zeros(4, 2, device=self.device)
+            for i, micro in enumerate(micros):
+                torch.manual_seed(int(data.mix(s.seed, self.step, i, self.rank)) >> 1)
+                alone = self.ddp.no_sync() if self.world > 1 and i < len(micros) - 1 else nullcontext()
+                with alone:
+                    with models.autocast(self.device, self.dtype):
+                        out = self.ddp(*to_device(micro, self.device))
+                    self.scaler.scale((out[:, 0] * scale).sum()).backward()
+                sums += out.detach()
+            self.scaler.unscale_(self.optimizer)
+            if s.clip:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            *total, all_computed, stop = self.over_ranks([*sums.flatten().tolist(), computed, float(self.asked > 0)])
+            statistics = np.column_stack([np.reshape(total, (4, 2)), counts])
+            loss = self.summary(statistics)["loss"]
+            if not math.isfinite(loss):
+                self.diverged(self.step + 1, f"the loss is {loss}")
+            if self.scaler.get_scale() >= before:
+                break
+            self.skipped += 1
+        else:
+            self.diverged(
+                self.step + 1, f"the gradients overflowed fp16 {SKIPS} times, in the end scaled by {before:g}"
+            )
         self.step += 1
-        counts = torch.from_numpy(batch.counts).to(self.device) / self.world
-        return torch.cat([sums, counts[:, None]], dim=1), sum(int(m["length"].sum()) for m in micros)
+        self.interval += statistics
+        self.work["flops"] += models.flops(self.model.encoder.config, length, counts[:2].sum())
+        self.work["tokens"] += int(length.sum())
+        self.work["computed"] += all_computed
+        self.work["seconds"] += time.time() - began
+        return statistics, stop > 0
+
+    def over_ranks(self, numbers):
+        """A list of numbers, summed over all ranks."""
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total.tolist()
 
     @torch.no_grad()
     def validate(self):
-        """Loss and accuracy of each task over the whole validation part."""
+        """Loss and accuracy of each task over the whole validation part, as summary has them."""
         self.model.eval()
-        total = torch.zeros(4, 3, device=self.device)
-        n, size = len(self.valid), self.s.batch_size
-        for i in range(0, n, size):
-            rows = np.arange(i, min(i + size, n))
-            batch = self.valid.batch(np.full(len(rows), VALID_EPOCH), rows, self.s.seed, self.s.mlm_probability)
+        sums, counts = torch.zeros(4, 2, device=self.device), np.zeros(4)
+        for rows in np.split(self.valid.rows, range(self.s.batch_size, len(self.valid), self.s.batch_size)):
+            epochs = np.full(len(rows), VALID_EPOCH)
+            batch = self.valid.batch(epochs, rows, self.s.seed, self.s.mlm_probability)
+            counts += batch.counts
             for micro in data.micro_batches(batch, self.budget, self.rank, self.world):
                 with models.autocast(self.device, self.dtype):
-                    total[:, :2] += self.model(*to_device(micro, self.device))
-            total[:, 2] += torch.from_numpy(batch.counts).to(self.device) / self.world
+                    sums += self.model(*to_device(tensors(micro, False), self.device))
         self.model.train()
-        return self.summary(total)
+        return self.summary(np.column_stack([np.reshape(self.over_ranks(sums.flatten().tolist()), (4, 2)), counts]))
 
     def summary(self, statistics):
-        """(4, 3) sums of this rank -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
-        if self.world > 1:
-            dist.all_reduce(statistics)
+        """(4, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
         out = {"loss": 0.0}
         for task, weight, (loss, right, n) in zip(TASKS, self.weights.tolist(), statistics.tolist()):
             if n:
@@ -385,81 +475,178 @@ class Trainer:
             with open(self.out / "metrics.jsonl", "a") as f:
                 f.write(json.dumps(record) + "\n")
 
+    def plan(self):
+        """--budget: after a measured warm-up, as many steps as end inside it, with validations and checkpoints.
+
+        The warm-up is whole steps of the run, at a rate of almost zero and then undone. What is decided goes into
+        the first checkpoint, so that going on is exact. Runs after the validation of step 0, at self.began + its time.
+        """
+        start = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.steps = self.warmup = 10**9
+        took, measured = [], 0.0
+        while len(took) < 2 or measured < min(0.02 * self.allowed, 60):
+            began = time.time()
+            self.optimizer_step()
+            took.append(self.over_ranks([time.time() - began])[0] / self.world)
+            measured += took[-1]
+        step = sum(took[1:]) / (len(took) - 1)  # the first warms caches up
+        self.model.load_state_dict(start)
+        self.steps, self.ahead = 0, {}
+        self.begin()
+        began = time.time()
+        self.save()
+        saving = time.time() - began
+        left = self.allowed - (time.time() - self.began) - self.validating - saving
+        a_step = step + self.validating / self.valid_every + saving / self.save_every
+        # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
+        steps = int(self.over_ranks([0.95 * left / a_step])[0] / self.world)
+        if steps < 1:
+            raise UserError(f"budget = {self.s.budget} is not enough for one step ({step:.1f} s) and a validation")
+        self.schedule(steps)
+        self.save()
+
     def run(self):
+        """Trains to the end, or until a signal asks to stop. Returns: whether it came to the end."""
+        try:
+            return self.go()
+        except (RuntimeError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError
+            if "out of memory" not in str(e) and "allocate memory" not in str(e) and not isinstance(e, MemoryError):
+                raise
+            # From whatever rank it is: the others do not know.
+            sys.exit(
+                f"kgi.py: error: rank {self.rank}: out of memory with micro-batches of {self.budget:,} tokens. Give "
+                f"half, --micro_tokens {self.budget // 2}: it changes nothing but the speed, and a run begun goes on"
+            )
+
+    def go(self):
         s, first = self.s, self.rank == 0
         self.resume()
+        begun = self.step
+        rate = self.world * models.matrix_rate(self.device, self.dtype)
         if first:
             size = sum(p.numel() for p in self.model.parameters())
             print(
-                f"{self.out}: {size:,} parameters, {len(self.train):,} examples, "
-                f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,}, {self.world} x {self.device.type} "
-                f"{str(self.dtype or torch.float32)[6:]}, weights 1 {' '.join(f'{w:.3f}' for w in self.weights[1:])}",
+                f"{self.out}: {size:,} parameters, {len(self.train):,} examples, {self.world} x {self.device.type} "
+                f"{str(self.dtype or torch.float32)[6:]}, {rate / 1e12:.3g} TFLOP/s, micro-batches of {self.budget:,} "
+                f"tokens, weights {' '.join(f'{t} {w:.3f}' for t, w in zip(TASKS, self.weights) if t in s.tasks)}",
                 flush=True,
             )
-        if self.step == self.steps and first:  # the run may have been killed before this
-            self.publish()
         if self.step == 0:
+            began = time.time()
             record = self.validate()
+            self.validating = time.time() - began
+            if not self.steps:
+                self.plan()
             self.write({"step": 0, "valid": record})
             self.show(0, "valid", record)
-        interval, tokens, since, shown = torch.zeros(4, 3, device=self.device), 0, time.time(), time.time()
+        if first:
+            print(f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,} examples", flush=True)
+        if self.step == self.steps and first:  # the run may have been killed before this
+            self.publish()
+        since = time.time()
         hidden = None if first else True  # None: a bar on a terminal, nothing elsewhere
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
-        while self.step < self.steps:
-            statistics, count = self.optimizer_step()
-            interval += statistics
-            tokens += count
+        stop = False
+        while self.step < self.steps and not stop:
+            _, stop = self.optimizer_step()
             bar.update()
             last = self.step == self.steps
             validate, save = self.step % self.valid_every == 0 or last, self.step % self.save_every == 0 or last
             if self.step % s.log_every == 0 or validate or save:
-                record = self.summary(interval)
-                seconds = time.time() - since
-                record |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": tokens * self.world / seconds}
-                if not record["loss"] < float("inf"):
-                    self.diverged(f"the loss is {record['loss']}")
+                work, left = self.work, (time.time() - since) / (self.step - begun) * (self.steps - self.step)
                 epoch = self.step * s.batch_size / len(self.train)
-                self.write({"step": self.step, "epoch": epoch, **record})
-                bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s")
-                if validate or time.time() - shown > 30:
-                    self.show(self.step, "train", record)
-                    shown = time.time()
-                interval, tokens = torch.zeros_like(interval), 0
-                if validate:
-                    record = self.validate()
-                    self.write({"step": self.step, "valid": record})
-                    self.show(self.step, "valid", record)
-                if save:
-                    self.save()
-                since = time.time()
+                record = {"step": self.step, "epoch": epoch, **self.summary(self.interval)}
+                record |= {
+                    "lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": work["tokens"] / work["seconds"],
+                    "mfu": work["flops"] / work["seconds"] / rate, "padding": 1 - work["tokens"] / work["computed"],
+                    "skipped": self.skipped, "memory_gb": models.peak_memory(self.device) / 1e9, "left_s": left,
+                }  # fmt: skip
+                self.write(record)
+                self.show(self.step, "train", record)
+                self.clear()
+            if validate:
+                record = self.validate()
+                self.write({"step": self.step, "valid": record})
+                self.show(self.step, "valid", record)
+            if save or stop:
+                self.save()
         bar.close()
-        if first:
+        if first and self.step < self.steps:
+            name = signal.Signals(self.asked).name if self.asked else "a signal to another rank"
+            print(f"stopped by {name} after step {self.step:,}, saved; the same command goes on from there", flush=True)
+        elif first:
             print(f"done: {self.out}", flush=True)
-        if self.world > 1:
-            # Leave together and at once. Everything is on disk; a rank that takes its threads down in the usual way
-            # aborts now and then ("terminate called without an active exception"), and torchrun then kills the rest.
-            dist.barrier()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+        return self.step == self.steps
 
     def show(self, step, what, record):
-        """One line: losses and accuracies per task, and the rate."""
+        """One line: losses and accuracies per task, and how the run goes."""
         if self.rank:
             return
-        parts = [f"step {step:>6}/{self.steps} {what}", f"loss {record['loss']:.3f}"]
+        parts = [f"step {step:>6}/{self.steps}", f"{what} loss {record['loss']:.3f}"]
         for task in TASKS:
             if f"{task}_loss" in record:
                 parts.append(f"{task} {record[f'{task}_loss']:.3f} ({100 * record[f'{task}_accuracy']:.1f} %)")
-        if "lr" in record:
-            parts.append(f"lr {record['lr']:.2e}, {record['tokens_per_s']:,.0f} tokens/s")
+        if what == "train":
+            parts.insert(1, f"epoch {record['epoch']:.2f}")
+            parts += [
+                f"lr {record['lr']:.2e}", f"{record['tokens_per_s']:,.0f} tokens/s", f"MFU {100 * record['mfu']:.0f} %",
+                f"padding {100 * record['padding']:.1f} %", f"skipped {record['skipped']}",
+                f"{record['memory_gb']:.1f} GB", f"left {timedelta(seconds=round(record['left_s']))}",
+            ]  # fmt: skip
         tqdm.write("  ".join(parts), file=sys.stdout)
         sys.stdout.flush()
 
 
+def plot(argv):
+    """Loss and accuracy of each task over the steps, of one or several runs, as one picture."""
+    usage = "usage: python kgi.py plot RUN [RUN ...] [--out curves.png]"
+    out = argv.pop(argv.index("--out") + 1) if "--out" in argv[:-1] else None
+    runs = [Path(arg) for arg in argv if arg != "--out"]
+    if not runs or any(str(run).startswith("-") for run in runs):
+        raise UserError(usage)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install -r requirements-plot.txt") from None
+    axes = Figure((16, 7), layout="constrained").subplots(2, len(TASKS), sharex=True)
+    for k, run in enumerate(runs):
+        path, color = run / "metrics.jsonl", f"C{k}"
+        if not path.is_file():
+            raise UserError(f"{path} not found; is {run} a run folder?")
+        records = [json.loads(line) for line in path.read_text().splitlines() if step_of(line) < float("inf")]
+        for row, what in zip(axes, ("loss", "accuracy")):
+            for ax, task, name in zip(row, TASKS, data.NAMES):
+                train = [(r["step"], r[key]) for r in records if (key := f"{task}_{what}") in r]
+                valid = [(r["step"], r["valid"][key]) for r in records if key in r.get("valid", ())]
+                ax.set(title=name, xlabel="step", ylabel=what)
+                ax.plot(*zip(*train), color=color, alpha=0.4) if train else None
+                ax.plot(*zip(*valid), color=color, marker="o", label=run.name) if valid else None
+    axes[0, 0].legend(title="held out (pale: training)")
+    out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
+    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:] or "png"))
+    print(out)
+
+
 def main(argv):
+    if argv[:1] == ["plot"]:
+        return plot(argv[1:])
     settings, _ = configs.load("train", argv, "python kgi.py [config.toml] [--key value ...]")
-    Trainer(settings).run()
+    trainer = Trainer(settings)
+
+    def ask(number, _):
+        trainer.asked = number
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ask)
+    code = 0 if trainer.run() else STOPPED
+    if trainer.world > 1:
+        # Leave together and at once. Everything is on disk; a rank that takes its threads down in the usual way
+        # aborts now and then ("terminate called without an active exception"), and torchrun then kills the rest.
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ CamemBERT and XLM-RoBERTa, and writes each back in its own layout.
     model = load("DrBERT-4GB")
 """
 
+import functools
 import json
 import math
 import os
 import re
+import resource
 import sys
+import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +35,7 @@ from configs import UserError, tokenization, write_atomic
 
 RELATION_CLASSES = 6  # the seven relations of section 3.1 without synonymy
 ROBERTAS = ("roberta", "camembert", "xlm-roberta")
-TANH_GELU = partial(F.gelu, approximate="tanh")
+TANH_GELU = functools.partial(F.gelu, approximate="tanh")
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": TANH_GELU, "gelu_pytorch_tanh": TANH_GELU, "relu": F.relu}
 
 
@@ -85,6 +87,26 @@ class Config:
         return self.pad + 1 if self.family in ROBERTAS else 0
 
 
+def dropout(x, p, training):
+    """F.dropout; on the CPU from 16 random bits an element, as its own generator takes a fifth of a step."""
+    if x.device.type != "cpu" or not training or p == 0:
+        return F.dropout(x, p, training)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = torch.empty_like(x, requires_grad=False)
+    torch.ge(bits[: x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
+    return x * kept.mul_(1 / (1 - p))
+
+
+def attention(q, k, v, mask, p):
+    """softmax(q k^T / sqrt(d)) v with dropout p. q, k, v: (n, heads, L, d); mask: (n, 1, 1, L) bool or None."""
+    if q.device.type != "cpu" or p == 0:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # the fused kernel of the CPU has no dropout
+    if mask is not None:
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    return dropout(scores.softmax(-1), p, True) @ v
+
+
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after it (post-norm)."""
 
@@ -103,11 +125,11 @@ class Layer(nn.Module):
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         drop = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        y = attention(q, k, v, mask, drop)
         y = self.out(y.transpose(1, 2).reshape(n, length, dim))
-        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
+        x = self.norm1(x + dropout(y, self.dropout, self.training))
         y = self.ffn2(self.activation(self.ffn1(x)))
-        return self.norm2(x + F.dropout(y, self.dropout, self.training))
+        return self.norm2(x + dropout(y, self.dropout, self.training))
 
 
 class Encoder(nn.Module):
@@ -128,7 +150,7 @@ class Encoder(nn.Module):
         if ids.shape[1] > self.config.max_positions:
             raise ValueError(f"{ids.shape[1]} tokens; the encoder has {self.config.max_positions} positions")
         x = self.norm(self.word(ids) + self.position.weight[: ids.shape[1]])
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         mask = None if mask is None else mask[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
@@ -226,6 +248,56 @@ def choose_device(name, precision):
     if precision == "auto":
         precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def flops(c, length, words):
+    """Floating-point operations of training on examples of `length` tokens (array) with `words` vocabulary targets.
+
+    2 per weight and token forward, 4 backward, and the two products of attention; padding is none of it.
+    """
+    weights = c.layers * (4 * c.dim**2 + 2 * c.dim * c.ffn)
+    attention = 2 * c.layers * c.dim * float((length.astype(float) ** 2).sum())
+    return 6.0 * (weights * float(length.sum()) + attention + (c.dim**2 + c.dim * c.vocab_size) * float(words))
+
+
+@functools.cache
+def matrix_rate(device, dtype, repeat=3):
+    """Floating-point operations a second of a product of two square matrices: what the machine can do at most."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
+    best = math.inf
+    for _ in range(repeat):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the GPU
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def peak_memory(device):
+    """The most bytes taken so far: of the GPU by tensors, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory(c, parameters):
+    """(bytes whatever the batch, bytes per padded token of a micro-batch) of training in mixed precision on a GPU.
+
+    By counting, not by trial. Weights, gradients, two moments and the buckets of DDP in float32, a half copy: 22 a
+    parameter. Per token and layer: what the backward pass needs of LayerNorms and residuals in float32, of the
+    inputs of the matrices in half, of dropout a byte: 33 dim + 4 ffn. At the vocabulary head: logits in half and
+    float32, log-probabilities and gradients, 16 bytes an entry, for one token in eight (a target of entity prediction).
+    """
+    return 22 * parameters, c.layers * (33 * c.dim + 4 * c.ffn) + 2 * c.vocab_size
+
+
+def micro_tokens(model, device):
+    """Padded tokens of a micro-batch that a GPU's memory holds with a quarter to spare, 65,536 at most; 4096 on CPU."""
+    if device.type != "cuda":
+        return 4096
+    fixed, per_token = memory(model.encoder.config, sum(p.numel() for p in model.parameters()))
+    room = 0.75 * torch.cuda.get_device_properties(device).total_memory - fixed
+    return int(min(65536, max(1024, room / per_token // 1024 * 1024)))
 
 
 def autocast(device, dtype):
@@ -598,7 +670,7 @@ def main(argv):
     if sys.stdout.isatty():
         raise UserError(f"the vectors are a NumPy array, not for a terminal; usage: {usage}")
     device, dtype = choose_device(s.device, s.precision)
-    encoder = load(folder, heads=False, say=partial(print, file=sys.stderr)).encoder.to(device).eval()
+    encoder = load(folder, heads=False, say=functools.partial(print, file=sys.stderr)).encoder.to(device).eval()
     tokenizer = tokenization.load(folder, encoder.config.vocab_size)
     room = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions) - 2
     if room < 1:
