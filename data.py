@@ -1481,21 +1481,24 @@ class Order:
         return epochs, rows
 
 
-def micro_batches(batch, budget, rank=0, world=1):
+def micro_batches(batch, budget, padding, rank=0, world=1):
     """This rank's part of an effective batch as padded rectangles of at most `budget` tokens.
 
-    Examples are sorted by length, dealt to the ranks in turn, then cut: a rectangle's rows have nearly
-    the same length, so that there is little padding, and ranks nearly the same work.
+    Examples are sorted by length, dealt to the ranks in turn, then cut where the next one would take a rectangle over
+    the budget, or its padding over `padding` tokens (as much as another micro-batch costs in itself): rows of a
+    rectangle have nearly the same length, and ranks nearly the same work.
 
     Yields dicts: ids (n, L) int64, length (n,), position (k,) of each target in ids.ravel(), task (k,),
     label (k,), targets sorted by task. Always at least one (empty ones keep the ranks in step).
     """
     mine = np.argsort(batch.length, kind="stable")[rank::world]
     lengths = batch.length[mine].tolist()
-    cuts = [0]
+    cuts, real = [0], 0  # real: tokens of the open rectangle that are not padding
     for i, length in enumerate(lengths):
-        if (i + 1 - cuts[-1]) * length > budget and i > cuts[-1]:
+        size, real = (i + 1 - cuts[-1]) * length, real + length
+        if i > cuts[-1] and (size > budget or size - real > padding):
             cuts.append(i)
+            real = length
     per_row = np.bincount(batch.row, minlength=len(batch.length))
     first = np.cumsum(per_row) - per_row
     for i, j in zip(cuts, [*cuts[1:], len(mine)]):

@@ -189,6 +189,7 @@ class Trainer:
             self.model = models.KGIBert(models.Config(vocab, self.train.seq_len, *sizes, pad))
         self.model.to(self.device)
         self.budget = s.micro_tokens or models.micro_tokens(self.model, self.device)
+        self.padding = 1024 if self.device.type == "cuda" else 64  # tokens; see data.micro_batches
         self.ddp = self.model
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
@@ -374,7 +375,7 @@ class Trainer:
         """(this rank's micro-batches of a step, targets of each task and lengths in the whole effective batch)."""
         epochs, at = self.order(step)
         batch = self.train.batch(epochs, self.train.rows[at], self.s.seed, self.s.mlm_probability)
-        micros = data.micro_batches(batch, self.budget, self.rank, self.world)
+        micros = data.micro_batches(batch, self.budget, self.padding, self.rank, self.world)
         return [tensors(m, self.device.type == "cuda") for m in micros], batch.counts, batch.length
 
     def batch(self, step):
@@ -455,7 +456,7 @@ class Trainer:
             epochs = np.full(len(rows), VALID_EPOCH)
             batch = self.valid.batch(epochs, rows, self.s.seed, self.s.mlm_probability)
             counts += batch.counts
-            for micro in data.micro_batches(batch, self.budget, self.rank, self.world):
+            for micro in data.micro_batches(batch, self.budget, self.padding, self.rank, self.world):
                 with models.autocast(self.device, self.dtype):
                     sums += self.model(*to_device(tensors(micro, False), self.device))
         self.model.train()

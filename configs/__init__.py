@@ -95,7 +95,7 @@ class Train:
     clip: float = setting(1.0, "largest gradient norm; 0 = no clipping")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", most=1)
     alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: section 4.1")
-    micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: what fits into the GPU, 4096 on CPU")
+    micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: what fits into the GPU, 2048 on CPU")
     precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch")

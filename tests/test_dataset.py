@@ -406,16 +406,17 @@ def test_windows_of_long_documents_cover_them(dataset):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("budget", [1, 300, 5000, 10**6])
-def test_micro_batches_are_the_batch(dataset, budget, world):
+@pytest.mark.parametrize("padding", [0, 20, 10**6])
+def test_micro_batches_are_the_batch(dataset, budget, padding, world):
     """Whatever the budget and the ranks: every row once, every target once, padded with [PAD] alone."""
     e = data.Examples(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
     wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, padded = [], 0
     for rank in range(world):
-        for m in data.micro_batches(batch, budget, rank, world):
+        for m in data.micro_batches(batch, budget, padding, rank, world):
             n, width = m["ids"].shape
-            assert n * width <= budget or n == 1
+            assert (n * width <= budget and n * width - m["length"].sum() <= padding) or n == 1
             assert (np.diff(m["task"]) >= 0).all()
             padded += n * width
             rows = [{} for _ in range(n)]
@@ -433,7 +434,7 @@ def test_micro_batches_are_the_batch(dataset, budget, world):
 def test_more_ranks_than_examples(dataset):
     e = data.Examples(dataset, "train")
     batch = masked(e, [0, 1])
-    sizes = [[m["ids"].shape[0] for m in data.micro_batches(batch, 100, rank, 4)] for rank in range(4)]
+    sizes = [[m["ids"].shape[0] for m in data.micro_batches(batch, 100, 100, rank, 4)] for rank in range(4)]
     assert sizes == [[1], [1], [0], [0]]  # an empty one keeps the others from waiting
 
 
