@@ -12,13 +12,13 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner bench-data clean
+.PHONY: help setup demo test lint data train ner plot bench bench-levers bench-data clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-dev.txt requirements-plot.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
@@ -50,8 +50,17 @@ train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training
 ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
+plot: $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
+	@$(PY) kgi.py plot $(RUN) $(ARGS)
+
+bench: $(READY) ## [ARGS="--sizes 6x384 --repeat 3"]: training speed beside the paper's batching, in one run
+	$(PY) tests/bench.py train $(ARGS)
+
+bench-levers: $(READY) ## [ARGS="--sizes 6x384"]: what each part of that brings
+	$(PY) tests/bench.py train --levers $(ARGS)
+
 bench-data: $(READY) ## [ARGS=--repeat 3]: the build at the full size of 2022AB, beside its floor
 	$(PY) tests/bench.py data $(ARGS)
 
 clean: ## removes the demo and caches, keeps data sets, runs and results
-	rm -rf demo .cache .pytest_cache .ruff_cache __pycache__ */__pycache__
+	rm -rf demo .cache curves.png .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -296,12 +296,12 @@ def peak_memory(device):
 def memory(c, parameters):
     """(bytes whatever the batch, bytes per padded token of a micro-batch) of training in mixed precision on a GPU.
 
-    By counting, not by trial. Weights, gradients, two moments and the buckets of DDP in float32, a half copy: 22 a
-    parameter. Per token and layer: what the backward pass needs of LayerNorms and residuals in float32, of the
-    inputs of the matrices in half, of dropout a byte: 33 dim + 4 ffn. At the vocabulary head: logits in half and
-    float32, log-probabilities and gradients, 16 bytes an entry, for one token in eight (a target of entity prediction).
+    By counting what autograd keeps, not by trial. Weights, gradients, two moments and the buckets of DDP in float32 and
+    a half copy: 22 a parameter. Per token and layer: the inputs of both LayerNorms in float32, queries, keys and
+    values, attention's result and the inputs of the matrices in half, two bytes of dropout: 22 dim + 4 ffn. At the
+    vocabulary head 12 bytes an entry (logits, log-probabilities, gradients), for one token in eight.
     """
-    return 22 * parameters, c.layers * (33 * c.dim + 4 * c.ffn) + 2 * c.vocab_size
+    return 22 * parameters, c.layers * (22 * c.dim + 4 * c.ffn) + 1.5 * c.vocab_size
 
 
 def micro_tokens(model, device):

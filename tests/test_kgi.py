@@ -1,7 +1,10 @@
 """The trainer: the loss of equation (2), what must not depend on the layout, and going on after a stop."""
 
 import json
+import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +52,8 @@ def test_alphas():
     a = kgi.alphas([ep, lp, tc])
     assert a == pytest.approx([(lp + tc) / 728_416, (ep + tc) / 728_416, (ep + lp) / 728_416])
     assert sum(a) == pytest.approx(1) and a[1] > a[0] > a[2] and kgi.alphas([1, 1, 1]) == pytest.approx([1 / 3] * 3)
+    assert kgi.alphas([ep, 0, tc]) == pytest.approx([2 / 3, 0, 1 / 3])  # two tasks: still 1 together
+    assert kgi.alphas([0, lp, 0]) == [0, 1, 0] and kgi.alphas([0, 0, 0]) == [0, 0, 0]
 
 
 def test_learning_rate():
@@ -96,17 +101,78 @@ def baseline(dataset, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("ranks, budget", [(1, 200), (2, 300), (4, 64)])
+def same_but_for_rounding(one, two):
+    for a, b in zip(lines(one), lines(two), strict=True):
+        a, b = (x.get("valid", {k: v for k, v in x.items() if k not in MEASURED}) for x in (a, b))
+        assert a == pytest.approx(b, rel=2e-5, abs=2e-5)
+    mine = weights(two)
+    assert all((v - mine[k]).abs().max() < 2e-5 for k, v in weights(one).items())
+
+
+@pytest.mark.parametrize("ranks, budget", [(1, 200), (4, 64)])
 def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, budget):
     """The same losses, accuracies and weights with any number of real processes and any micro-batch."""
     run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
     p = command(*run, "kgi.py", *args(dataset, tmp_path, micro_tokens=budget))
     assert p.returncode == 0, p.stderr
-    for a, b in zip(lines(baseline), lines(tmp_path), strict=True):
-        a, b = (x.get("valid", {k: v for k, v in x.items() if k not in MEASURED}) for x in (a, b))
-        assert a == pytest.approx(b, rel=2e-5, abs=2e-5)
-    mine = weights(tmp_path)
-    assert all((v - mine[k]).abs().max() < 2e-5 for k, v in weights(baseline).items())
+    same_but_for_rounding(baseline, tmp_path)
+
+
+def test_two_nodes(dataset, tmp_path):
+    """Two torchrun agents that find each other (c10d, over loopback), as the README has it; steps of three examples,
+    in which tasks are absent and a rank has one example: the same as one process."""
+    few = {"batch_size": 3, "steps": 12, "valid_every": 12, "dropout": 0.0}
+    kgi.Trainer(settings(dataset, tmp_path / "one", **few)).run()
+    trained = [{t for t in data.TASKS if f"{t}_loss" in r} for r in lines(tmp_path / "one") if "valid" not in r]
+    assert all(any(t not in step for step in trained) for t in data.TASKS) and set.union(*trained) == set(data.TASKS)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "7"]
+    agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "kgi.py"]
+    agent += args(dataset, tmp_path / "two", **few)
+    nodes = [subprocess.Popen(agent, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert sorted("done: " in out for out in told) == [False, True]  # rank 0 alone prints
+    same_but_for_rounding(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("left_out", ["mlm", "ep", "lp", "tc"])
+def test_a_task_left_out(dataset, tmp_path, left_out):
+    """Table 6: nothing of it is trained or validated, the alphas are of what remains, the others' masks the same."""
+    tasks = [t for t in data.TASKS if t != left_out]
+    trainer = kgi.Trainer(settings(dataset, tmp_path, tasks=tasks, steps=2))
+    trainer.run()
+    for record in lines(tmp_path):
+        assert {k[: -len("_loss")] for k in record.get("valid", record) if k.endswith("_loss")} == set(tasks)
+    counts = trainer.train.manifest["counts"]["en"]["train"]
+    n = [counts[t] for t in tasks if t != "mlm"]
+    expected = {t: (sum(n) - counts[t]) / sum(n) / (len(n) - 1) for t in tasks if t != "mlm"}
+    assert {t: w for t, w in zip(data.TASKS[1:], trainer.weights[1:].tolist()) if w} == pytest.approx(expected)
+    assert len(trainer.train) == sum(counts[t] for t in tasks)
+    whole = kgi.Trainer(settings(dataset, tmp_path / "whole"))
+    for t in (whole, trainer):
+        t.everything = t.train.batch(np.zeros(len(t.train), int), t.train.rows, 0, 0.15)
+    keep = np.flatnonzero(np.isin(whole.train.task, [data.TASKS.index(t) for t in tasks]))
+    start, length = whole.everything.start[keep], whole.everything.length[keep]
+    assert (whole.everything.ids[data.ragged(start, length)] == trainer.everything.ids).all()
+
+
+def test_masks_do_not_depend_on_the_layout(dataset, tmp_path):
+    """What the model sees of each example of a step, whatever the ranks and micro-batches, also with dropout."""
+    seen = set()
+    for world, budget in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
+        rows = []
+        for rank in range(world):
+            trainer = kgi.Trainer(settings(dataset, tmp_path, dropout=0.5, micro_tokens=budget))
+            trainer.rank, trainer.world = rank, world
+            micros, _, _ = trainer.assemble(3)
+            for ids, mask, *_ in micros:
+                mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+                rows += [tuple(row[m].tolist()) for row, m in zip(ids, mask)]
+        seen.add(tuple(sorted(rows)))
+    assert len(seen) == 1 and len(rows) == 40
 
 
 STOP = """
@@ -251,6 +317,148 @@ def test_dropout_differs_from_step_to_step(dataset, tmp_path):
     assert a != b and trainer.optimizer_step()[0][:, 0].sum().item() == a
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, capsys, number):
+    """In the middle of an interval of the log: status 75, a message, and the same end, metrics.jsonl too."""
+    few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    kgi.Trainer(settings(dataset, whole, **few)).run()
+    step = kgi.Trainer.optimizer_step
+
+    def signalled(trainer):
+        if trainer.step == 1:
+            os.kill(os.getpid(), number)
+        return step(trainer)
+
+    monkeypatch.setattr(kgi.Trainer, "optimizer_step", signalled)
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    try:
+        with pytest.raises(SystemExit) as left:
+            kgi.main(args(dataset, out, **few))
+        assert left.value.code == 75
+        assert f"stopped by {number.name} after step 2, saved" in capsys.readouterr().out
+        assert [r["step"] for r in lines(out)] == [0]
+        with pytest.raises(SystemExit) as left:
+            kgi.main(args(dataset, out, **few))
+        assert left.value.code == 0
+    finally:
+        for n, handler in handlers:
+            signal.signal(n, handler)
+    a, b = weights(whole), weights(out)
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    for x, y in zip(lines(whole), lines(out), strict=True):
+        assert {k: v for k, v in x.items() if k not in MEASURED} == {k: v for k, v in y.items() if k not in MEASURED}
+
+
+SRUN = """#!{python}
+# Stands in for Slurm's: two tasks; TERM to both when the run is under way, if the file "limit" is there.
+import os, pathlib, subprocess, sys, time
+env = os.environ | dict(SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2")
+tasks = [subprocess.Popen(sys.argv[1:], env=env | dict(SLURM_PROCID=i, SLURM_LOCALID=i)) for i in "01"]
+while pathlib.Path("{limit}").exists() and all(t.poll() is None for t in tasks):
+    time.sleep(0.05)
+    if pathlib.Path("{metrics}").exists() and '"step": 2,' in pathlib.Path("{metrics}").read_text():
+        for t in tasks:
+            t.terminate()
+        pathlib.Path("{limit}").unlink()
+sys.exit(max(t.wait() for t in tasks))
+"""
+SCONTROL = "#!/bin/sh\n[ $1 = show ] && echo localhost || echo $* >> {}\n"
+
+
+def test_the_slurm_script(dataset, tmp_path):
+    """At the time limit both ranks save and leave with 75 and the job is queued again; it then runs to its end."""
+    out, limit, queue = tmp_path / "run", tmp_path / "limit", tmp_path / "queue"
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    srun = SRUN.format(python=sys.executable, limit=limit, metrics=out / "metrics.jsonl")
+    for name, text in (("srun", srun), ("scontrol", SCONTROL.format(queue))):
+        (bin / name).write_text(text)
+        (bin / name).chmod(0o755)
+    limit.touch()
+    long = {"steps": 60, "valid_every": 60, "dropout": 0.1}
+    env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_JOB_ID": "41"}
+    script = ["bash", "configs/slurm.sh", *map(str, args(dataset, out, **long))]
+    first = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert "stopped by SIGTERM after step" in first.stdout and queue.read_text() == "requeue 41\n", first.stderr
+    then = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert then.returncode == 0 and "done: " in then.stdout and queue.read_text() == "requeue 41\n"
+    assert [r["step"] for r in lines(out)] == [0, *range(1, 61), 60]
+
+
+def test_a_budget(dataset, tmp_path, monkeypatch):
+    """On a clock that steps, validations and saves move: the run ends inside the budget, and is that of --steps."""
+    now = [1000.0]
+    monkeypatch.setattr(kgi.time, "time", lambda: now[0])
+
+    def slow(what, lasts):
+        def run(trainer):
+            now[0] += lasts
+            return what(trainer)
+
+        return run
+
+    for name, lasts in (("optimizer_step", 20), ("validate", 30), ("save", 5)):
+        monkeypatch.setattr(kgi.Trainer, name, slow(getattr(kgi.Trainer, name), lasts))
+    few = {"dropout": 0.1, "valid_every": 10, "save_every": 5, "batch_size": 10}
+    trainer = kgi.Trainer(settings(dataset, tmp_path / "budget", steps=0, budget="20m", **few))
+    trainer.run()
+    assert 0.85 * 1200 < now[0] - 1000 <= 1200 and trainer.step == trainer.steps > 20
+    plain = kgi.Trainer(settings(dataset, tmp_path / "steps", steps=trainer.steps, **few))
+    plain.run()
+    a, b = weights(tmp_path / "budget"), weights(tmp_path / "steps")
+    assert all(torch.equal(v, b[k]) for k, v in a.items())  # of the warm-up nothing is left
+    again = kgi.Trainer(settings(dataset, tmp_path / "budget", steps=0, budget="20m", **few))
+    again.resume()
+    assert again.steps == trainer.steps and again.warmup == trainer.warmup
+    with pytest.raises(UserError, match="budget = 90s is not enough for one step"):
+        kgi.Trainer(settings(dataset, tmp_path / "short", steps=0, budget="90s", **few)).run()
+    for text in ("", "24", "1x", "h", "0m"):
+        with pytest.raises(UserError, match="is not a length of time such as 24h"):
+            kgi.seconds(text)
+    assert [kgi.seconds(t) for t in ("24h", "1h30m", "2d", "45s")] == [86400, 5400, 172800, 45]
+
+
+def test_stopped_while_the_budget_is_planned(dataset, tmp_path, monkeypatch):
+    """Killed after the checkpoint that measures how long one takes: planned anew, not a run of no steps."""
+    few = {"steps": 0, "budget": "3s", "valid_every": 1000, "save_every": 1000}
+
+    def killed(trainer, steps):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(kgi.Trainer, "schedule", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kgi.Trainer(settings(dataset, tmp_path, **few)).run()
+    assert kgi.read_checkpoint(tmp_path / "checkpoint.pt")["steps"] == 0
+    trainer = kgi.Trainer(settings(dataset, tmp_path, **few))
+    assert trainer.run() and trainer.step == trainer.steps > 0
+    assert [r["step"] for r in lines(tmp_path)].count(0) == 1
+
+
+def test_out_of_memory_names_the_setting(dataset, tmp_path, monkeypatch):
+    def full(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(kgi.Trainer, "optimizer_step", full)
+    with pytest.raises(
+        SystemExit, match="out of memory with micro-batches of 2,048 tokens. Give half, --micro_tokens 1024"
+    ):
+        kgi.Trainer(settings(dataset, tmp_path)).run()
+
+
+def test_plot(baseline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kgi.main(["plot", str(baseline), str(baseline), "--out", "two.png"])
+    assert capsys.readouterr().out == "two.png\n" and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
+    for argv, said in (([], "usage: "), (["nowhere"], "nowhere/metrics.jsonl not found"), (["--in"], "usage: ")):
+        with pytest.raises(UserError, match=said):
+            kgi.plot(argv)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="needs matplotlib: pip install -r requirements-plot.txt"):
+        kgi.plot([str(baseline)])
+
+
 def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
     model = models.load(baseline)
     assert all(torch.equal(v, weights(baseline)[k]) for k, v in model.state_dict().items())
@@ -313,6 +521,10 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ({"heads": 5}, "heads = 5 does not divide dim = 32"),
     ({"precision": "int8"}, "precision = 'int8'"),
     ({"device": "tpu"}, "device = 'tpu'"),
+    ({"tasks": ["mlm", "nsp"]}, "tasks = mlm nsp: choose some of mlm ep lp tc"),
+    ({"tasks": []}, "tasks = : choose some of"),
+    ({"budget": "1h"}, "budget and steps: give one of them"),
+    ({"budget": "soon", "steps": 0}, "budget = 'soon' is not a length of time"),
     ({"data": "nowhere"}, "nowhere is not a data set"),
     ({"init": "nowhere"}, "is nowhere a checkpoint folder"),
 ])  # fmt: skip

@@ -1,9 +1,11 @@
 """The encoder against torch's own layer, the heads against a dense computation, checkpoints in and out."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import model as models
 from configs import UserError
@@ -133,3 +135,68 @@ def test_more_ranks_than_gpus(monkeypatch):
 def test_too_long_a_sequence_names_the_limit():
     with pytest.raises(ValueError, match="21 tokens; the encoder has 20 positions"):
         small().encoder(torch.ones(1, 21, dtype=torch.int64))
+
+
+def test_memory_is_what_autograd_keeps():
+    """The calculation that sizes micro-batches, against the bytes of every tensor saved for the backward pass."""
+
+    def kept(layers, n, targets):
+        c = models.Config(5000, 64, 96, layers, 4, 384, 0.0)
+        model, seen = models.KGIBert(c), {}
+        mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def save(x):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in mine:
+                seen[storage.data_ptr()] = storage.nbytes(), storage  # held, or its address would be given away again
+            return x
+
+        ids, position = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+            model(ids, None, position, ids.flatten()[:targets], [targets, 0, 0, 0])
+        return sum(size for size, _ in seen.values())
+
+    c = models.Config(5000, 64, 96, 3, 4, 384)
+    per_token = (kept(3, 16, 64) - kept(3, 8, 32)) / (8 * 32)
+    fixed, counted = models.memory(c, 10)
+    assert fixed == 220 and 0.75 * counted < per_token < counted
+
+
+def test_flops_by_torchs_counter():
+    """Against PyTorch's own count of what its operators do, on examples without padding."""
+    c = models.Config(500, 64, 32, 2, 4, 64, 0.0)
+    model = models.KGIBert(c)
+    ids, position = torch.randint(5, 500, (6, 20)), torch.arange(30)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, None, position, ids.flatten()[:30], [30, 0, 0, 0])[:, 0].sum().backward()
+    backward = models.flops(c, np.full(6, 20), 30)
+    assert backward == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_on_the_cpu(p):
+    """An element is kept with probability 1 - p, scaled to the same mean; forward and backward drop the same ones."""
+    torch.manual_seed(0)
+    x = torch.full((1001, 999), 2.0, requires_grad=True)
+    y = models.dropout(x, p, True)
+    y.sum().backward()
+    kept = y != 0
+    assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / x.numel()) ** 0.5
+    assert torch.equal(y, torch.where(kept, 2 / (1 - p), 0.0)) and torch.equal(x.grad, y / 2)
+    drawn = kept.float()
+    drawn = (drawn - drawn.mean()) / drawn.std()
+    for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]), (drawn[:, 4:], drawn[:, :-4])):
+        assert abs((a * b).mean().item()) < 0.005  # neighbours, also those of one draw of 64 bits, are independent
+    assert not torch.equal(models.dropout(x, p, True), y) and models.dropout(x, p, False) is x
+    torch.manual_seed(0)
+    assert torch.equal(models.dropout(x, p, True), y)
+
+
+def test_attention_with_dropout_is_attention(monkeypatch):
+    """What stands in for the fused kernel when attention has dropout, with nothing dropped."""
+    q, k, v = (torch.randn(3, 2, 7, 8) for _ in range(3))
+    mask = (torch.arange(7) < torch.tensor([7, 4, 1])[:, None])[:, None, None]
+    whole = [F.scaled_dot_product_attention(q, k, v, m) for m in (None, mask)]
+    monkeypatch.setattr(models, "dropout", lambda x, p, training: x)
+    for m, right in zip((None, mask), whole):
+        assert (models.attention(q, k, v, m, 0.1) - right).abs().max() < 1e-5

@@ -1,0 +1,17 @@
+#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8
+#SBATCH --time=12:00:00 --signal=TERM@120 --requeue --open-mode=append
+#
+#   sbatch configs/slurm.sh configs/v1-fr.toml
+#
+# One task a GPU, without torchrun, so that the signal reaches every rank and the exit status this script: two minutes
+# before the time is up the run saves and leaves with 75, and the job queues again and goes on. (A step must be
+# shorter than that.)
+export MASTER_PORT=29500 MASTER_ADDR
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
+              export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+              exec "${PYTHON:-.venv/bin/python}" kgi.py "$@"' kgi "$@"
+status=$?
+[ $status -ne 75 ] || exec scontrol requeue "$SLURM_JOB_ID"
+exit $status
