@@ -159,18 +159,20 @@ def test_memory_is_what_autograd_keeps():
     c = models.Config(5000, 64, 96, 3, 4, 384)
     per_token = (kept(3, 16, 64) - kept(3, 8, 32)) / (8 * 32)
     fixed, counted = models.memory(c, 10)
-    assert fixed == 220 and 0.75 * counted < per_token < counted
+    assert fixed == 220
+    assert per_token == pytest.approx(
+        counted - c.vocab_size, rel=0.02
+    )  # 8 of 12 bytes are there in the head's backward
 
 
 def test_flops_by_torchs_counter():
     """Against PyTorch's own count of what its operators do, on examples without padding."""
-    c = models.Config(500, 64, 32, 2, 4, 64, 0.0)
-    model = models.KGIBert(c)
+    c = models.Config(500, 64, 32, 2, 4, 64, 0.1)  # with dropout: of the fused kernel the counter does not know
+    model = models.KGIBert(c).train()
     ids, position = torch.randint(5, 500, (6, 20)), torch.arange(30)
     with FlopCounterMode(display=False) as counter:
         model(ids, None, position, ids.flatten()[:30], [30, 0, 0, 0])[:, 0].sum().backward()
-    backward = models.flops(c, np.full(6, 20), 30)
-    assert backward == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert models.flops(c, np.full(6, 20), 30) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
