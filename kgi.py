@@ -5,9 +5,13 @@
     torchrun --nproc_per_node 4 kgi.py configs/v1-fr.toml --precision fp16
     torchrun --nproc_per_node 4 kgi.py configs/drbert-fr.toml --init DrBERT-4GB
     torchrun --nproc_per_node 2 kgi.py --data datasets/es --layers 6 --heads 6 --dim 384 --ffn 1536
+    python kgi.py configs/v1-fr.toml --budget 24h --tasks mlm,ep,lp --out runs/no-triples
+    sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, queued again until it is done
+    python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
 
 Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
-they change the speed and nothing else. Started again, the same command goes on from the last checkpoint.
+they change the speed and nothing else. Started again, the same command goes on from the last checkpoint; SIGTERM and
+SIGUSR1 have it save at once and leave with status 75.
 Written to runs/<name>/: metrics.jsonl, the last two checkpoints, and the model (config.json, weights, tokenizer).
 """
 
@@ -189,13 +193,16 @@ class Trainer:
             self.model = models.KGIBert(models.Config(vocab, self.train.seq_len, *sizes, pad))
         self.model.to(self.device)
         self.budget = s.micro_tokens or models.micro_tokens(self.model, self.device)
-        self.padding = 1024 if self.device.type == "cuda" else 64  # tokens; see data.micro_batches
+        cuda = self.device.type == "cuda"
+        self.padding = 1024 if cuda else 64  # tokens; see data.micro_batches
         self.ddp = self.model
         if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if cuda else "gloo")
             self.ddp = DistributedDataParallel(self.model)
         self.begin()
-        self.assembler, self.ahead = ThreadPoolExecutor(1), {}
+        # A thread begins on the first GPU, where pinned memory would open a context for every rank.
+        gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if cuda else {}
+        self.assembler, self.ahead = ThreadPoolExecutor(1, **gpu), {}
         self.asked = 0  # the number of the signal that asked to stop
         self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
 

@@ -25,8 +25,7 @@ import finetune
 import kgi
 import model as models
 from configs import UserError, tokenization
-from tests.conftest import ROOT, build, command
-from tests.test_kgi import STOP
+from tests.conftest import ROOT, build
 
 HERE = Path(__file__).parent / "checkpoints"
 FAMILIES = sorted(p.name for p in HERE.iterdir())
@@ -662,20 +661,28 @@ def test_going_on_from_a_checkpoint(release, texts, tmp_path, family, monkeypatc
         assert "windows of up to 70 tokens" in capsys.readouterr().out
 
 
-def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path):
-    """With BERT's token types and two processes: stopped and started again, the weights are the same to the bit."""
+def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path, monkeypatch, capsys):
+    """With BERT's token types: stopped and started again, the weights are the same to the bit."""
     start = checkpoint(tmp_path / "start", "bert", texts)
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", 2]
-    settings = TINY | {"steps": 6, "valid_every": 3, "data": dataset, "init": start}
-    args = [x for k, v in settings.items() for x in (f"--{k}", str(v))]
+    settings = TINY | {"steps": 6, "valid_every": 3, "data": str(dataset), "init": str(start)}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    p = command(*run, "kgi.py", *args, "--out", whole)
-    assert p.returncode == 0 and p.stdout.count("drawn anew") == 1, p.stderr
-    (tmp_path / "stop.py").write_text(STOP.format(root=str(ROOT), argv=[*args, "--out", str(stopped)]))
-    assert command(*run, tmp_path / "stop.py").returncode != 0
-    p = command(*run, "kgi.py", *args, "--out", stopped)
-    assert p.returncode == 0 and "steps 3 to 6" in p.stdout, p.stderr
+    capsys.readouterr()
+    kgi.Trainer(configs.Train(**settings, out=str(whole))).run()
+    assert capsys.readouterr().out.count("drawn anew") == 1
+    write = kgi.Trainer.write
+
+    def leave(trainer, record):
+        write(trainer, record)
+        if record["step"] == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(kgi.Trainer, "write", leave)
+        with pytest.raises(KeyboardInterrupt):
+            kgi.Trainer(configs.Train(**settings, out=str(stopped))).run()
+    kgi.Trainer(configs.Train(**settings, out=str(stopped))).run()
+    assert "steps 3 to 6" in capsys.readouterr().out
     a, b = (models.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
     assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 

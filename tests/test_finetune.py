@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import warnings
 
@@ -223,10 +224,13 @@ def test_mistakes(release, checkpoint, tmp_path, argv, said):
     tokenizer.add_tokens(["unheard-of"])  # one more than the weights have
     tokenizer.save(str(tmp_path / "mixed" / "tokenizer.json"))
     names = {"RUN": checkpoint, "HERE": tmp_path, "NER": release / "ner" / "en", "MIXED": tmp_path / "mixed"}
-    p = command("finetune.py", *(names.get(a, a) for a in argv))
+    argv = [str(names.get(a, a)) for a in argv]
+    with pytest.raises(UserError, match=re.escape(said)):
+        finetune.main(argv)
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    p = command("finetune.py", tmp_path, "--data", "nowhere")
     assert (
-        p.returncode != 0
-        and said in p.stderr
-        and p.stderr.startswith("finetune.py: error: ")
-        and "Traceback" not in p.stderr
+        p.returncode != 0 and p.stderr.startswith("finetune.py: error: --data 'nowhere'") and p.stderr.count("\n") == 1
     )
