@@ -254,7 +254,7 @@ def choose_device(name, precision):
 
 
 def keep_memory():
-    """Has glibc keep freed memory: to map and zero it anew for each large tensor takes a fifth of a step on the CPU."""
+    """Has glibc keep freed memory, which it would otherwise map and zero anew for each large tensor of a step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own for large blocks
