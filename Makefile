@@ -41,8 +41,8 @@ lint: $(READY) ## ruff, check and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [TOKENIZER=dir] [CONFIG=file] [ARGS=..]: a data set in datasets/
-	@$(PY) data.py build $(CONFIG) $(LANGUAGE_ARG) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") $(ARGS)
+data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [TOKENIZER=dir] [EXCLUDE=dir] [CONFIG=file] [ARGS=..]: a data set
+	@$(PY) data.py build $(CONFIG) $(LANGUAGE_ARG) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") $(if $(EXCLUDE),--exclude "$(EXCLUDE)") $(ARGS)
 
 train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training into runs/
 	@$(VENV)/bin/torchrun --nproc_per_node $(or $(RANKS),1) kgi.py $(CONFIG) $(ARGS)

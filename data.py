@@ -53,6 +53,8 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 RELATION_TOKENS = tuple(f"[{r}]" for r in RELATIONS) + ("[HREL]",)
 PARTS = ("train", "valid")
 SHORTEST_DOCUMENT = 5  # tokens; what is shorter holds nothing to learn from
+GRAM, FEWEST = 8, 5  # words of a run, runs of a text: see common
+CORPUS_FILES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator")
 
 RRF = {  # columns of the release files used here, in order (UMLS Reference Manual, chapter 3)
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF".split(),
@@ -563,11 +565,11 @@ def save_tables(folder, graph, source, left_out):
         write_atomic(beside / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
 
 
-def load_tables(folder, lang, source):
-    """(Graph, rows left out) of save_tables; None if it is not there, was made from something else or is damaged."""
+def load_tables(folder, lang, source=None):
+    """(Graph, rows left out) of save_tables; None if it is not there, is damaged or was made from another source."""
     try:
         about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
-        if about["source"] != source:
+        if source not in (None, about["source"]):
             return None
         concepts, terms, relations = (
             parquet.read_table(folder / f"{name}.parquet", page_checksum_verification=True)
@@ -864,6 +866,55 @@ def read_text(path, skip=None):
     return texts, odd
 
 
+def grams(text):
+    """Hashes of the runs of GRAM words of a text: distinct, uint64. A word is letters and digits, in any case."""
+    words = np.array([hash(w) for w in re.findall(r"[^\W_]+", text.casefold())], np.int64).view(np.uint64)
+    n = len(words) - GRAM + 1
+    return np.unique(mix(*(words[i : i + n] for i in range(GRAM)))) if n > 0 else words[:0]
+
+
+def common(texts, others):
+    """For each of texts, the indices of those of `others` that it stands in, or that stand in it.
+
+    So it is if at least half of the shorter one's runs of GRAM words are in the other. What has fewer than FEWEST
+    runs is too short to tell.
+    """
+    runs = [grams(other) for other in others]
+    size = np.array([len(g) for g in runs], np.int64)
+    owner, runs = np.repeat(np.arange(len(runs)), size), np.concatenate([*runs, np.zeros(0, np.uint64)])
+    order = np.argsort(runs, kind="stable")
+    owner, runs = owner[order], runs[order]
+    for text in texts:
+        mine = grams(text)
+        first, end = (np.searchsorted(runs, mine, side) for side in ("left", "right"))
+        shared = np.bincount(owner[ragged(first, end - first)], minlength=len(size))
+        shorter = np.minimum(size, len(mine))
+        yield np.flatnonzero((shorter >= FEWEST) & (2 * shared >= shorter))
+
+
+def corpus_texts(place):
+    """The texts of an evaluation corpus, whatever its format: a brat .txt, a block of PubTator, or the first column
+    (of a file that numbers its tokens: the third) of any other file, as a text each."""
+    texts, place = [], Path(place)
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    for file in (f for f in files if f.is_file() and f.suffix.lower() in CORPUS_FILES):
+        try:
+            text = file.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            row = file.read_bytes()[: e.start].count(b"\n") + 1
+            raise UserError(f"{file}, row {row}: not UTF-8; convert the file, or name another folder") from None
+        first = next((line for line in text.splitlines() if line.strip() and line[0] != "#"), "")
+        if titles := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
+            texts += [" ".join(parts) for parts in titles]
+        elif re.search(r"\t| (O|B-\S+)$", first):
+            texts.append(" ".join(re.findall(r"^(?:\d+\t\d+\t)?([^\t\n ]+)", text, re.M)))
+        else:
+            texts.append(text)
+    if not texts:
+        raise UserError(f"exclude: {place} is not, and does not hold, a file ending in {', '.join(CORPUS_FILES)}")
+    return texts
+
+
 def split_documents(texts, seed, share, keep_duplicates):
     """texts -> {part: texts}, in an order that is theirs alone. A text counts once unless keep_duplicates; its copies
     stay in one part."""
@@ -1110,6 +1161,7 @@ def build(s):
 
     # What can be wrong is read first, what takes long later.
     tokenizer = load_tokenizer(s.tokenizer) if s.tokenizer else None
+    excluded = [text for place in s.exclude.split(":") if place for text in corpus_texts(place)]
     documents, odd = {}, {}
     skip = Counter() if s.skip_bad_rows else None
     for lang in langs:
@@ -1117,6 +1169,10 @@ def build(s):
         if s.text:
             more = read_text(s.text.replace("{lang}", lang), skip)
             texts, odd[lang] = texts + more[0], odd[lang] + more[1]
+        if excluded:
+            found = common(progress(f"{lang}: texts to exclude", texts), excluded)
+            kept = [text for text, same in zip(texts, found) if not len(same)]
+            odd[lang]["excluded texts"], texts = len(texts) - len(kept), kept
         documents[lang] = split_documents(texts, s.seed, s.valid, s.keep_duplicates)
         odd[lang]["repeated texts"] = len(texts) - sum(map(len, documents[lang].values()))
         told = ", ".join(f"{n:,} {what}" for what, n in sorted(odd[lang].items()) if n)
@@ -1168,7 +1224,8 @@ def build(s):
     for part in PARTS:
         if not any(n for c in report.values() for n in c[part].values()):
             raise UserError(f"the {part} part would be empty; use a larger release, sizes above 0 or another --valid")
-    settings = {k: v for k, v in asdict(s).items() if k not in ("umls", "e3c", "text", "out", "tokenizer", "semgroups")}
+    places = ("umls", "e3c", "text", "exclude", "out", "tokenizer", "semgroups")
+    settings = {k: v for k, v in asdict(s).items() if k not in places}
     manifest = {
         "name": name, "languages": langs, "settings": settings,
         "special": special, "vocab_size": vocab_size,
@@ -1489,7 +1546,7 @@ def micro_batches(batch, budget, padding, rank=0, world=1):
     rectangle have nearly the same length, and ranks nearly the same work.
 
     Yields dicts: ids (n, L) int64, length (n,), position (k,) of each target in ids.ravel(), task (k,),
-    label (k,), targets sorted by task. Always at least one (empty ones keep the ranks in step).
+    label (k,), example (k,) in the batch, targets sorted by task. Always at least one (empty ones keep ranks in step).
     """
     mine = np.argsort(batch.length, kind="stable")[rank::world]
     lengths = batch.length[mine].tolist()
@@ -1512,6 +1569,7 @@ def micro_batches(batch, budget, padding, rank=0, world=1):
         targets, local = targets[by_task], local[by_task]
         yield {
             "ids": ids, "length": batch.length[rows], "position": local * width + batch.col[targets],
+            "example": batch.row[targets],
             "task": batch.task[targets], "label": batch.label[targets],
         }  # fmt: skip
 

@@ -1,150 +1,613 @@
 """One-shot token classification on a checkpoint, of kgi.py or of any family that model.py reads (paper, section 4.2).
 
+    python finetune.py --list                                                        the corpora, and where they are
+    python finetune.py --check meddocan --data MEDDOCAN [--dataset datasets/es]      what is in one, what is lost
     python finetune.py runs/kgi-fr --corpus e3c --data E3C-Corpus/preprocessed_data/clinical_entities/layer1/French
     python finetune.py runs/kgi-en --corpus ncbi-disease --data NCBI-disease --runs 4
-    python finetune.py SapBERT-from-PubMedBERT-fulltext --corpus iob --data my-corpus
-    python finetune.py runs/kgi-fr --corpus iob --data my-corpus --untrained
+    python finetune.py SapBERT-from-PubMedBERT-fulltext --data my-corpus             train and test in CoNLL or brat
+    python finetune.py runs/kgi-fr --data my-corpus --untrained
+    python finetune.py --tables [--paper]                                            results/ as the paper's tables
 
 One pass over the training part, batch 4, learning rate 2e-5, weight decay 0.01; each of --runs seeds
 starts from the same checkpoint. Two scores: the paper's (precision, recall and F1 averaged over the labels
-of each sequence, O included, then over sequences) and the field's (strict entity-level micro P/R/F1).
+of each sequence, O included, then over sequences) and the field's (strict entity-level P/R/F1, on character spans
+against all that the corpus marks, where it has text). Written to results/<checkpoint>/<corpus>-<data>/: scores.json and
+the predictions, a token a line.
 """
 
 import copy
 import json
+import re
 import statistics
 import time
-from dataclasses import asdict
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from seqeval.metrics.v1 import precision_recall_fscore_support
-from seqeval.scheme import IOB2
+from seqeval.scheme import IOB2, Entities
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import configs
+import data
 import model as models
 from configs import UserError, tokenization, write_atomic
 
-# ---------------------------------------------------------------- corpora
+# ---------------------------------------------------------------- corpora (section 4.2): the formats
 
-CORPORA = {  # name: (files of the training part, files of the test part), in the folder or its layer1/
-    "e3c": ("train.txt", "test.txt"),
-    "ncbi-disease": ("train.tsv", "test.tsv"),
-    "iob": ("train.*", "test.*"),
-}
+PARTS = ("train", "dev", "test")
+TOKEN = re.compile(r"[^\W_]+|[^\s\ufeff]")  # letters and digits together, any other visible character alone
+PUBTATOR = re.compile(r"(\d+)\|([ta])\|(.*)")
+FRAGMENTS = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
+NEAR = 3  # characters that an entity's offsets may be beside its words
 
 
-def read_iob(path):
-    """A two-column file (token, then TAB or one space, then tag; blank line after each sentence).
+@dataclass
+class Document:
+    """One sequence of a corpus: a document, a title or a sentence.
 
-    Returns: list of (words, tags), tags in IOB2: O, B-X, I-X, an I-X only after B-X or I-X.
-    Raises: UserError naming the line of a wrong column count, an unknown tag or bad UTF-8.
+    labels: of each token, IOB2 or a part of speech. Of a corpus with text: its tokens' character spans, and gold: all
+    entities as (type, ((start, end), ...)), also those that labels cannot say (nested, in pieces, within a word).
+    breaks: the tokens that begin a line. group: the document that a sentence is of, if that is known.
     """
+
+    name: str
+    tokens: list
+    labels: list
+    spans: list | None = None
+    gold: list | None = None
+    text: str | None = None
+    breaks: tuple = ()
+    group: str = ""
+
+
+def read_utf8(path):
+    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8."""
+    content = Path(path).read_bytes()
     try:
-        lines = [line.rstrip("\r") for line in Path(path).read_bytes().decode("utf-8").split("\n")]
+        return content.decode("utf-8")
     except UnicodeDecodeError as e:
-        line = Path(path).read_bytes()[: e.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; convert the file") from None
-    sentences, words, tags = [], [], []
-    for n, line in enumerate([*lines, ""], 1):
-        if not line.strip():
-            if words:
-                sentences.append((words, tags))
-                words, tags = [], []
+        row = content[: e.start].count(b"\n") + 1
+        raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
+
+
+def renamed(kind, types, odd):
+    """An entity's type as the task has it; None, counted, if it has not. types: {theirs: ours}, or None for all."""
+    if types is None or kind in types:
+        return types[kind] if types else kind
+    odd[f"entities of type {kind}: left out"] += 1
+
+
+def annotate(name, text, entities, types, odd):
+    """Text and its entities, (type, fragments) each -> a Document. What labels cannot say is counted in `odd`.
+
+    Of entities that overlap the longest is labelled (then the first in the text, then in the file), from its first
+    character to its last. A token belongs to an entity if they share a character; two in one token: to the earlier.
+    """
+    entities = [(ours, where) for kind, where in entities if (ours := renamed(kind, types, odd))]
+    spans = [m.span() for m in TOKEN.finditer(text) if unicodedata.category(m[0][0])[0] != "C"]
+    begin, end = [a for a, _ in spans], [b for _, b in spans]
+    hulls = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
+    taken, kept, labels = np.zeros(len(text), bool), [], ["O"] * len(spans)
+    for i in sorted(range(len(hulls)), key=lambda i: (hulls[i][0] - hulls[i][1], hulls[i][0], i)):
+        a, b = hulls[i]
+        if taken[a:b].any():
+            odd["entities within or across a longer one: not labelled"] += 1
+        else:
+            taken[a:b] = True
+            kept.append(i)
+    for i in sorted(kept, key=lambda i: hulls[i]):
+        (kind, fragments), (a, b) = entities[i], hulls[i]
+        inside = range(bisect_right(end, a), bisect_left(begin, b))
+        free = [k for k in inside if labels[k] == "O"]
+        odd["entities of several fragments: labelled from the first to the last"] += len(fragments) > 1
+        if not free:
+            odd["entities within the word of another: not labelled"] += 1
+            continue
+        odd["entities that begin or end inside a word: labelled with all of it"] += (begin[free[0]], end[free[-1]]) != (
+            a,
+            b,
+        )
+        for k in free:
+            labels[k] = ("B-" if k == free[0] else "I-") + kind
+    breaks = tuple(k for k in range(1, len(spans)) if "\n" in text[end[k - 1] : begin[k]])
+    return Document(name, [text[a:b] for a, b in spans], labels, spans, entities, text, breaks)
+
+
+def read_brat(folder, types, odd):
+    """A folder of X.txt and X.ann (brat standoff): a list of Documents.
+
+    Only text-bound lines (T) count. Offsets are code points of the file as it is, a byte order mark included.
+    Raises: UserError for a line that is not brat's, or offsets whose text is not in the file at or near them.
+    """
+    documents, files = [], sorted(Path(folder).glob("*.ann"))
+    odd["texts without an .ann file: not read"] += len(
+        {*Path(folder).glob("*.txt")} - {f.with_suffix(".txt") for f in files}
+    )
+    for path in files:
+        if not path.with_suffix(".txt").is_file():
+            raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
+        text, entities = read_utf8(path.with_suffix(".txt")), []
+        for row, line in enumerate(read_utf8(path).split("\n"), 1):
+            fields = line.rstrip("\r").split("\t")
+            if line[:1] != "T":
+                continue
+            match = FRAGMENTS.fullmatch(fields[1]) if len(fields) == 3 else None
+            if not match:
+                raise UserError(f"{path}, row {row}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
+            fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
+            words = " ".join(text[a:b] for a, b in fragments)
+            if words.split() != fields[2].split() or not words.strip():
+                moved = [
+                    (abs(k), k) for k in range(-NEAR, NEAR + 1)
+                    if " ".join(text[max(a + k, 0) : b + k] for a, b in fragments).split() == fields[2].split() != []
+                ]  # fmt: skip
+                if not moved:
+                    said = f"{match[2]} is {words[:40]!r} in the text, not {fields[2][:40]!r}"
+                    raise UserError(f"{path}, row {row}: {said}; are both files of one version?")
+                odd["entities beside their offsets: moved"] += 1
+                fragments = [(a + min(moved)[1], b + min(moved)[1]) for a, b in fragments]
+            entities.append((match[1], tuple(fragments)))
+        documents.append(annotate(path.stem, text, entities, types, odd))
+    return documents
+
+
+def read_pubtator(path, types, odd):
+    """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
+    texts, entities = {}, defaultdict(list)
+    seen, again = set(), False
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        line = line.rstrip("\r")
+        if match := PUBTATOR.fullmatch(line):
+            pmid, what, text = match.groups()
+            if what == "t":
+                again = pmid in seen
+                seen.add(pmid)
+                odd["documents that come again: left out"] += again
+            if not again:
+                texts[pmid] = text if what == "t" else f"{texts.get(pmid, '')}\n{text}"
+            continue
+        fields = line.split("\t")
+        if not line.strip() or again or (len(fields) == 5 and not fields[1].isdigit()):  # a relation (BioRED)
+            continue
+        if len(fields) not in (5, 6) or not (fields[1] + fields[2]).isdigit() or fields[0] not in texts:
+            raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
+        pmid, a, b, words, kind = fields[:5]
+        a, b = int(a), int(b)
+        if texts[pmid][a:b].split() != words.split():
+            raise UserError(f"{path}, row {row}: {a} {b} is {texts[pmid][a:b][:40]!r} in the text, not {words[:40]!r}")
+        entities[pmid].append((kind, ((a, b),)))
+    return [annotate(pmid, text, entities[pmid], types, odd) for pmid, text in texts.items()]
+
+
+def read_bioc(path, types, odd):
+    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage begins at its own."""
+    documents = []
+    try:
+        for document in json.loads(read_utf8(path))["documents"]:
+            text, entities = "", []
+            for passage in document["passages"]:
+                text = text.ljust(passage["offset"], "\n") + passage["text"]
+                for a in passage["annotations"]:
+                    where = [(x["offset"], x["offset"] + x["length"]) for x in a["locations"]]
+                    entities.append((a["infons"]["type"], tuple(where), a["text"]))
+            for _, where, words in entities:
+                found = " ".join(text[a:b] for a, b in where)
+                if found.split() != words.split():
+                    raise UserError(f"{path}, document {document['id']}: {where} is {found[:40]!r}, not {words[:40]!r}")
+            documents.append(annotate(str(document["id"]), text, [e[:2] for e in entities], types, odd))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not a collection of BioC in JSON ({type(e).__name__}: {e})") from None
+    return documents
+
+
+def read_conll(path, types, odd):
+    """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
+
+    Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
+    Tags become IOB2: O, B-X, I-X. Raises: UserError naming the row of another number of columns or an unknown tag.
+    """
+    sentences, columns, tokens, labels, group, before = [], None, [], [], 0, "O"
+    for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith(("###MEDLINE:", "-DOCSTART-")):
+            if tokens:
+                sentences.append(Document(f"{path.stem}:{row}", tokens, labels, group=f"{group}" if group else ""))
+                tokens, labels = [], []
+            group, before = group + bool(line.strip()), "O"
             continue
         fields = line.split("\t") if "\t" in line else line.split(" ")
-        if len(fields) != 2 or not fields[0]:
-            raise UserError(f"{path}, line {n}: {len(fields)} columns instead of 2 (token, tag): {line[:60]!r}")
-        word, tag = fields
-        kind = tag[2:]
+        columns = columns or max(2, len(fields))
+        if len(fields) != columns or not fields[0]:
+            what = f"{len(fields)} columns instead of {columns} (the token first, its tag last)"
+            raise UserError(f"{path}, row {row}: {what}: {line[:60]!r}")
+        tag, kind = fields[-1], fields[-1][2:]
         if tag != "O" and (tag[:2] not in ("B-", "I-") or not kind):
-            raise UserError(f"{path}, line {n}: unknown label '{tag}'; expected O, B-<type> or I-<type>")
-        if tag[:2] == "I-" and (not tags or tags[-1] not in (f"B-{kind}", tag)):
-            raise UserError(f"{path}, line {n}: '{tag}' does not follow B-{kind} or {tag}; the file must be IOB2")
-        words.append(word)
-        tags.append(tag)
+            raise UserError(f"{path}, row {row}: unknown label '{tag}'; expected O, B-<type> or I-<type>")
+        if tag[:2] == "I-" and before not in (f"B-{kind}", tag):
+            odd["I- tags that begin an entity: read as B-"] += 1
+            tag = f"B-{kind}"
+        if tag != before.replace("B-", "I-", 1):  # not the same entity still
+            ours = tag != "O" and renamed(kind, types, odd)
+        tokens.append(fields[0])
+        labels.append(tag[:2] + ours if tag != "O" and ours else "O")
+        before = tag
     if not sentences:
         raise UserError(f"{path}: no sentence in it")
     return sentences
 
 
-def read_corpus(name, folder):
-    """(train, test) lists of (words, tags). Raises: UserError if a part is missing or broken.
+# CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.
+TAGS = set(
+    "ABR ADJ ADV DET:ART DET:POS INT KON NAM NN NOM NUM PREF PRO PRO:DEM PRO:IND PRO:PER PRO:POS PRO:REL PRP PRP:det "
+    "PUN PUN:cit SENT SYM VER: VER:con VER:cond VER:futu VER:impf VER:infi VER:pper VER:ppre VER:pres VER:simp "
+    "VER:subi VER:subp".split()
+)
 
-    A label of the test part that never occurs in training is said; it cannot be predicted and counts.
+
+def read_tagged(path, odd):
+    """A file of CAS or ESSAI (columns: sentence, token, word, lemma, tag, cues) -> {sentence number: (words, tags)}.
+
+    A number that was cut at its thousands ("100 000") has moved the columns after it: the tag is the first column
+    from the fifth on that is one, the word all before the lemma. @card@, the lemma of numbers, is not a tag.
+    """
+    sentences, last = {}, None
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = line.rstrip("\r").split("\t")
+        if not line.strip():
+            continue
+        if len(fields) < 5 or not (fields[0] + fields[1]).isdigit():
+            odd["lines of fewer than five columns: left out"] += 1
+            continue
+        at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
+        if at is None and "@card@" not in fields[4:]:
+            raise UserError(f"{path}, row {row}: no part of speech in column 5 or later: {line[:60]!r}")
+        end = at - 1 if at else 2 + sum(f.isdigit() for f in fields[2 : fields.index("@card@", 4)])
+        odd["words put together again from several columns"] += end > 3
+        number = int(fields[0])
+        odd["sentence numbers that come again later: one sentence"] += number != last and number in sentences
+        words, tags = sentences.setdefault(number, ([], []))
+        words.append(" ".join(fields[2 : max(end, 3)]))
+        tags.append(fields[at] if at else "NUM")
+        last = number
+    return sentences
+
+
+def read_cas(folder, name, odd):
+    """CAS or ESSAI: <name>_neg.txt and <name>_spec.txt -> Documents, sentences; those of both files once."""
+    paths = [Path(folder, f"{name}_{what}.txt") for what in ("neg", "spec")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} not found; {folder} must hold {name}_neg.txt and {name}_spec.txt")
+    sentences, second = (read_tagged(path, odd) for path in paths)
+    known = {tuple(words) for words, _ in sentences.values()}
+    documents = [Document(str(number), words, tags) for number, (words, tags) in sorted(sentences.items())]
+    for number, (words, tags) in sorted(second.items()):
+        if number not in sentences:
+            documents.append(Document(str(number), words, tags))
+        elif words != sentences[number][0]:  # not the same sentence after all
+            new = tuple(words) not in known
+            odd["numbers with other words in the second file: kept if new"] += 1
+            documents += [Document(f"{number}'", words, tags)] * new
+    return documents
+
+
+def shuffled(documents, *shares):
+    """Parts of a corpus without an official split, by a fixed seed: of `shares`, and the rest."""
+    order = np.random.default_rng(0).permutation(len(documents))
+    cuts = np.round(np.cumsum(shares) * len(documents)).astype(int)
+    return [[documents[i] for i in sorted(part)] for part in np.split(order, cuts)]
+
+
+# ---------------------------------------------------------------- corpora: the nine tasks, and others
+
+
+class Corpus(NamedTuple):
+    """Where the parts of a corpus are, and what the paper has of it."""
+
+    title: str
+    language: str
+    licence: str
+    holds: str  # what its folder must hold
+    table5: str = ""  # training, dev, test sequences and classes of Table 5
+    parts: dict | None = None  # {part: patterns of its file or folder, the first one that is there}
+    read: Callable | None = None  # for a corpus whose files are not its parts: (folder, odd) -> {part: documents}
+    types: dict | None = None  # {their type: ours}; others are left out, counted
+    bio: bool = True  # whether the paper's labels have B- and I-
+    pos: bool = False  # parts of speech: every token counts
+
+
+DEFT = {  # ours, by semantic group where there is one: the paper does not say what its groups are
+    "anatomie": "ANAT", "pathologie": "DISO", "sosy": "DISO", "substance": "CHEM", "examen": "PROC",
+    "traitement": "PROC", "dose": "dose", "mode": "mode", "moment": "moment", "valeur": "valeur",
+}  # fmt: skip
+NCBI = dict.fromkeys(("Disease", "SpecificDisease", "Modifier", "DiseaseClass", "CompositeMention"), "Disease")
+
+
+def read_cas_pos(folder, odd):
+    return dict(zip(PARTS, shuffled(read_cas(folder, "CAS", odd), 0.7, 0.15)))
+
+
+def read_essai_pos(folder, odd):
+    return dict(zip(PARTS, shuffled(read_cas(folder, "ESSAI", odd), 0.7, 0.15)))
+
+
+def read_cas_sg(folder, odd):
+    """DEFT 2021's clinical cases: its training part, and its test part in halves, dev and test."""
+    path = Path(folder, "distribution-corpus.txt")
+    if not path.is_file():
+        raise UserError(f"{path} not found; --data must be DEFT2021-cas-cliniques, with DEFT-cas-cliniques/ in it")
+    part = {}
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = line.strip().split("\t")
+        if len(fields) == 4 and fields[3].split()[0] in ("train", "test"):
+            part[Path(fields[0]).stem] = fields[3].split()[0]
+        elif line.strip() and row > 1:
+            raise UserError(f"{path}, row {row}: not 'file TAB .. TAB .. TAB train|test 2021': {line[:60]!r}")
+    documents = read_brat(Path(folder, "DEFT-cas-cliniques"), DEFT, odd)
+    odd["documents without a part in distribution-corpus.txt: left out"] += sum(d.name not in part for d in documents)
+    train, test = ([d for d in documents if part.get(d.name) == p] for p in ("train", "test"))
+    return dict(zip(PARTS, (train, *shuffled(test, 0.5))))
+
+
+def in_parts(*patterns):
+    """{part: patterns} with {} for the part's name; a pattern may be (train, dev, test) where the names differ."""
+    return {
+        part: [p.format(part) if isinstance(p, str) else p[i] for p in patterns if isinstance(p, str) or p[i]]
+        for i, part in enumerate(PARTS)
+    }
+
+
+CORPORA = {
+    "cas-pos": Corpus(
+        "CAS-POS", "fr", "on request (Grabar, Dalloux, Claveau)", "CAS_neg.txt and CAS_spec.txt",
+        "2,652 569 569 31", read=read_cas_pos, pos=True,
+    ),
+    "cas-sg": Corpus(
+        "CAS-SG", "fr", "on request (DEFT 2021)", "distribution-corpus.txt and DEFT-cas-cliniques/*.{txt,ann}",
+        "167 54 54 8", read=read_cas_sg, bio=False,
+    ),
+    "quaero-medline": Corpus(
+        "QUAERO-MEDLINE", "fr", "GFDL", "corpus/{train,dev,test}/MEDLINE/*.{txt,ann}",
+        "788 790 787 7", in_parts("corpus/{}/MEDLINE", "{}/MEDLINE"), bio=False,
+    ),
+    "quaero-emea": Corpus(
+        "QUAERO-EMEA", "fr", "GFDL", "corpus/{train,dev,test}/EMEA/*.{txt,ann}", "",
+        in_parts("corpus/{}/EMEA", "{}/EMEA"), bio=False,
+    ),
+    "essai-pos": Corpus(
+        "ESSAI-POS", "fr", "on request (Dalloux, Claveau, Grabar)", "ESSAI_neg.txt and ESSAI_spec.txt",
+        "5,072 1,088 1,087 34", read=read_essai_pos, pos=True,
+    ),
+    "ncbi-disease": Corpus(
+        "NCBI-Disease", "en", "public domain", "NCBI{train,develop,test}set_corpus.txt, or {train,devel,test}.tsv",
+        "5,433 924 941 3", types=NCBI, parts=in_parts(
+            ("NCBItrainset_corpus.txt", "NCBIdevelopset_corpus.txt", "NCBItestset_corpus.txt"),
+            ("train.tsv", "devel.tsv", "test.tsv"), (None, "dev.tsv", None),
+        ),
+    ),
+    "biored": Corpus(
+        "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON", "387 98 97 7",
+        in_parts(*[tuple(f"{p}.{f}" for p in ("Train", "Dev", "Test")) for f in ("PubTator", "BioC.JSON")]), bio=False,
+    ),
+    "jnlpba": Corpus(
+        "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",
+        "16,619 1,927 3,856 11", in_parts(*[(f"Genia4ERtask{i}.iob2", None, f"Genia4EReval{i}.iob2") for i in "21"]),
+    ),
+    "pharmaconer": Corpus(
+        "PharmaCoNER", "es", "CC BY 4.0", "{train,dev,test}-set_1.1/{train,dev,test}/subtrack1/*.{txt,ann}",
+        "500 250 250 5", in_parts("{0}-set_1.1/{0}/subtrack1", "{}/subtrack1"), bio=False,
+    ),
+    "meddocan": Corpus(
+        "MEDDOCAN", "es", "CC BY 4.0", "{train,dev,test}/brat/*.{txt,ann}",
+        "500 250 250 22", in_parts("{}/brat"), bio=False,
+    ),
+    "e3c": Corpus(
+        "E3C", "en es fr it eu", "CC BY-NC", "train.txt and test.txt of clinical_entities/layer1/<Language>", "",
+        in_parts(("train.txt", None, "test.txt")),
+    ),
+    "custom": Corpus(
+        "your own", "", "", "train.* and test.* (a token and its tag a line), or train/ and test/ (brat)", "",
+        in_parts("{}", "{}/brat", "{}.*"),
+    ),
+}  # fmt: skip
+
+
+def find(folder, patterns):
+    """The file or folder of a part: the first pattern that is there, in `folder` or one below; None if none is."""
+    for pattern in patterns:
+        for place in (pattern, f"*/{pattern}"):
+            found = sorted(p for p in Path(folder).glob(place) if p.is_file() or any(p.glob("*.ann")))
+            if len(found) > 1:
+                raise UserError(
+                    f"{folder} holds {len(found)} of {place}: {found[0].name}, {found[1].name} ..; name a folder of one"
+                )
+            if found:
+                return found[0]
+    return None
+
+
+def read_part(path, types, odd):
+    """The Documents of a file or folder, in the format that it has: brat, BioC, PubTator or columns."""
+    if path.is_dir():
+        return read_brat(path, types, odd)
+    if path.suffix.lower() == ".json":
+        return read_bioc(path, types, odd)
+    with open(path, "rb") as f:
+        first = next((line for line in f if line.strip()), b"").decode("utf-8", "replace")
+    return (read_pubtator if PUBTATOR.match(first) else read_conll)(path, types, odd)
+
+
+def read_corpus(name, folder):
+    """({part: Documents}, {part: Counter of what was lost or mended}) of a corpus; dev may be absent.
+
+    Raises: UserError if the corpus is unknown, a part is missing or broken, or the folder is not there.
     """
     if name not in CORPORA:
-        raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)}")
-    parts = []
-    for pattern in CORPORA[name]:
-        found = sorted(p for d in (Path(folder), Path(folder, "layer1")) for p in d.glob(pattern) if p.is_file())
-        if len(found) != 1:
-            what = f"holds {len(found)} files" if found else "holds no file"
-            raise UserError(f"{folder} {what} {pattern}; --corpus {name} needs {' and '.join(CORPORA[name])}")
-        parts.append((found[0], read_iob(found[0])))
-    (_, train), (path, test) = parts
-    seen = {tag for _, tags in train for tag in tags}
-    unseen = sorted({tag for _, tags in test for tag in tags} - seen)
-    if unseen:
-        print(f"{path}: labels {', '.join(unseen)} never occur in training; their entities count as missed")
-    return train, test
+        raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py --list)")
+    if not folder or not Path(folder).is_dir():
+        raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {CORPORA[name].holds}")
+    corpus, parts, odd = CORPORA[name], {}, {}
+    if corpus.read:
+        odd["train"] = Counter()
+        parts = corpus.read(folder, odd["train"])
+    else:
+        for part, patterns in corpus.parts.items():
+            if path := find(folder, patterns):
+                odd[part] = Counter()
+                parts[part] = read_part(path, corpus.types, odd[part])
+            elif part != "dev":
+                raise UserError(f"{folder} holds no {part} part; --corpus {name} needs {corpus.holds}")
+    for part, documents in parts.items():
+        parts[part] = [d for d in documents if d.tokens]
+        odd.setdefault(part, Counter())["documents without a word: left out"] += len(documents) - len(parts[part])
+        if not parts[part]:
+            raise UserError(f"{folder}: the {part} part is empty; --corpus {name} needs {corpus.holds}")
+    return parts, odd
 
 
-def windows(sentences, tokenizer, special, max_len):
-    """Sentences -> windows of at most max_len tokens that together hold every word.
+# ---------------------------------------------------------------- windows
 
-    A sentence with more tokens is covered by overlapping windows (by half). Each word gets its
-    prediction from the window in which it is farthest from an edge, so that no gold label is lost.
 
-    Returns: list of (sentence, first word, ids with [CLS] and [SEP], position of each word's first token).
+def windows(documents, tokenizer, special, max_len):
+    """Documents -> windows of at most max_len tokens that together hold every word.
+
+    A window ends at the last line break that fits in; a line that does not fit is covered by windows that overlap by
+    half. Each word gets its prediction from the window in which it is farthest from an edge, so that no gold label is
+    lost. A word that touches the one before it is tokenised without a space.
+
+    Returns: list of (document, first word, ids with [CLS] and [SEP], position of each word's first token).
     """
     room = max_len - 2
-    ids, lengths = tokenization.encode(tokenizer, [" " + w for words, _ in sentences for w in words], "words")
+    words = []
+    for d in documents:
+        before = [None, *(b for _, b in d.spans[:-1])] if d.spans else [None] * len(d.tokens)
+        begin = [a for a, _ in d.spans] if d.spans else [0] * len(d.tokens)
+        words += [w if a == b else " " + w for w, a, b in zip(d.tokens, begin, before)]
+    ids, lengths = tokenization.encode(tokenizer, words, "words")
     start = np.cumsum(lengths) - lengths
     pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
     out = []
-    bounds = np.cumsum([0] + [len(words) for words, _ in sentences])
-    for i in range(len(sentences)):
+    bounds = np.cumsum([0] + [len(d.tokens) for d in documents])
+    for i, document in enumerate(documents):
         words = pieces[bounds[i] : bounds[i + 1]]
+        breaks = np.array(document.breaks, int)
         begin, first = np.cumsum([0] + [len(w) for w in words]), 0
         while True:
             last = int(np.searchsorted(begin, begin[first] + room, side="right")) - 1  # one past the last word
+            following = min(max(first + 1, int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))), last)
+            if last < len(words) and len(fitting := breaks[(breaks > first) & (breaks <= last)]):
+                following = last = int(fitting[-1])
             body = [special["cls"], *(t for w in words[first:last] for t in w), special["sep"]]
             out.append((i, first, body, (begin[first:last] - begin[first] + 1).tolist()))
             if last == len(words):
                 break
-            half = int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))
-            first = min(max(first + 1, half), last)
+            first = following
     return out
+
+
+def torn(documents, cut):
+    """How many labelled entities are in no window whole."""
+    of = defaultdict(list)
+    for i, first, _, positions in cut:
+        of[i].append((first, first + len(positions)))
+    return sum(
+        not any(a <= e.start and e.end <= b for a, b in of[i])
+        for i, d in enumerate(documents)
+        for e in decode(d.labels)
+    )
 
 
 # ---------------------------------------------------------------- scores
 
 
+def decode(labels):
+    """Strict IOB2: an entity begins at B-X and goes on with I-X; seqeval's Entity(start, end, tag) each."""
+    return Entities([labels], IOB2).entities[0]
+
+
+def units(document, labels, pos):
+    """What is right or wrong as a whole: entities as {(type, ((first, end),))}, in characters where there is text, else
+    in tokens; of parts of speech each token."""
+    if pos:
+        return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
+    spans = document.spans or [(i, i + 1) for i in range(len(labels))]
+    return {(e.tag, ((spans[e.start][0], spans[e.end - 1][1]),)) for e in decode(labels)}
+
+
 def sequence_scores(gold, pred):
-    """The paper's metric for one sequence: macro (P, R, F1) over the labels in gold or prediction.
+    """The paper's metric for one sequence: macro (P, R, F1) over the labels in gold or prediction (section 4.2.1).
 
     O counts as a label, B-X and I-X as two; 0 where a denominator is 0 (scikit-learn's zero_division=0).
     """
     scores = []
     for label in sorted({*gold, *pred}):  # in one order, so that sums round alike in every process
         hit = sum(g == p == label for g, p in zip(gold, pred))
-        n_pred, n_gold = pred.count(label), gold.count(label)
-        p, r = hit / n_pred if n_pred else 0.0, hit / n_gold if n_gold else 0.0
-        scores.append((p, r, 2 * p * r / (p + r) if p + r else 0.0))
+        scores.append(prf(hit, pred.count(label), gold.count(label)))
     return np.mean(scores, axis=0)
 
 
-def score(gold, pred):
-    """{"paper": [P, R, F1], "entity": [P, R, F1], "all_o": paper F1 of a tagger that always says O}, in per cent."""
-    paper = np.mean([sequence_scores(g, p) for g, p in zip(gold, pred)], axis=0)
-    floor = np.mean([sequence_scores(g, ["O"] * len(g))[2] for g in gold])
-    entity = precision_recall_fscore_support(gold, pred, scheme=IOB2, average="micro", zero_division=0)[:3]
-    return {"paper": (100 * paper).tolist(), "entity": [100 * float(x) for x in entity], "all_o": 100 * float(floor)}
+def prf(hit, n_pred, n_gold):
+    """Precision, recall and F1 from counts (numbers or arrays); 0 where a denominator is 0."""
+    p, r = hit / np.maximum(n_pred, 1), hit / np.maximum(n_gold, 1)
+    return p, r, 2 * hit / np.maximum(np.add(n_pred, n_gold), 1)
+
+
+def score(documents, preds, corpus, constant="O", resamples=1000):
+    """All scores of one tagger, in per cent.
+
+    Args:
+        documents: the test part. preds: a label for each of its tokens. corpus: its row of CORPORA.
+        constant: the label of the tagger that always says the same (for entities O).
+
+    Returns: {"paper": [P, R, F1], "entity": micro [P, R, F1] (of parts of speech: token accuracy thrice),
+        "macro": [P, R, F1] over the types in gold or predictions, "labels": {type: [P, R, F1, number in gold]},
+        "floor": paper F1 of the constant tagger,
+        "interval": {"paper" and "entity": 95 % interval of the F1 from resampled documents}}.
+    """
+
+    def style(labels):
+        return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
+
+    paper = [sequence_scores(style(d.labels), style(p)) for d, p in zip(documents, preds)]
+    floor = [sequence_scores(style(d.labels), [constant] * len(p))[2] for d, p in zip(documents, preds)]
+    counts = []  # of each document: {type: right, predicted, gold}
+    for d, p in zip(documents, preds):
+        gold = set(d.gold) if d.gold is not None else units(d, d.labels, corpus.pos)
+        found = units(d, p, corpus.pos)
+        counts.append(Counter((k[0], what) for what, of in enumerate((gold & found, found, gold)) for k in of))
+    types = sorted({kind for c in counts for kind, _ in c})
+    table = {kind: [sum(c[kind, what] for c in counts) for what in range(3)] for kind in types}
+    labels = {kind: [*(100 * float(x) for x in prf(*n)), n[2]] for kind, n in table.items()}
+    group = [d.group or i for i, d in enumerate(documents)]
+    totals = np.array([[sum(c[kind, what] for kind in types) for what in range(3)] for c in counts])
+    draws = resample(group, np.column_stack([totals, np.array(paper)[:, 2], np.ones(len(counts))]), resamples)
+    return {
+        "paper": (100 * np.mean(paper, axis=0)).tolist(),
+        "entity": [100 * float(x) for x in prf(*totals.sum(axis=0))],
+        "macro": np.mean([n[:3] for n in labels.values()] or [[0.0] * 3], axis=0).tolist(),
+        "labels": labels, "floor": 100 * float(np.mean(floor)),
+        "interval": {
+            "paper": np.percentile(100 * draws[:, 3] / draws[:, 4], [2.5, 97.5]).tolist(),
+            "entity": np.percentile(100 * prf(*draws[:, :3].T)[2], [2.5, 97.5]).tolist(),
+        },
+    }  # fmt: skip
+
+
+def resample(group, values, n):
+    """Sums of values (sequences, k) over n draws of documents with replacement, (n, k); group: each one's document."""
+    index = {g: i for i, g in enumerate(dict.fromkeys(group))}
+    sums = np.zeros((len(index), values.shape[1]))
+    np.add.at(sums, [index[g] for g in group], values)
+    draws = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
+    return draws @ sums
 
 
 # ---------------------------------------------------------------- training
@@ -181,13 +644,13 @@ def train_once(s, seed, encoder, train, labels, pad, device, dtype):
     tagger = Tagger(encoder, len(labels)).to(device).train()
     optimizer = torch.optim.AdamW(tagger.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
     index = {label: i for i, label in enumerate(labels)}
-    sentences, cut = train
+    documents, cut = train
     for epoch in range(s.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(cut)).tolist()
         bar = tqdm(range(0, len(order), s.batch_size), f"seed {seed}", disable=None, leave=False, dynamic_ncols=True)
         for i in bar:
             chunk = [cut[j] for j in order[i : i + s.batch_size]]
-            gold = [index[t] for w in chunk for t in sentences[w[0]][1][w[1] : w[1] + len(w[3])]]
+            gold = [index[t] for w in chunk for t in documents[w[0]].labels[w[1] : w[1] + len(w[3])]]
             with models.autocast(device, dtype):
                 logits = tagger(*collate(chunk, pad, device))
             loss = F.cross_entropy(logits.float(), torch.tensor(gold, device=device))
@@ -201,34 +664,32 @@ def train_once(s, seed, encoder, train, labels, pad, device, dtype):
 
 @torch.no_grad()
 def predict(tagger, test, labels, pad, device, dtype):
-    """A label for every word of every sentence, windows put together again."""
-    sentences, cut = test
-    pred = [["O"] * len(words) for words, _ in sentences]
-    best = [[-1] * len(words) for words, _ in sentences]
+    """A label for every word of every document, windows put together again."""
+    documents, cut = test
+    pred = [["O"] * len(d.tokens) for d in documents]
+    best = [[-1] * len(d.tokens) for d in documents]
     order = sorted(range(len(cut)), key=lambda i: len(cut[i][2]))
     for i in range(0, len(order), 64):
         chunk = [cut[j] for j in order[i : i + 64]]
         with models.autocast(device, dtype):
             answer = iter(tagger(*collate(chunk, pad, device)).argmax(-1).tolist())
-        for sentence, first, _, words in chunk:
+        for d, first, _, words in chunk:
             for k in range(len(words)):
                 label, distance = labels[next(answer)], min(k, len(words) - 1 - k)
-                if distance > best[sentence][first + k]:
-                    best[sentence][first + k], pred[sentence][first + k] = distance, label
+                if distance > best[d][first + k]:
+                    best[d][first + k], pred[d][first + k] = distance, label
     return pred
 
 
-def main(argv):
-    usage = "python finetune.py CHECKPOINT --corpus NAME --data DIR [config.toml] [--key value ...]"
-    s, (checkpoint,) = configs.load("finetune", argv, usage, positionals=1)
+def run(s, checkpoint):
+    """--runs taggers from a checkpoint, their scores printed and written, and what they predicted."""
     if s.precision == "fp16":
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; say auto, bf16 or fp32")
     device, dtype = models.choose_device(s.device, s.precision)
     if dtype == torch.float16:
         dtype = None  # auto on a GPU without bf16
-    if not Path(s.data).is_dir() or not s.data:
-        raise UserError(f"--data '{s.data}': there is no such folder; it must hold the corpus")
-    train, test = read_corpus(s.corpus, s.data)
+    parts, odd = read_corpus(s.corpus, s.data)
+    corpus, train, test = CORPORA[s.corpus], parts["train"], parts["test"]
     encoder = models.load(checkpoint, heads=False).encoder
     config = encoder.config
     max_len = min(s.max_len or config.max_positions, config.max_positions)
@@ -236,28 +697,48 @@ def main(argv):
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
     tokenizer = tokenization.load(checkpoint, config.vocab_size)
     special = tokenization.special_ids(tokenizer)
-    labels = sorted({t for _, tags in train for t in tags}, key=lambda t: (t != "O", t[2:], t))
+    often = Counter(t for d in train for t in d.labels)
+    labels = sorted(often, key=lambda t: (t != "O", t[2:], t))
     cut = [(part, windows(part, tokenizer, special, max_len)) for part in (train, test)]
-    entities = [sum(t[0] == "B" for _, tags in part for t in tags) for part in (train, test)]
     print(
-        f"{s.corpus}: {len(train):,} + {len(test):,} sentences, {entities[0]:,} + {entities[1]:,} entities, "
-        f"{len(cut[0][1]):,} + {len(cut[1][1]):,} windows of up to {max_len} tokens, labels {' '.join(labels)}",
+        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, "
+        + (f"{number(train):,} + {number(test):,} entities, " if not corpus.pos else "")
+        + f"{len(cut[0][1]):,} + {len(cut[1][1]):,} windows of up to {max_len} tokens, labels {' '.join(labels)}",
         flush=True,
     )
-    gold, results = [tags for _, tags in test], []
-    for seed in range(s.seed, s.seed + s.runs):
-        began = time.time()
-        tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
-        results.append(score(gold, predict(tagger, cut[1], labels, special["pad"], device, dtype)))
-        print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
-    if s.runs > 1:
-        print(f"mean of {s.runs}: {table_row(results)}")
-    print(f"(a tagger that always says O: paper F1 {results[0]['all_o']:.2f}, entity F1 0)")
+    for part in ("train", "test"):
+        for what, n in sorted((+odd[part]).items()):
+            print(f"{part}: {n:,} {what}")
+    if not corpus.pos and (lost := torn(*cut[1])):
+        print(f"test: {lost:,} entities are in no window whole; they count as missed unless put together rightly")
+    if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
+        print(f"labels {', '.join(unseen)} never occur in training; what has them counts as missed")
     name = Path(checkpoint).resolve().name + ("-untrained" if s.untrained else "")
     out = Path(s.out or Path("results", name, f"{s.corpus}-{Path(s.data).resolve().name}"))
     out.mkdir(parents=True, exist_ok=True)
-    record = {"checkpoint": str(checkpoint), "settings": asdict(s), "runs": results}
+    results = []
+    for seed in range(s.seed, s.seed + s.runs):
+        began = time.time()
+        tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
+        pred = predict(tagger, cut[1], labels, special["pad"], device, dtype)
+        results.append(score(test, pred, corpus, often.most_common(1)[0][0]))
+        rows = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(test, pred)]
+        write_atomic(out / f"predictions-{seed}.conll", lambda f, rows=rows: f.write("".join(rows).encode()))
+        print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
+    if s.runs > 1:
+        print(f"mean of {s.runs}: {table_row(results)}")
+    for kind in ("paper", "entity"):
+        ends = ", ".join("{:.2f} to {:.2f}".format(*r["interval"][kind]) for r in results)
+        print(f"95 % interval of the {kind} F1 over test documents: {ends}")
+    print(f"(a tagger that always says {often.most_common(1)[0][0]}: paper F1 {results[0]['floor']:.2f}", end="")
+    print(", entity F1 0)" if not corpus.pos else ")")
+    print(f"\n{'of seed ' + str(s.seed):<32} {'P':>7} {'R':>7} {'F1':>7} {'gold':>7}")
+    for kind, (p, r, f1, n) in results[0]["labels"].items():
+        print(f"  {kind:<30} {p:7.2f} {r:7.2f} {f1:7.2f} {n:7,}")
+    record = {"checkpoint": str(checkpoint), "corpus": s.corpus, "language": language_of(s.corpus, s.data)}
+    record |= {"settings": asdict(s), "runs": results}
     write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
+    print(f"\n{out}")
 
 
 def table_row(results):
@@ -269,6 +750,185 @@ def table_row(results):
         return f"{statistics.mean(values):.2f}{spread}"
 
     return "  ".join(f"{kind} P/R/F1 " + " / ".join(cell(kind, i) for i in range(3)) for kind in ("paper", "entity"))
+
+
+# ---------------------------------------------------------------- --list and --check
+
+
+def number(documents):
+    """Entities of a part: all that the corpus marks, labelled or not."""
+    return sum(len(d.gold if d.gold is not None else decode(d.labels)) for d in documents)
+
+
+def show_corpora():
+    """--list: a line of what and where, and a line of what the folder must hold, for each corpus."""
+    row = "{:<16}{:<16}{:<16}{:<36}{}"
+    print(row.format("--corpus", "in the paper", "language", "Table 5: train, dev, test, classes", "licence"))
+    for name, c in CORPORA.items():
+        print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
+        print(f"    --data: a folder that holds {c.holds}")
+
+
+def check(s):
+    """--check: what a corpus holds, what was lost or mended on the way, and what pre-training has seen of it."""
+    parts, odd = read_corpus(s.check, s.data)
+    corpus = CORPORA[s.check]
+    rows = {"documents or sentences": {part: len(d) for part, d in parts.items()}}
+    rows["tokens"] = {part: sum(len(d.tokens) for d in documents) for part, documents in parts.items()}
+    if not corpus.pos:
+        rows["entities"] = {part: number(d) for part, d in parts.items()}
+        rows["entities that are labelled"] = {p: sum(len(decode(d.labels)) for d in docs) for p, docs in parts.items()}
+    kinds = {
+        part: Counter(u[0] for d in docs for u in (d.gold if d.gold is not None else units(d, d.labels, corpus.pos)))
+        for part, docs in parts.items()
+    }
+    rows |= {f"  {k}": {p: kinds[p][k] for p in parts} for k in sorted({k for c in kinds.values() for k in c})}
+    rows |= {k: {p: odd[p][k] for p in parts} for k in sorted({k for c in odd.values() for k in +c})}
+    if not corpus.pos:
+        perfect = {p: score(d, [x.labels for x in d], corpus, resamples=2)["entity"] for p, d in parts.items()}
+        for i, what in enumerate(("precision", "recall")):
+            rows[f"best {what} that labels can have (%)"] = {p: round(v[i], 2) for p, v in perfect.items()}
+    if s.dataset:
+        tokenizer = Tokenizer.from_str(data.read_tokenizer(s.dataset).decode())
+        examples = data.Examples(s.dataset, "train", ["mlm"])
+        special = tokenization.special_ids(tokenizer)
+        if not corpus.pos:
+            what = f"labelled, in no window of {examples.seq_len} tokens whole"
+            rows[what] = {p: torn(d, windows(d, tokenizer, special, examples.seq_len)) for p, d in parts.items()}
+        seen = contamination(parts, examples, tokenizer)
+        rows["in the documents of " + Path(s.dataset).name] = {p: int(known.sum()) for p, (known, _) in seen.items()}
+        rows["  of, the others being too short to tell"] = {p: int(long.sum()) for p, (_, long) in seen.items()}
+    width = max(map(len, rows)) + 2
+    print(f"{corpus.title}, {s.data}\n{'':<{width}}" + "".join(f"{p:>10}" for p in parts))
+    for what, values in rows.items():
+        print(f"{what:<{width}}" + "".join(f"{v:>10,}" for v in values.values()))
+    if s.dataset and int(seen["test"][0].sum()):
+        print(f"leave them out of pre-training with: make data EXCLUDE='{s.data}' ..")
+
+
+def contamination(parts, examples, tokenizer):
+    """{part: (which sequences stand in the pre-training documents, which are long enough to tell)}, two bool arrays.
+
+    Both sides as the tokenizer writes them (data.common says what standing in is).
+    """
+    at = zip(examples.offsets[examples.rows], examples.offsets[examples.rows + 1])
+    documents = tokenizer.decode_batch([examples.ids[a:b].tolist() for a, b in at])
+    texts = [d.text if d.text is not None else " ".join(d.tokens) for sequences in parts.values() for d in sequences]
+    texts = [tokenizer.decode(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    known, long = np.zeros(len(texts), bool), np.array([len(data.grams(text)) >= data.FEWEST for text in texts])
+    for found in data.common(configs.progress("documents of the data set", documents), texts):
+        known[found] = True
+    ends = np.cumsum([len(sequences) for sequences in parts.values()])[:-1]
+    return dict(zip(parts, zip(np.split(known, ends), np.split(long, ends))))
+
+
+# ---------------------------------------------------------------- the paper's tables
+
+ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)")  # names of runs that belong into Table 6
+
+
+def language_of(corpus, folder):
+    """The language of a corpus; of one in several the first folder from the right that is named for one of them."""
+    known = CORPORA[corpus].language.split()
+    names = {name.lower(): lang for lang, (_, name) in data.LANGUAGES.items() if name} | {lang: lang for lang in known}
+    said = [names[p.lower()] for p in reversed(Path(folder).resolve().parts) if p.lower() in names]
+    return known[0] if len(known) == 1 else next((lang for lang in said if lang in known), "")
+
+
+def read_results(folder):
+    """{(language, corpus): {run: its scores of all seeds}} of the scores.json below a folder.
+
+    Runs that differ only in the seed of pre-training (name-s0, name-s1 ...) are one. Other corpora than the paper's
+    are named by their results folder.
+    """
+    found = defaultdict(lambda: defaultdict(list))
+    for path in sorted(Path(folder).rglob("scores.json")):
+        try:
+            record = json.loads(read_utf8(path))
+            corpus, runs = record["corpus"], [{k: r[k] for k in ("paper", "entity", "floor")} for r in record["runs"]]
+            name = Path(record["checkpoint"]).name + "-untrained" * record["settings"]["untrained"]
+        except (ValueError, KeyError, TypeError) as e:
+            print(f"{path}: not a file of results, left out ({type(e).__name__}: {e})")
+            continue
+        key = corpus if CORPORA[corpus].table5 else path.parent.name
+        found[record["language"], key][re.sub(r"-s\d+(?=$|-untrained$)", "", name)] += runs
+    return found
+
+
+def cell(values, places, paper):
+    """Mean ± deviation of some runs, best bold, second underlined; the paper's figure in brackets."""
+    mean = statistics.mean(values) if values else None
+    text = "–" if not values else f"{mean:.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    if values and len(places) > 1:
+        text = f"**{text}**" if mean == places[0] else f"<u>{text}</u>" if mean == places[1] else text
+    return text + (f" [{paper:.2f}]" if paper is not None else "")
+
+
+def table(part, found, kind, number, with_paper):
+    """One block of a table as lines of Markdown: the paper's rows and corpora, then the others with results."""
+    language, columns = part["language"], part["columns"]
+    corpora = [*part["corpora"], *(c for lang, c in found if lang == language and c not in part["corpora"])]
+    rows = {row["model"]: row for row in part["rows"]}
+    named = {name for row in part["rows"] for name in row["runs"]}
+    others = sorted({n for c in corpora for n in found.get((language, c), ())} - named)
+    rows |= {n: {"runs": [n], "paper": []} for n in others if bool(ABLATION.fullmatch(n)) == (number == "6")}
+    grid = {}
+    for name, row in rows.items():
+        for c in corpora:
+            runs = [r for n in row["runs"] for r in found.get((language, c), {}).get(n, ())]
+            for k in columns:
+                grid[name, c, k] = [r[kind]["P R F1".split().index(k)] for r in runs]
+    heads = [f"{c} {k}" if len(columns) > 1 else c for c in corpora for k in columns]
+    lines = ["| model | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name, row in rows.items():
+        cells = []
+        for i, c in enumerate(corpora):
+            for j, k in enumerate(columns):
+                places = sorted({statistics.mean(grid[n, c, k]) for n in rows if grid[n, c, k]}, reverse=True)
+                theirs = row["paper"][i][j] if with_paper and i < len(row["paper"]) else None
+                cells.append(cell(grid[name, c, k], places, theirs))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if kind == "paper":
+        floors = [{r["floor"] for runs in found.get((language, c), {}).values() for r in runs} for c in corpora]
+        shown = [f"{min(f):.2f}" if f and k == "F1" else "" for f in floors for k in columns]
+        lines.append("| *always O* | " + " | ".join(shown) + " |")
+    return [*lines, ""]
+
+
+def tables(folder="results", with_paper=False):
+    """--tables: Tables 2, 3, 4, 6, 9, 10 and 11 from all results, each a Markdown file in results/."""
+    found = read_results(folder)
+    layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
+    brackets = " In brackets: the paper's figures." if with_paper else ""
+    for number, layout in layouts.items():
+        lines = [f"# Table {number}: {layout['title']}", ""]
+        for kind, what in (
+            ("paper", "The paper's metric, averaged over sequences, in per cent." + brackets),
+            ("entity", "Strict entity-level micro scores (parts of speech: token accuracy), in per cent."),
+        ):
+            lines += [what + " Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
+            for part in layout["parts"]:
+                lines += table(part, found, kind, number, with_paper and kind == "paper")
+        path = Path(folder, f"table-{number}.md")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))
+        print(path)
+
+
+USAGE = """python finetune.py CHECKPOINT --corpus NAME --data DIR [config.toml] [--key value ...]
+       python finetune.py --list
+       python finetune.py --check NAME --data DIR [--dataset DATASET]
+       python finetune.py --tables [--paper]"""
+
+
+def main(argv):
+    if argv == ["--list"]:
+        return show_corpora()
+    if argv[:1] == ["--tables"] and set(argv[1:]) <= {"--paper"}:
+        return tables(with_paper=len(argv) > 1)
+    checking = any(arg.split("=")[0] == "--check" for arg in argv)
+    s, checkpoint = configs.load("finetune", argv, USAGE, positionals=0 if checking else 1)
+    return check(s) if checking else run(s, *checkpoint)
 
 
 if __name__ == "__main__":

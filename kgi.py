@@ -8,13 +8,16 @@
     python kgi.py configs/v1-fr.toml --budget 24h --tasks mlm,ep,lp --out runs/no-triples
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, queued again until it is done
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
+    python kgi.py --evaluate runs/kgi-fr [OTHER ...]         what they know of held-out pairs, and of synonyms
+    python kgi.py --map runs/kgi-fr                          a picture of its terms by semantic group
 
 Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
-they change the speed and nothing else. Started again, the same command goes on from the last checkpoint; SIGTERM and
-SIGUSR1 have it save at once and leave with status 75.
+they change the speed and nothing else. Started again, the same command goes on from the last checkpoint; SIGTERM,
+SIGUSR1 and Ctrl-C have it save after the step it is at and leave with status 75, a second one at once.
 Written to runs/<name>/: metrics.jsonl, the last two checkpoints, and the model (config.json, weights, tokenizer).
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -25,7 +28,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +36,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -65,7 +71,7 @@ def seconds(text):
     """Seconds of a length of time such as 24h, 1h30m, 90m or 45s."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
-    if not total:
+    if not 0 < total < 1e8:
         raise UserError(f"budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")
     return total
 
@@ -83,20 +89,22 @@ def step_of(line):
         return float("inf")
 
 
-def find_data(s):
-    """The data set folder: --data, or the only one under datasets/ (with --init: built with its tokenizer)."""
-    if s.data:
-        return Path(s.data)
+def find_data(folder, checkpoint=""):
+    """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer)."""
+    if folder:
+        return Path(folder)
     found = sorted(p.parent for p in Path("datasets").glob("[!.]*/manifest.json"))
-    if s.init:
-        found = [p for p in found if has_tokenizer_of(s.init, p)]
+    if checkpoint:
+        found = [p for p in found if has_tokenizer_of(checkpoint, p)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several data sets: say --data with one of {', '.join(map(str, found))}")
-    if s.init:
-        raise UserError(f"no data set under datasets/ has the tokenizer of {s.init}; {how_to_build(s)}")
-    raise UserError("no data set under datasets/; build one with 'make data LANG=fr', or try 'make demo'")
+    if checkpoint:
+        raise UserError(f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)}")
+    raise UserError(
+        "no data set under datasets/; build one with 'make data LANG=fr', or say --data (of 'make demo': demo/fr)"
+    )
 
 
 def has_tokenizer_of(checkpoint, folder):
@@ -105,8 +113,8 @@ def has_tokenizer_of(checkpoint, folder):
     return built_with.to_str() == data.load_tokenizer(checkpoint).to_str()
 
 
-def how_to_build(s):
-    return f"build one with: make data LANG=.. TOKENIZER='{s.init}'"
+def how_to_build(checkpoint):
+    return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"
 
 
 def digest(paths):
@@ -153,13 +161,16 @@ class Trainer:
     """Everything of one run. State beyond the weights: optimizer, scaler and the step, no more, since the
     order, the masks and the dropout are functions of (seed, step, micro-batch, rank)."""
 
+    asked = 0  # the number of the signal that asked to stop
+
     def __init__(self, s):
         self.s, self.began = s, time.time()
         self.device, self.dtype = models.choose_device(s.device, s.precision)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.folder = folder = find_data(s)
+        self.folder = folder = find_data(s.data, s.init)
         if not s.tasks or not set(s.tasks) <= set(TASKS):
             raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASKS)}")
+        s.tasks = [task for task in TASKS if task in s.tasks]
         self.train, self.valid = (data.Examples(folder, part, s.tasks) for part in data.PARTS)
         if not len(self.train):
             raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
@@ -169,7 +180,7 @@ class Trainer:
         self.order = data.Order(n, s.batch_size, s.seed)
         self.steps = 0  # with a budget not known before the machine's speed is
         if s.budget and s.steps:
-            raise UserError("budget and steps: give one of them")
+            raise UserError(f"budget = {s.budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)")
         self.allowed = seconds(s.budget) if s.budget else None
         if not s.budget:
             self.schedule(s.steps or max(1, round(s.epochs * n / s.batch_size)))
@@ -203,7 +214,6 @@ class Trainer:
         # A thread begins on the first GPU, where pinned memory would open a context for every rank.
         gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if cuda else {}
         self.assembler, self.ahead = ThreadPoolExecutor(1, **gpu), {}
-        self.asked = 0  # the number of the signal that asked to stop
         self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
 
     def begin(self):
@@ -224,7 +234,8 @@ class Trainer:
         s, self.steps = self.s, steps
         self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
         if self.warmup >= steps and steps > 1:
-            length = f"in {s.budget}" if s.budget else f"{s.epochs:g} epochs of {len(self.train):,} examples"
+            length = f"{s.epochs:g} epochs of {len(self.train):,} examples"
+            length = f"in {s.budget}" if s.budget else f"steps = {s.steps}" if s.steps else length
             raise UserError(
                 f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); "
                 "give a share, such as --warmup 0.5"
@@ -241,7 +252,7 @@ class Trainer:
                 raise UserError(f"{size} = {asked}, but {folder} has {getattr(c, size)}; leave it out")
         theirs = tokenization.load(folder, c.vocab_size)
         if not has_tokenizer_of(folder, self.folder):
-            raise UserError(f"{self.folder} has another tokenizer than {folder}; {how_to_build(self.s)}")
+            raise UserError(f"{self.folder} has another tokenizer than {folder}; {how_to_build(folder)}")
         if c.pad != special["pad"]:
             raise UserError(f"{folder}: its config.json pads with token {c.pad}, its tokenizer with {special['pad']}")
         if c.max_positions < self.train.seq_len:
@@ -330,9 +341,9 @@ class Trainer:
         return "\n".join(lines) + "\n"
 
     def diverged(self, step, what):
-        path = self.out / "checkpoint.pt"
-        kept = f"{path} is the last good checkpoint" if path.exists() else "there is no checkpoint yet"
-        raise UserError(f"step {step}: {what}; {kept}. Try a lower --lr or --precision fp32")
+        path = self.out / CHECKPOINTS[0]
+        kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
+        raise UserError(f"step {step}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out")
 
     def resume(self):
         """Goes on from the last checkpoint that is whole; lines of metrics.jsonl after it are dropped."""
@@ -350,9 +361,12 @@ class Trainer:
             if faults and self.rank == 0:
                 print(f"{faults[0]}; going on from the one before it, of step {state['step']:,}", flush=True)
             for key, value in self.identity().items():
-                if state["identity"].get(key) != value:
+                before = state["identity"].get(key)
+                undecided = key == "budget" and not state["steps"]
+                if before != value and not undecided:
+                    values = "" if key in ("data", "init") else f" ({before}, now {value})"
                     raise UserError(
-                        f"{path} was made with another '{key}' ({state['identity'].get(key)}, now {value}); "
+                        f"{path} was made with another '{key}'{values}; "
                         f"use the same settings, another --out, or delete {self.out}"
                     )
             self.model.load_state_dict(state["model"])
@@ -365,6 +379,8 @@ class Trainer:
                 self.schedule(state["steps"])
             metrics = self.out / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+            if not lines and self.step and self.rank == 0:
+                print(f"{metrics} is not there: what it held up to step {self.step:,} is lost", flush=True)
             lines = [line for line in lines if self.step and step_of(line) <= self.step]
         elif (self.out / CHECKPOINTS[0]).exists() or len(faults) > 1:
             raise UserError(f"{faults[-1]}; no checkpoint is left to go on from: choose another --out")
@@ -503,20 +519,42 @@ class Trainer:
         self.begin()
         began = time.time()
         self.save()
+        self.over_ranks([0.0])  # the others wait for rank 0, which writes, so that all measure the same
         saving = time.time() - began
         left = self.allowed - (time.time() - self.began) - self.validating - saving
         a_step = step + self.validating / self.valid_every + saving / self.save_every
         # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
         steps = int(self.over_ranks([0.95 * left / a_step])[0] / self.world)
         if steps < 1:
-            raise UserError(f"budget = {self.s.budget} is not enough for one step ({step:.1f} s) and a validation")
+            needed = time.time() - self.began + self.validating + saving + a_step / 0.95
+            raise UserError(
+                f"budget = {self.s.budget} is not enough for one step ({step:.1f} s), validations before and after it "
+                f"({self.validating:.1f} s each) and a checkpoint ({saving:.1f} s): give {math.ceil(needed) + 1}s or so"
+            )
         self.schedule(steps)
         self.save()
+
+    @contextmanager
+    def alone(self):
+        """Keeps other processes out of the run folder; the system lets go of it when this one ends, however it does."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.out, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.out}: another process is training into it; wait for it, or end it") from None
+            except OSError:  # a file system without locks, as some of clusters are
+                pass
+            yield
+        finally:
+            os.close(lock)
 
     def run(self):
         """Trains to the end, or until a signal asks to stop. Returns: whether it came to the end."""
         try:
-            return self.go()
+            with nullcontext() if self.rank else self.alone():
+                return self.go()
         except (RuntimeError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError
             if "out of memory" not in str(e) and "allocate memory" not in str(e) and not isinstance(e, MemoryError):
                 raise
@@ -530,6 +568,8 @@ class Trainer:
         s, first = self.s, self.rank == 0
         self.resume()
         begun = self.step
+        if self.over_ranks([begun])[0] != begun * self.world:
+            raise UserError(f"the ranks see different checkpoints in {self.out}; all nodes must share the folder")
         rate = self.world * models.matrix_rate(self.device, self.dtype)
         if first:
             size = sum(p.numel() for p in self.model.parameters())
@@ -574,6 +614,8 @@ class Trainer:
                 self.clear()
             if validate:
                 record = self.validate()
+                if not math.isfinite(record["loss"]):
+                    self.diverged(self.step, f"the validation loss is {record['loss']}")
                 self.write({"step": self.step, "valid": record})
                 self.show(self.step, "valid", record)
             if save or stop:
@@ -605,23 +647,32 @@ class Trainer:
         sys.stdout.flush()
 
 
-def plot(argv):
-    """Loss and accuracy of each task over the steps, of one or several runs, as one picture."""
-    usage = "usage: python kgi.py plot RUN [RUN ...] [--out curves.png]"
-    out = argv.pop(argv.index("--out") + 1) if "--out" in argv[:-1] else None
-    runs = [Path(arg) for arg in argv if arg != "--out"]
-    if not runs or any(str(run).startswith("-") for run in runs):
-        raise UserError(usage)
+def blank_figure(size):
+    """A figure of matplotlib, which is an extra."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing needs matplotlib: pip install -r requirements-plot.txt") from None
-    axes = Figure((16, 7), layout="constrained").subplots(2, len(TASKS), sharex=True)
+    return Figure(size, layout="constrained")
+
+
+def plot(argv):
+    """Loss and accuracy of each task over the steps, of one or several runs, as one picture."""
+    usage = "usage: python kgi.py plot RUN [RUN ...] [--out curves.png]"
+    at = argv.index("--out") if "--out" in argv[:-1] else len(argv)
+    runs, out = [*argv[:at], *argv[at + 2 :]], argv[at + 1] if at < len(argv) else None
+    runs = [Path(run) for run in runs]
+    if not runs or any(str(run).startswith("-") for run in runs):
+        raise UserError(usage)
+    axes = blank_figure((16, 7)).subplots(2, len(TASKS), sharex=True)
     for k, run in enumerate(runs):
         path, color = run / "metrics.jsonl", f"C{k}"
         if not path.is_file():
             raise UserError(f"{path} not found; is {run} a run folder?")
-        records = [json.loads(line) for line in path.read_text().splitlines() if step_of(line) < float("inf")]
+        lines = path.read_text(errors="replace").splitlines()
+        records = [json.loads(line) for line in lines if step_of(line) < float("inf")]
+        if not any("valid" in r for r in records):
+            raise UserError(f"{path}: no validation in it yet")
         for row, what in zip(axes, ("loss", "accuracy")):
             for ax, task, name in zip(row, TASKS, data.NAMES):
                 train = [(r["step"], r[key]) for r in records if (key := f"{task}_{what}") in r]
@@ -631,21 +682,212 @@ def plot(argv):
                 ax.plot(*zip(*valid), color=color, marker="o", label=run.name) if valid else None
     axes[0, 0].legend(title="held out (pale: training)")
     out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
-    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:] or "png"))
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
+    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:].lower()))
     print(out)
 
 
+# ---------------------------------------------------------------- what the encoder knows (the paper's future work)
+
+
+@torch.no_grad()
+def answers(model, examples, seed, dtype):
+    """All targets of the held-out part, masked as at a validation: arrays (targets,) of
+
+    example (row of the part), task, label, answer (the class with the best score), and value: the cross-entropy, of
+    triples the log odds of "true" instead.
+    """
+    out, device = [], model.vocab_bias.device
+    for rows in np.array_split(examples.rows, -(-len(examples) // 1024)):
+        batch = examples.batch(np.full(len(rows), VALID_EPOCH), rows, seed, configs.Train.mlm_probability)
+        for micro in data.micro_batches(batch, 4096, 64):
+            ids, mask, position, label, sizes = to_device(tensors(micro, False), device)
+            with models.autocast(device, dtype):
+                logits = [x.float() for x in model.logits(ids, mask, position, sizes)]
+            value = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, label.split(sizes))]
+            value[data.TC] = logits[data.TC][:, 1] - logits[data.TC][:, 0]
+            answer = torch.cat([x.argmax(-1) for x in logits])
+            mine = rows[micro["example"]], micro["task"], micro["label"], answer.cpu().numpy()
+            out.append((*mine, torch.cat(value).cpu().numpy()))
+    return [np.concatenate(column) for column in zip(*out)]
+
+
+def knowledge(model, folder, seed, dtype):
+    """What a model of this program knows of the held-out pairs and documents of a data set.
+
+    Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is right if
+    all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
+    and for each kind of negative "accuracy" of the negatives and "auc": of them against all true triples}}.
+    """
+    examples = data.Examples(folder, "valid")
+    example, task, label, answer, value = answers(model, examples, seed, dtype)
+    right, out = answer == label, {}
+    for i, lang in enumerate(examples.manifest["languages"]):
+        if (at := (task == data.MLM) & (examples.lang[example] == i)).any():
+            out.setdefault("mlm", {})[lang] = {"loss": value[at].mean(), "accuracy": right[at].mean()}
+    if (at := task == data.EP).any():
+        wrong = np.bincount(example[at], ~right[at])[np.unique(example[at])]
+        out["ep"] = {"tokens": right[at].mean(), "entities": (wrong == 0).mean()}
+    if (at := task == data.LP).any():
+        confusion = confusion_matrix(label[at], answer[at], labels=range(models.RELATION_CLASSES))
+        macro = f1_score(label[at], answer[at], average="macro", zero_division=0)
+        out["lp"] = {"accuracy": right[at].mean(), "macro_f1": macro, "confusion": confusion.tolist()}
+    if (at := task == data.TC).any():
+        kind = examples.kind[example]
+        out["tc"] = {"accuracy": right[at].mean()}
+        for name, k in (("other_pair", data.OTHER_PAIR), ("other_relation", data.OTHER_RELATION)):
+            those = at & ((kind == data.TRUE) | (kind == k))
+            if (kind[those] == k).any() and label[those].any():
+                auc = roc_auc_score(label[those], value[those])
+                out["tc"][name] = {"accuracy": right[those & (kind == k)].mean(), "auc": auc}
+    return json.loads(json.dumps(out, default=float))
+
+
+def some_terms(folder, lang, n, seed):
+    """(graph, strings, term, concept): all terms of concepts of a language, drawn until there are n strings (0: all).
+
+    A string that names several concepts is there once; term and concept (P,) say which string names which concept.
+    """
+    if not (tables := data.load_tables(folder / lang, lang)):
+        raise UserError(f"{folder / lang}: the terms are not there or damaged; build the data set again")
+    graph = tables[0]
+    concepts = np.argsort(data.uniform(seed, graph.cui), kind="stable")
+    sizes = np.diff(graph.first_term)[concepts]
+    concepts = concepts[: np.searchsorted(np.cumsum(sizes), n) + 1 if n else None]
+    sizes = np.diff(graph.first_term)[concepts]
+    at = data.ragged(graph.first_term[concepts], sizes)
+    strings, term = np.unique(np.array(graph.terms.take(at).to_pylist(), object), return_inverse=True)
+    return graph, strings.tolist(), term, np.repeat(concepts, sizes)
+
+
+def vectors(encoder, tokenizer, strings, pooling, dtype):
+    """(strings, dim) float32 tensor, on the encoder's device."""
+    ids, length = tokenization.encode(tokenizer, [" " + x for x in strings], "terms")
+    special, room = tokenization.special_ids(tokenizer), encoder.config.max_positions - 2
+    blocks = list(models.embed(encoder, special, ids, length, pooling, room, dtype))
+    return torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
+
+
+def synonyms(embeddings, term, concept):
+    """Whether the nearest other terms are of the same concept: accuracy at 1 and 5, mean reciprocal rank (per cent)."""
+    queries, ranks = models.nearest_synonym(embeddings, torch.from_numpy(term), torch.from_numpy(concept))
+    if not len(queries):
+        return {}
+    hits = [100 * (ranks <= k).double().mean().item() for k in (1, 5)]
+    return {"at_1": hits[0], "at_5": hits[1], "mrr": 100 * (1 / ranks).mean().item(), "queries": len(queries)}
+
+
+def evaluate(argv):
+    """--evaluate: knowledge and synonyms of one or several checkpoints, printed and kept in results/."""
+    usage = "python kgi.py --evaluate CHECKPOINT [CHECKPOINT ...] [--data DATASET] [--key value ...]"
+    s, checkpoints = configs.load("evaluate", argv, usage, positionals=None)
+    device, dtype = models.choose_device(s.device, s.precision)
+    for checkpoint in checkpoints:
+        folder, began = find_data(s.data, checkpoint), time.time()
+        manifest = data.read_manifest(folder)
+        c = models.load_config(checkpoint)
+        own = c.vocab_size == manifest["vocab_size"] and has_tokenizer_of(checkpoint, folder)
+        model = models.load(checkpoint, heads=own).to(device).eval()
+        print(f"{checkpoint} on {folder}", flush=True)
+        record = {"checkpoint": str(checkpoint), "data": folder.name, "settings": asdict(s)}
+        if own:
+            record |= knowledge(model, folder, s.seed, dtype)
+        else:
+            print(f"  not a model of the tokens of {folder}: synonyms alone")
+        tokenizer, record["synonyms"] = tokenization.load(checkpoint, c.vocab_size), {}
+        for lang in manifest["languages"]:
+            _, strings, term, concept = some_terms(folder.parent / "tables", lang, s.terms, s.seed)
+            spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
+            ways = {"spelling": torch.from_numpy(spelling.transform(strings).toarray())}
+            ways |= {how: vectors(model.encoder, tokenizer, strings, how, dtype) for how in ("cls", "mean")}
+            record["synonyms"][lang] = {how: synonyms(x, term, concept) for how, x in ways.items()}
+            record["synonyms"][lang]["terms"] = len(strings)
+        report(record)
+        out = Path(s.out or Path("results", Path(checkpoint).resolve().name))
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"knowledge-{folder.name}.json"
+        write_atomic(path, lambda f, record=record: f.write((json.dumps(record, indent=1) + "\n").encode()))
+        print(f"  -> {path} ({time.time() - began:.0f} s)", flush=True)
+
+
+def report(record):
+    """The record of evaluate as lines; shares in per cent."""
+    for lang, x in record.get("mlm", {}).items():
+        print(f"  {data.NAMES[0]}, {lang}: loss {x['loss']:.3f}, accuracy {100 * x['accuracy']:.1f}")
+    if x := record.get("ep"):
+        print(f"  {data.NAMES[1]}: {100 * x['tokens']:.1f} of the tokens, {100 * x['entities']:.1f} of the entities")
+    if x := record.get("lp"):
+        confusion = np.array(x["confusion"])
+        print(f"  {data.NAMES[2]}: accuracy {100 * x['accuracy']:.1f} (always the most frequent relation: ", end="")
+        print(f"{100 * confusion.sum(1).max() / confusion.sum():.1f}), macro F1 {100 * x['macro_f1']:.1f}")
+        names = data.RELATIONS[: len(confusion)]
+        print("    gold \\ answer" + "".join(f"{name:>7}" for name in names))
+        for name, row in zip(names, confusion.tolist()):
+            print(f"    {name:<13}" + "".join(f"{n:>7,}" for n in row))
+    if x := record.get("tc"):
+        print(f"  {data.NAMES[3]}: accuracy {100 * x['accuracy']:.1f}")
+        for kind in ("other_pair", "other_relation"):
+            if kind in x:
+                told = f"accuracy {100 * x[kind]['accuracy']:.1f}, ROC AUC against true ones {100 * x[kind]['auc']:.1f}"
+                print(f"    negatives with an{kind.replace('_', ' ')}: {told}")
+    for lang, ways in record["synonyms"].items():
+        for how, x in ways.items():
+            if how != "terms" and x:
+                told = f"accuracy at 1 {x['at_1']:.1f}, at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
+                what = "trigrams of letters" if how == "spelling" else how
+                print(f"  synonyms, {lang}, {x['queries']:,} among {ways['terms']:,} terms, {what}: {told}")
+
+
+def draw_map(argv):
+    """--map: the preferred terms of some concepts on the first two principal components of their vectors."""
+    usage = "python kgi.py --map CHECKPOINT [--data DATASET] [--terms 20000] [--pooling mean|cls]"
+    s, (checkpoint,) = configs.load("evaluate", argv, usage, positionals=1)
+    if s.pooling not in ("cls", "mean"):
+        raise UserError(f"pooling = '{s.pooling}' is not cls or mean")
+    figure = blank_figure((11, 9))
+    device, dtype = models.choose_device(s.device, s.precision)
+    folder = find_data(s.data, checkpoint)
+    encoder = models.load(checkpoint, heads=False).encoder.to(device).eval()
+    tokenizer = tokenization.load(checkpoint, encoder.config.vocab_size)
+    for lang in data.read_manifest(folder)["languages"]:
+        graph, _, _, concept = some_terms(folder.parent / "tables", lang, s.terms, s.seed)
+        concept = np.unique(concept)
+        strings = graph.terms.take(graph.first_term[concept]).to_pylist()
+        x = vectors(encoder, tokenizer, strings, s.pooling, dtype)
+        x = (x - x.mean(0)).cpu()
+        torch.manual_seed(s.seed)
+        _, size, axes = torch.pca_lowrank(x, q=min(8, *x.shape), center=False)
+        at, shares = (x @ axes[:, :2]).numpy(), (size[:2] ** 2 / x.square().sum() * 100).tolist()
+        figure.clear()
+        ax = figure.subplots()
+        group = graph.group[concept]
+        for g in np.argsort(-np.bincount(group, minlength=len(graph.groups))):  # the rare ones above
+            if (mine := group == g).any():
+                ax.scatter(*at[mine].T, s=3, alpha=0.5, label=f"{graph.groups[g]} ({mine.sum():,})")
+        ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
+        ax.set_title(f"{Path(checkpoint).resolve().name}: {len(strings):,} terms, {lang}, {s.pooling}")
+        ax.legend(markerscale=4)
+        out = Path(s.out or Path("results", Path(checkpoint).resolve().name))
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"map-{lang}.png"
+        write_atomic(path, lambda f: figure.savefig(f, format="png"))
+        print(path)
+
+
 def main(argv):
-    if argv[:1] == ["plot"]:
-        return plot(argv[1:])
+    commands = {"plot": plot, "--evaluate": evaluate, "--map": draw_map}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     settings, _ = configs.load("train", argv, "python kgi.py [config.toml] [--key value ...]")
-    trainer = Trainer(settings)
 
     def ask(number, _):
-        trainer.asked = number
+        Trainer.asked = number
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, ask)
+    trainer = Trainer(settings)
     code = 0 if trainer.run() else STOPPED
     if trainer.world > 1:
         # Leave together and at once. Everything is on disk; a rank that takes its threads down in the usual way

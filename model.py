@@ -182,6 +182,12 @@ class KGIBert(nn.Module):
         x = self.transform_norm(self.activation(self.transform(x)))
         return F.linear(x, self.encoder.word.weight, self.vocab_bias)
 
+    def logits(self, ids, mask, position, sizes):
+        """The scores of every target, a tensor (sizes[task], classes) for each task; arguments as in forward."""
+        hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, position)
+        words, links, triples = hidden.split([sizes[0] + sizes[1], sizes[2], sizes[3]])
+        return *self.vocabulary(words).split(sizes[:2]), self.link(links), self.triple(triples)
+
     def forward(self, ids, mask, position, label, sizes):
         """Summed cross-entropy and number of right answers of each task, over the targets only.
 
@@ -193,11 +199,8 @@ class KGIBert(nn.Module):
 
         Returns: (4, 2) float32.
         """
-        hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, position)
-        words, links, triples = hidden.split([sizes[0] + sizes[1], sizes[2], sizes[3]])
-        logits = (*self.vocabulary(words).split(sizes[:2]), self.link(links), self.triple(triples))
         out = []
-        for scores, gold in zip(logits, label.split(sizes)):
+        for scores, gold in zip(self.logits(ids, mask, position, sizes), label.split(sizes)):
             loss = F.cross_entropy(scores.float(), gold, reduction="sum")
             out += [loss, (scores.argmax(-1) == gold).sum() if len(gold) else loss.detach()]
         return torch.stack([x.float() for x in out]).view(4, 2)
@@ -671,6 +674,41 @@ def embed(encoder, special, ids, length, pooling, room, precision):
             mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             out[rows] = (hidden[:, 0] if pooling == "cls" else mean).cpu().numpy()
         yield out
+
+
+def nearest_synonym(vectors, term, concept):
+    """How near the other terms of a concept are, by cosine: the rank of the first of them among all other terms.
+
+    Args:
+        vectors: (N, dim) float tensor, one per term. term, concept: (P,) int tensors, the pairs of a term and a
+            concept that it names; a term may name several.
+
+    Returns: (queries, ranks): the terms of concepts that have another one, and the rank (1 is the nearest) of the
+        nearest other term with a concept in common.
+    """
+    vectors = F.normalize(vectors, dim=1)
+    n, order = len(vectors), torch.argsort(concept, stable=True)
+    _, which, sizes = torch.unique(concept[order], return_inverse=True, return_counts=True)
+    members, size = term[order], sizes[which]
+    first = (torch.cumsum(sizes, 0) - sizes)[which]
+    # All ordered pairs of terms within a concept.
+    a = members.repeat_interleave(size)
+    b = members[
+        first.repeat_interleave(size) + torch.arange(len(a)) - (torch.cumsum(size, 0) - size).repeat_interleave(size)
+    ]
+    pairs = torch.unique((a * n + b)[a != b])
+    queries, count = torch.unique(pairs // n, return_counts=True)
+    ranks, end = [], torch.cumsum(count, 0)
+    for i in range(0, len(queries), 256):
+        block = queries[i : i + 256]
+        similarity = vectors[block.to(vectors.device)] @ vectors.T
+        similarity[torch.arange(len(block)), block] = -2.0  # itself
+        k = count[i : i + 256]
+        others = pairs[end[i] - count[i] : end[i + len(block) - 1]] % n
+        row = torch.arange(len(block)).repeat_interleave(k)
+        best = torch.full((len(block),), -2.0).scatter_reduce(0, row, similarity.cpu()[row, others], "amax")
+        ranks.append(1 + (similarity > best.to(similarity.device)[:, None]).sum(1).cpu())
+    return queries, torch.cat([*ranks, torch.zeros(0, dtype=torch.long)])
 
 
 def main(argv):

@@ -4,7 +4,7 @@
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus
 
 A value comes from the dataclass default (the paper's number where it has one), then from the
-command's table of a TOML file ([data], [train], [finetune] or [embed]), then from the command line. Each is
+command's table of a TOML file ([data], [train], [finetune], [evaluate] or [embed]), then from the command line. Each is
 checked against the type written here; an unknown key or a wrong type is one line and exit status 1.
 """
 
@@ -52,6 +52,7 @@ class Data:
     text: str = setting(
         "", "other documents: a file with one a line, a .jsonl file, or a folder of .txt ({lang}: the language)"
     )
+    exclude: str = setting("", "leave out documents that are in these corpora: folders or files, ':' between them")
     out: str = setting("", "where the data set goes; default datasets/<lang>[-<tokenizer>]")
     seed: int = setting(0, "seed of every random choice of the build", most=2**32)
     classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
@@ -85,7 +86,7 @@ class Train:
     ffn: int = setting(3072, "feed-forward size", least=1)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", most=0.99)
     tasks: list[str] = setting(["mlm", "ep", "lp", "tc"], "tasks to train (Table 6 leaves one out)")
-    epochs: float = setting(64.0, "passes over the training examples")
+    epochs: float = setting(64.0, "passes over the training examples", least=1e-6)
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0")
     budget: str = setting("", "time for the whole run, such as 24h or 90m; overrides epochs")
     batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks", least=1)
@@ -107,7 +108,7 @@ class Train:
 class Finetune:
     """`finetune.py`: the one-shot protocol of section 4.2."""
 
-    corpus: str = setting("", "e3c, ncbi-disease or iob (any two-column file)")
+    corpus: str = setting("custom", "one of --list; custom: your own, in CoNLL columns or brat")
     data: str = setting("", "folder of the corpus")
     out: str = setting("", "results folder; default results/<checkpoint>/<corpus>-<data>")
     runs: int = setting(1, "seeds, each from the same checkpoint", least=1)
@@ -117,8 +118,23 @@ class Finetune:
     lr: float = setting(2e-5, "learning rate")
     weight_decay: float = setting(0.01, "AdamW weight decay")
     max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions")
+    check: str = setting("", "instead: read this corpus and say what it holds and what is lost; no checkpoint")
+    dataset: str = setting("", "with --check: what of the corpus the documents of this data set hold")
     untrained: bool = setting(False, "forget the checkpoint's weights: the baseline of no training")
     precision: str = setting("auto", "auto, bf16 or fp32")
+    device: str = setting("auto", "auto, cuda or cpu")
+
+
+@dataclass
+class Evaluate:
+    """`kgi.py --evaluate` and `--map`: what a checkpoint knows of the graph."""
+
+    data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
+    out: str = setting("", "results folder; default results/<checkpoint>")
+    seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
+    terms: int = setting(20_000, "terms per language among which synonyms are sought; 0: all")
+    pooling: str = setting("mean", "--map: mean (over all tokens) or cls (the vector at [CLS])")
+    precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")
 
 
@@ -132,7 +148,7 @@ class Embed:
     device: str = setting("auto", "auto, cuda or cpu")
 
 
-TABLES = {"data": Data, "train": Train, "finetune": Finetune, "embed": Embed}
+TABLES = {"data": Data, "train": Train, "finetune": Finetune, "evaluate": Evaluate, "embed": Embed}
 
 
 def load(table, argv, usage, positionals=0):
@@ -140,7 +156,7 @@ def load(table, argv, usage, positionals=0):
 
     Args:
         table: a key of TABLES. argv: the arguments. usage: first lines of --help.
-        positionals: how many arguments other than options and a .toml file there must be.
+        positionals: how many arguments other than options and a .toml file there must be; None: one or more.
 
     Returns:
         (settings, positional arguments), the settings an instance of TABLES[table].
@@ -175,7 +191,8 @@ def load(table, argv, usage, positionals=0):
             from_file |= _read_toml(arg, table)
         else:
             rest.append(arg)
-    if len(rest) != positionals:
+    if len(rest) != positionals and (positionals is not None or not rest):
+        positionals = positionals or 0
         what = f"unexpected argument '{rest[positionals]}'" if len(rest) > positionals else "too few arguments"
         raise UserError(f"{what}; usage: {usage.strip().splitlines()[0]} (--help lists the settings)")
     settings = cls(**(from_file | values))
@@ -249,7 +266,8 @@ def write_atomic(path, write):
         os.replace(beside, path)
     except (OSError, RuntimeError) as e:  # torch.save wraps a full disk in a RuntimeError
         beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {getattr(e, 'strerror', None) or e}") from None
+        why = getattr(e, "strerror", None) or f"is the disk full? ({e})"
+        raise UserError(f"{path}: cannot be written: {why}") from None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -264,13 +282,13 @@ def progress(what, total, unit=""):
 
 
 def run(main):
-    """Runs a command: a UserError becomes one line on stderr (from rank 0) and exit status 1."""
+    """Runs a command: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1."""
     try:
         main(sys.argv[1:])
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (UserError, OSError) as e:  # a disk that is full, a folder that may not be written to
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("RANK", "0") == "0" else 1)
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,8 +5,8 @@
 #   sbatch configs/slurm.sh configs/v1-fr.toml
 #
 # One task a GPU, without torchrun, so that the signal reaches every rank and the exit status this script: two minutes
-# before the time is up the run saves and leaves with 75, and the job queues again and goes on. (A step must be
-# shorter than that.)
+# before the time is up the run saves and leaves with 75, and the job queues again and goes on. (A step, a
+# validation and a checkpoint must be shorter than that.)
 export MASTER_PORT=29500 MASTER_ADDR
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID

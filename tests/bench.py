@@ -246,14 +246,12 @@ def precisions(device):
 
 
 def bench_train(sizes, repeat, levers):
-    folder = Path(tempfile.mkdtemp())
-    write_mix(folder)
-    for size in sizes:
-        layers, dim = map(int, size.split("x"))
-        sizes = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
-        trainer = kgi.Trainer(configs.Train(data=str(folder), out=str(folder / "run"), steps=100, **sizes))
-        (bench_levers if levers else compare)(trainer, size, repeat)
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        write_mix(Path(folder))
+        for layers, dim in sizes:
+            size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
+            trainer = kgi.Trainer(configs.Train(data=folder, out=f"{folder}/run", steps=100, **size))
+            (bench_levers if levers else compare)(trainer, f"{layers}x{dim}", repeat)
 
 
 def compare(trainer, size, repeat):
@@ -359,13 +357,18 @@ def bench_levers(trainer, size, repeat):
         print(f"  {name:<50}{statistics.median(ratios[1:]):.2f}", flush=True)
 
 
+def layers_and_dim(text):
+    layers, dim = map(int, text.split("x"))  # a ValueError is argparse's to tell
+    return layers, dim
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["data", "train"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--sizes", nargs="+", default=["6x384", "12x768"])
+    parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
     parser.add_argument("--levers", action="store_true")
     args = parser.parse_args()
     if args.what == "data":

@@ -4,10 +4,12 @@ import json
 import random
 import re
 import shutil
-import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
+from seqeval.metrics.v1 import precision_recall_fscore_support as seqeval_scores
+from seqeval.scheme import IOB2
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 from tokenizers import Tokenizer
 
@@ -30,46 +32,13 @@ def checkpoint(dataset, tmp_path_factory):
     return out
 
 
-def test_read_iob(tmp_path):
-    file = tmp_path / "x.txt"
-    for separator, newline, end in ((" ", "\n", "\n"), ("\t", "\r\n", ""), ("\t", "\n", "\n\n\n")):
-        rows = [f"Diabète{separator}B-ety", f"sucré{separator}I-ety", "", "", f".{separator}O"]
-        file.write_bytes((newline + newline.join(rows) + end).encode())
-        assert finetune.read_iob(file) == [(["Diabète", "sucré"], ["B-ety", "I-ety"]), (["."], ["O"])]
+def documents(sequences):
+    """Sentences of (words, labels), or of labels alone, as Documents."""
+    sequences = [x if isinstance(x, tuple) else (["x"] * len(x), x) for x in sequences]
+    return [finetune.Document(str(i), *x) for i, x in enumerate(sequences)]
 
 
-@pytest.mark.parametrize("content, said", [
-    (b"a O\nb\n", "line 2: 1 columns instead of 2"),
-    (b"a O\n\nb O O\n", "line 3: 3 columns instead of 2"),
-    (b"a O\nb ety\n", "line 2: unknown label 'ety'"),
-    (b"a O\nb B-\n", "line 2: unknown label 'B-'"),
-    (b"a O\nb I-x\n", "line 2: 'I-x' does not follow B-x or I-x"),
-    (b"a B-y\nb I-x\n", "line 2: 'I-x' does not follow"),
-    (b"a O\n\nb I-x\n", "line 3: 'I-x' does not follow"),
-    (b"a O\nb \xff O\n", "line 2: not UTF-8"),
-    (b"\n\n", "no sentence in it"),
-])  # fmt: skip
-def test_broken_iob(tmp_path, content, said):
-    (tmp_path / "x.txt").write_bytes(content)
-    with pytest.raises(UserError, match=f"x.txt.*{said}"):
-        finetune.read_iob(tmp_path / "x.txt")
-
-
-def test_odd_characters_are_tokens(tmp_path):
-    (tmp_path / "x.txt").write_text("\u2028x O\n\u00a0 O\n\x85 B-y\n", encoding="utf-8")
-    assert finetune.read_iob(tmp_path / "x.txt") == [(["\u2028x", "\u00a0", "\x85"], ["O", "O", "B-y"])]
-
-
-def test_read_corpus(tmp_path, capsys):
-    with pytest.raises(UserError, match="unknown corpus 'e4c'; it is one of e3c, ncbi-disease, iob"):
-        finetune.read_corpus("e4c", tmp_path)
-    with pytest.raises(UserError, match=r"holds no file train.txt; --corpus e3c needs train.txt and test.txt"):
-        finetune.read_corpus("e3c", tmp_path)
-    (tmp_path / "layer1").mkdir()
-    (tmp_path / "layer1" / "train.txt").write_text("a B-x\n")
-    (tmp_path / "layer1" / "test.txt").write_text("a B-y\n")
-    assert finetune.read_corpus("e3c", tmp_path) == ([(["a"], ["B-x"])], [(["a"], ["B-y"])])
-    assert "labels B-y never occur in training; their entities count as missed" in capsys.readouterr().out
+E3C, PLAIN = finetune.CORPORA["e3c"], finetune.CORPORA["meddocan"]
 
 
 @pytest.mark.parametrize("gold, pred, want", [
@@ -98,39 +67,61 @@ def test_the_papers_metric_is_scikit_learns(seed):
     pred = [random_tags(rng, len(g)) for g in gold]
     want = [sklearn_scores(g, p, average="macro", zero_division=0)[:3] for g, p in zip(gold, pred)]
     assert [finetune.sequence_scores(g, p) for g, p in zip(gold, pred)] == [pytest.approx(w) for w in want]
-    got = finetune.score(gold, pred)
+    got = finetune.score(documents(gold), pred, E3C)
     assert got["paper"] == pytest.approx(100 * np.mean(want, axis=0))
+    plain = [[t.split("-")[-1] for t in x] for x in gold], [[t.split("-")[-1] for t in x] for x in pred]
+    want = [sklearn_scores(g, p, average="macro", zero_division=0)[:3] for g, p in zip(*plain)]
+    assert finetune.score(documents(gold), pred, PLAIN)["paper"] == pytest.approx(100 * np.mean(want, axis=0))
     all_o = [sklearn_scores(g, ["O"] * len(g), average="macro", zero_division=0)[2] for g in gold]
-    assert got["all_o"] == pytest.approx(100 * np.mean(all_o))
-
-
-def entities(sequences):
-    """Strict decoding by hand: B-X starts, I-X of the same X goes on, any other I-X is nothing."""
-    out = set()
-    for s, tags in enumerate(sequences):
-        start = None
-        for i, tag in enumerate([*tags, "O"]):
-            if start is not None and tag != f"I-{tags[start][2:]}":
-                out.add((s, tags[start][2:], start, i))
-                start = None
-            if tag[:1] == "B":
-                start = i
-    return out
+    assert got["floor"] == pytest.approx(100 * np.mean(all_o))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_entity_scores_are_strict(seed):
-    """Predictions need not be valid IOB2: a stray I-X is not an entity."""
+def test_entity_scores_are_seqevals(seed):
+    """Micro, macro and of each label, strict. Predictions need not be valid IOB2: a stray I-X is not an entity."""
     rng = random.Random(seed)
     gold = [random_tags(rng, rng.randint(1, 12)) for _ in range(15)]
     pred = [[t if rng.random() < 0.7 else rng.choice(["O", "B-x", "I-x", "I-y"]) for t in g] for g in gold]
-    a, b = entities(gold), entities(pred)
-    p, r = len(a & b) / len(b), len(a & b) / len(a)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert finetune.score(gold, pred)["entity"] == pytest.approx(
-            [100 * p, 100 * r, 100 * 2 * p * r / (p + r) if p + r else 0]
-        )
+    got = finetune.score(documents(gold), pred, E3C)
+    strict = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+    for average, name in (("micro", "entity"), ("macro", "macro")):
+        want = seqeval_scores(gold, pred, average=average, **strict)[:3]
+        assert got[name] == pytest.approx([100 * x for x in want])
+    each = np.array(seqeval_scores(gold, pred, average=None, **strict))
+    assert np.array(list(got["labels"].values())) == pytest.approx((each * [[100], [100], [100], [1]]).T)
+
+
+def test_the_score_is_on_characters_against_all_that_is_marked():
+    """What labels cannot say counts as missed: a nested entity, one within a word, one of two pieces."""
+    text, odd = "acute hepatitis B of the liver", Counter()
+    gold = [("D", ((0, 17),)), ("A", ((25, 30),)), ("D", ((6, 15),)), ("D", ((18, 20), (25, 30)))]
+    document = finetune.annotate("x", text, gold, None, odd)
+    got = finetune.score([document], [document.labels], PLAIN)
+    assert sum(odd.values()) == 3 and document.labels == ["B-D", "I-D", "I-D", "B-D", "I-D", "I-D"]
+    assert got["entity"] == pytest.approx([50, 25, 100 / 3]) and got["labels"]["A"] == [0, 0, 0, 1]
+
+
+def test_parts_of_speech_are_scored_by_token():
+    gold, pred = [["NOM", "PUN", "NOM"], ["ADJ"]], [["NOM", "PUN", "ADJ"], ["ADJ"]]
+    got = finetune.score(documents(gold), pred, finetune.CORPORA["cas-pos"], "NOM")
+    flat = [sum(x, []) for x in (gold, pred)]
+    assert got["entity"] == pytest.approx([75, 75, 75])
+    assert got["macro"] == pytest.approx([100 * x for x in sklearn_scores(*flat, average="macro")[:3]])
+    assert got["floor"] == pytest.approx(100 * (2 * 0.8 / 2 / 2) / 2)  # F1 of NOM 0.8, of PUN 0; of the second 0
+
+
+def test_the_interval_is_of_documents():
+    """Sentences of one document are drawn together: with a single one the interval has no width."""
+    gold = [["B-x", "O"], ["O", "O"], ["B-y", "B-x"]]
+    pred = [["B-x", "O"], ["O", "O"], ["O", "B-x"]]
+    sentences = documents(gold)
+    low, high = finetune.score(sentences, pred, E3C)["interval"]["entity"]
+    assert low < 80 < high
+    for d in sentences:
+        d.group = "one"
+    assert finetune.score(sentences, pred, E3C)["interval"]["entity"] == pytest.approx([80, 80])
+    sums = finetune.resample([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
+    assert {*sums} == {6, 13, 20} and np.mean(sums == 13) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("max_len", [8, 11, 64])
@@ -140,19 +131,19 @@ def test_windows_hold_every_word(dataset, max_len):
     special = data.special_ids(tokenizer)
     rng = random.Random(0)
     vocabulary = [*"acute inflammation of the liver , kidney xqzkwv \u200b".split(" "), "zzzzzzzzzzzzzz"]
-    sentences = [([rng.choice(vocabulary) for _ in range(rng.randint(1, 60))], None) for _ in range(40)]
+    sentences = documents([([rng.choice(vocabulary) for _ in range(rng.randint(1, 60))], []) for _ in range(40)])
     cut = finetune.windows(sentences, tokenizer, special, max_len)
     seen = [set() for _ in sentences]
     for sentence, first, ids, positions in cut:
-        words = sentences[sentence][0]
+        words = sentences[sentence].tokens
         assert len(ids) <= max_len and ids[0] == special["cls"] and ids[-1] == special["sep"] and positions
         for k, p in enumerate(positions):
             seen[sentence].add(first + k)
             pieces = tokenizer.encode(words[first + k], add_special_tokens=False).ids[: max_len - 2] or [special["unk"]]
             assert ids[p : p + len(pieces)] == pieces
         assert len(positions) == len({*positions}) and first + len(positions) <= len(words)
-    assert seen == [set(range(len(words))) for words, _ in sentences]
-    whole = [i for i, (words, _) in enumerate(sentences) if sum(c[0] == i for c in cut) == 1]
+    assert seen == [set(range(len(d.tokens))) for d in sentences]
+    whole = [i for i in range(40) if sum(c[0] == i for c in cut) == 1]
     assert whole and (max_len == 64 or len(whole) < 40)
 
 
@@ -162,7 +153,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
 
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     special = data.special_ids(tokenizer)
-    sentences = [(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)]
+    sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
     cut = finetune.windows(sentences, tokenizer, special, 10)
     labels = [f"window {i}" for i in range(len(cut))]
     widths = [len(w[3]) for w in sorted(cut, key=lambda w: len(w[2]))]
@@ -173,8 +164,8 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
         return torch.nn.functional.one_hot(answer, len(cut))
 
     pred = finetune.predict(tagger, (sentences, cut), labels, 0, torch.device("cpu"), None)
-    for s, (words, _) in enumerate(sentences):
-        for k in range(len(words)):
+    for s, document in enumerate(sentences):
+        for k in range(len(document.tokens)):
             margin = {
                 i: min(k - first, first + len(p) - 1 - k)
                 for i, (at, first, _, p) in enumerate(cut)
@@ -199,7 +190,7 @@ def test_the_command(release, checkpoint, tmp_path):
     ]
     p = command(*base, "--runs", 2, "--out", tmp_path / "two")
     assert p.returncode == 0, p.stderr
-    assert "mean of 2: paper P/R/F1" in p.stdout and "always says O" in p.stdout and "40 + 40 sentences" in p.stdout
+    assert "mean of 2: paper P/R/F1" in p.stdout and "always says O" in p.stdout and "40 + 40 sequences" in p.stdout
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
     assert command(*base, "--seed", 1, "--out", tmp_path / "one").returncode == 0
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]

@@ -317,7 +317,7 @@ def test_dropout_differs_from_step_to_step(dataset, tmp_path):
     assert a != b and trainer.optimizer_step()[0][:, 0].sum().item() == a
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, capsys, number):
     """In the middle of an interval of the log: status 75, a message, and the same end, metrics.jsonl too."""
     few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6}
@@ -331,13 +331,16 @@ def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, 
         return step(trainer)
 
     monkeypatch.setattr(kgi.Trainer, "optimizer_step", signalled)
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    monkeypatch.setattr(kgi.Trainer, "asked", 0)
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     try:
         with pytest.raises(SystemExit) as left:
             kgi.main(args(dataset, out, **few))
         assert left.value.code == 75
         assert f"stopped by {number.name} after step 2, saved" in capsys.readouterr().out
         assert [r["step"] for r in lines(out)] == [0]
+        assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
+        kgi.Trainer.asked = 0
         with pytest.raises(SystemExit) as left:
             kgi.main(args(dataset, out, **few))
         assert left.value.code == 0
@@ -536,7 +539,7 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ({"device": "tpu"}, "device = 'tpu'"),
     ({"tasks": ["mlm", "nsp"]}, "tasks = mlm nsp: choose some of mlm ep lp tc"),
     ({"tasks": []}, "tasks = : choose some of"),
-    ({"budget": "1h"}, "budget and steps: give one of them"),
+    ({"budget": "1h"}, r"give one of them \(--steps 0"),
     ({"budget": "soon", "steps": 0}, "budget = 'soon' is not a length of time"),
     ({"data": "nowhere"}, "nowhere is not a data set"),
     ({"init": "nowhere"}, "is nowhere a checkpoint folder"),
@@ -547,17 +550,48 @@ def test_bad_settings(dataset, tmp_path, more, said):
     assert not any(tmp_path.iterdir())
 
 
+def test_one_process_a_run_folder(dataset, tmp_path):
+    """And it is free again when that has ended, however it did."""
+    first, second = (kgi.Trainer(settings(dataset, tmp_path / "run", steps=1)) for _ in range(2))
+    with first.alone(), pytest.raises(UserError, match="run: another process is training into it"):
+        second.run()
+    first.order = None
+    with pytest.raises(TypeError):
+        first.run()
+    assert second.run()
+
+
+def test_ranks_that_see_different_checkpoints(dataset, tmp_path):
+    trainer = kgi.Trainer(settings(dataset, tmp_path))
+    trainer.over_ranks = lambda numbers: [n + 7 for n in numbers]  # another rank is at step 7
+    with pytest.raises(UserError, match="the ranks see different checkpoints in .*; all nodes must share the folder"):
+        trainer.run()
+
+
+def test_tasks_are_a_set(dataset, tmp_path):
+    kgi.Trainer(settings(dataset, tmp_path, tasks=["ep", "mlm"], steps=1, warmup=1)).run()
+    kgi.Trainer(settings(dataset, tmp_path, tasks=["mlm", "ep", "ep"], steps=1, warmup=1)).resume()
+
+
+def test_a_validation_that_is_not_finite_is_not_kept(dataset, tmp_path):
+    """Weights can be finite and the loss not: neither saved nor called done."""
+    trainer = kgi.Trainer(settings(dataset, tmp_path, steps=1, warmup=1, lr=1e9, clip=0.0))
+    with pytest.raises(UserError, match="step 1: the validation loss is nan; there is no checkpoint yet"):
+        trainer.run()
+    assert not (tmp_path / "checkpoint.pt").exists() and "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_which_data_set(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no data set under datasets/"):
-        kgi.find_data(configs.Train())
+        kgi.find_data("")
     for name in ("fr", "es"):
         (tmp_path / "datasets" / name).mkdir(parents=True)
         (tmp_path / "datasets" / name / "manifest.json").write_text("{}")
         if name == "fr":
-            assert str(kgi.find_data(configs.Train())) == "datasets/fr"
+            assert str(kgi.find_data("")) == "datasets/fr"
     with pytest.raises(UserError, match="say --data with one of datasets/es, datasets/fr"):
-        kgi.find_data(configs.Train())
+        kgi.find_data("")
 
 
 def test_a_mistake_is_one_line(dataset, tmp_path):
@@ -626,11 +660,11 @@ def test_overflow_without_end_stops_and_keeps_the_checkpoint(dataset, tmp_path):
     good = (tmp_path / "checkpoint.pt").read_bytes()
     trainer.scaler = torch.amp.GradScaler("cpu")
     trainer.model.triple.bias.register_hook(lambda g: g * float("inf"))
-    with pytest.raises(UserError, match=r"step 3: the gradients overflowed fp16 20 times, .* last good checkpoint"):
+    with pytest.raises(UserError, match=r"step 3: the gradients overflowed fp16 20 times, .* last checkpoint"):
         trainer.optimizer_step()
     trainer.scaler = torch.amp.GradScaler("cpu")
     trainer.model.link.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"step 3: the loss is nan; .*checkpoint.pt is the last good checkpoint"):
+    with pytest.raises(UserError, match=r"step 3: the loss is nan; .*checkpoint.pt is the last checkpoint"):
         trainer.optimizer_step()
     assert (tmp_path / "checkpoint.pt").read_bytes() == good and trainer.skipped == 20
 
