@@ -12,7 +12,16 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner plot bench bench-levers bench-data clean
+# The grid of Table 6: runs/<BASE>-<tasks>-s<seed> for each. BASE is the name of the config, with the language.
+CONFIG_OF_GRID = $(or $(CONFIG),configs/v1-$(LANG).toml)
+DATA_OF_GRID = $(or $(DATA),datasets/$(LANG))
+SEEDS ?= 0
+BASE = $(patsubst %-$(LANG)-$(LANG),%-$(LANG),$(basename $(notdir $(CONFIG_OF_GRID)))-$(LANG))
+SUBSETS = $(if $(LANGUAGE_ARG),mlm ep-lp ep-tc tc-lp all)
+GRID = $(foreach seed,$(SEEDS),$(foreach tasks,$(SUBSETS),$(BASE)-$(tasks)-s$(seed)))
+
+.PHONY: help setup demo test lint data train ner check tables ablation evaluate map plot bench bench-levers bench-data \
+        clean $(GRID:%=score/%)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,8 +56,36 @@ data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [TOKENIZER=dir] [EXCLUDE=dir] [CO
 train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training into runs/
 	@$(VENV)/bin/torchrun --nproc_per_node $(or $(RANKS),1) kgi.py $(CONFIG) $(ARGS)
 
+check: $(READY) ## CORPUS=meddocan DATA=dir [ARGS="--dataset datasets/es"]: what a corpus holds, what is lost
+	@$(PY) finetune.py --check "$(CORPUS)" --data "$(DATA)" $(ARGS)
+
 ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
+
+tables: $(READY) ## [ARGS=--paper]: Tables 2, 3, 4, 6, 9, 10, 11 and what encoders know, from results/
+	@$(PY) finetune.py --tables $(ARGS)
+
+ablation: $(GRID:%=score/%) ## LANG=fr [CONFIG=file] [DATA=dataset] [SEEDS="0 1 2"] [CORPORA="e3c=dir ..."]: Table 6
+	@test -n "$(GRID)" || { echo "make ablation needs LANG=fr (or en, es ...)"; exit 1; }
+	@$(PY) finetune.py --tables
+
+$(GRID:%=score/%): score/%: runs/%/.trained
+	@for c in $(CORPORA); do \
+	  test -f "results/$*/$${c%%=*}-$$(basename $${c#*=})/scores.json" || \
+	  $(PY) finetune.py runs/$* $(CONFIG_OF_GRID) --corpus "$${c%%=*}" --data "$${c#*=}" --runs $(or $(RUNS),1) || exit 1; \
+	done
+	@test -f results/$*/knowledge-$(notdir $(DATA_OF_GRID)).json || $(PY) kgi.py --evaluate runs/$* --data "$(DATA_OF_GRID)"
+
+runs/$(BASE)-%/.trained: | $(READY)
+	@run="$*"; $(if $(RANKS),$(VENV)/bin/torchrun --nproc_per_node $(RANKS),$(PY)) kgi.py $(CONFIG_OF_GRID) \
+	  configs/ablation-$${run%-s*}.toml --data "$(DATA_OF_GRID)" --seed "$${run##*-s}" --out "$(@D)" $(ARGS)
+	@touch $@
+
+evaluate: $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pairs and synonyms
+	@$(PY) kgi.py --evaluate $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+map: $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a picture of its terms by semantic group
+	@$(PY) kgi.py --map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 plot: $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
 	@$(PY) kgi.py plot $(RUN) $(ARGS)

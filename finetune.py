@@ -835,6 +835,11 @@ def language_of(corpus, folder):
     return known[0] if len(known) == 1 else next((lang for lang in said if lang in known), "")
 
 
+def plain_name(run):
+    """A run's name without the seed of its pre-training, -s0, -s1 ..."""
+    return re.sub(r"-s\d+(?=$|-untrained$)", "", run)
+
+
 def read_results(folder):
     """{(language, corpus): {run: its scores of all seeds}} of the scores.json below a folder.
 
@@ -851,8 +856,52 @@ def read_results(folder):
             print(f"{path}: not a file of results, left out ({type(e).__name__}: {e})")
             continue
         key = corpus if CORPORA[corpus].table5 else path.parent.name
-        found[record["language"], key][re.sub(r"-s\d+(?=$|-untrained$)", "", name)] += runs
+        found[record["language"], key][plain_name(name)] += runs
     return found
+
+
+KNOWN = {  # columns of what encoders know: where they are in kgi.py's record
+    "MLM loss": "mlm * loss", "EP tokens": "ep tokens", "LP accuracy": "lp accuracy", "LP macro F1": "lp macro_f1",
+    "TC accuracy": "tc accuracy", "AUC, other pair": "tc other_pair auc",
+    "AUC, other relation": "tc other_relation auc", "synonym at 1": "synonyms * mean at_1",
+    "at 5": "synonyms * mean at_5", "MRR": "synonyms * mean mrr", "MRR, [CLS]": "synonyms * cls mrr",
+    "MRR, spelling": "synonyms * spelling mrr",
+}  # fmt: skip
+
+
+def reach(record, path):
+    """The numbers at a path of keys; "*" is the mean over all languages. An empty list where there is none."""
+    if not path or not isinstance(record, dict):
+        return [record] if not path else []
+    if path[0] == "*":
+        found = [x for value in record.values() for x in reach(value, path[1:])]
+        return [statistics.mean(found)] if found else []
+    return reach(record[path[0]], path[1:]) if path[0] in record else []
+
+
+def knowledge_table(folder):
+    """What `kgi.py --evaluate` found, a block for each data set, as lines of Markdown."""
+    found = defaultdict(lambda: defaultdict(list))
+    for path in sorted(Path(folder).rglob("knowledge-*.json")):
+        record = json.loads(read_utf8(path))
+        found[record["data"]][plain_name(Path(record["checkpoint"]).name)].append(record)
+    lines = ["# What encoders know of held-out pairs, and of synonyms", ""]
+    lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
+    for name, runs in sorted(found.items()):
+        grid = {
+            (run, k): [x for r in records for x in reach(r, path.split())]
+            for run, records in runs.items()
+            for k, path in KNOWN.items()
+        }
+        lines += [f"| {name} | " + " | ".join(KNOWN) + " |", "|---|" + "---:|" * len(KNOWN)]
+        for run in sorted(runs):
+            cells = []
+            for k in KNOWN:
+                places = sorted({statistics.mean(grid[n, k]) for n in runs if grid[n, k]}, reverse=k != "MLM loss")
+                cells.append(cell(grid[run, k], places, None))
+            lines.append(f"| {run} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
 def cell(values, places, paper):
@@ -896,8 +945,8 @@ def table(part, found, kind, number, with_paper):
 
 
 def tables(folder="results", with_paper=False):
-    """--tables: Tables 2, 3, 4, 6, 9, 10 and 11 from all results, each a Markdown file in results/."""
-    found = read_results(folder)
+    """--tables: Tables 2, 3, 4, 6, 9, 10 and 11 and what encoders know, from all results, as Markdown in results/."""
+    found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
     layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
     brackets = " In brackets: the paper's figures." if with_paper else ""
     for number, layout in layouts.items():
@@ -909,8 +958,10 @@ def tables(folder="results", with_paper=False):
             lines += [what + " Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
             for part in layout["parts"]:
                 lines += table(part, found, kind, number, with_paper and kind == "paper")
-        path = Path(folder, f"table-{number}.md")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        out[f"table-{number}.md"] = lines
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, lines in out.items():
+        path = Path(folder, name)
         write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))
         print(path)
 

@@ -714,7 +714,7 @@ def answers(model, examples, seed, dtype):
 
 
 def knowledge(model, folder, seed, dtype):
-    """What a model of this program knows of the held-out pairs and documents of a data set.
+    """What a model of this program knows of the held-out pairs and documents of a data set, in per cent but the loss.
 
     Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is right if
     all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
@@ -725,22 +725,22 @@ def knowledge(model, folder, seed, dtype):
     right, out = answer == label, {}
     for i, lang in enumerate(examples.manifest["languages"]):
         if (at := (task == data.MLM) & (examples.lang[example] == i)).any():
-            out.setdefault("mlm", {})[lang] = {"loss": value[at].mean(), "accuracy": right[at].mean()}
+            out.setdefault("mlm", {})[lang] = {"loss": value[at].mean(), "accuracy": 100 * right[at].mean()}
     if (at := task == data.EP).any():
         wrong = np.bincount(example[at], ~right[at])[np.unique(example[at])]
-        out["ep"] = {"tokens": right[at].mean(), "entities": (wrong == 0).mean()}
+        out["ep"] = {"tokens": 100 * right[at].mean(), "entities": 100 * (wrong == 0).mean()}
     if (at := task == data.LP).any():
         confusion = confusion_matrix(label[at], answer[at], labels=range(models.RELATION_CLASSES))
-        macro = f1_score(label[at], answer[at], average="macro", zero_division=0)
-        out["lp"] = {"accuracy": right[at].mean(), "macro_f1": macro, "confusion": confusion.tolist()}
+        macro = 100 * f1_score(label[at], answer[at], average="macro", zero_division=0)
+        out["lp"] = {"accuracy": 100 * right[at].mean(), "macro_f1": macro, "confusion": confusion.tolist()}
     if (at := task == data.TC).any():
         kind = examples.kind[example]
-        out["tc"] = {"accuracy": right[at].mean()}
+        out["tc"] = {"accuracy": 100 * right[at].mean()}
         for name, k in (("other_pair", data.OTHER_PAIR), ("other_relation", data.OTHER_RELATION)):
             those = at & ((kind == data.TRUE) | (kind == k))
             if (kind[those] == k).any() and label[those].any():
-                auc = roc_auc_score(label[those], value[those])
-                out["tc"][name] = {"accuracy": right[those & (kind == k)].mean(), "auc": auc}
+                auc = 100 * roc_auc_score(label[those], value[those])
+                out["tc"][name] = {"accuracy": 100 * right[those & (kind == k)].mean(), "auc": auc}
     return json.loads(json.dumps(out, default=float))
 
 
@@ -812,24 +812,24 @@ def evaluate(argv):
 
 
 def report(record):
-    """The record of evaluate as lines; shares in per cent."""
+    """The record of evaluate as lines."""
     for lang, x in record.get("mlm", {}).items():
-        print(f"  {data.NAMES[0]}, {lang}: loss {x['loss']:.3f}, accuracy {100 * x['accuracy']:.1f}")
+        print(f"  {data.NAMES[0]}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f}")
     if x := record.get("ep"):
-        print(f"  {data.NAMES[1]}: {100 * x['tokens']:.1f} of the tokens, {100 * x['entities']:.1f} of the entities")
+        print(f"  {data.NAMES[1]}: {x['tokens']:.1f} of the tokens, {x['entities']:.1f} of the entities")
     if x := record.get("lp"):
         confusion = np.array(x["confusion"])
-        print(f"  {data.NAMES[2]}: accuracy {100 * x['accuracy']:.1f} (always the most frequent relation: ", end="")
-        print(f"{100 * confusion.sum(1).max() / confusion.sum():.1f}), macro F1 {100 * x['macro_f1']:.1f}")
+        print(f"  {data.NAMES[2]}: accuracy {x['accuracy']:.1f} (always the most frequent relation: ", end="")
+        print(f"{100 * confusion.sum(1).max() / confusion.sum():.1f}), macro F1 {x['macro_f1']:.1f}")
         names = data.RELATIONS[: len(confusion)]
         print("    gold \\ answer" + "".join(f"{name:>7}" for name in names))
         for name, row in zip(names, confusion.tolist()):
             print(f"    {name:<13}" + "".join(f"{n:>7,}" for n in row))
     if x := record.get("tc"):
-        print(f"  {data.NAMES[3]}: accuracy {100 * x['accuracy']:.1f}")
+        print(f"  {data.NAMES[3]}: accuracy {x['accuracy']:.1f}")
         for kind in ("other_pair", "other_relation"):
             if kind in x:
-                told = f"accuracy {100 * x[kind]['accuracy']:.1f}, ROC AUC against true ones {100 * x[kind]['auc']:.1f}"
+                told = f"accuracy {x[kind]['accuracy']:.1f}, ROC AUC against true ones {x[kind]['auc']:.1f}"
                 print(f"    negatives with an{kind.replace('_', ' ')}: {told}")
     for lang, ways in record["synonyms"].items():
         for how, x in ways.items():
