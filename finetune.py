@@ -112,10 +112,8 @@ def annotate(name, text, entities, types, odd):
         if not free:
             odd["entities within the word of another: not labelled"] += 1
             continue
-        odd["entities that begin or end inside a word: labelled with all of it"] += (begin[free[0]], end[free[-1]]) != (
-            a,
-            b,
-        )
+        whole = begin[free[0]], end[free[-1]]
+        odd["entities that begin or end inside a word: labelled with all of it"] += whole != (a, b)
         for k in free:
             labels[k] = ("B-" if k == free[0] else "I-") + kind
     breaks = tuple(k for k in range(1, len(spans)) if "\n" in text[end[k - 1] : begin[k]])
@@ -703,7 +701,7 @@ def run(s, checkpoint):
     print(
         f"{s.corpus}: {len(train):,} + {len(test):,} sequences, "
         + (f"{number(train):,} + {number(test):,} entities, " if not corpus.pos else "")
-        + f"{len(cut[0][1]):,} + {len(cut[1][1]):,} windows of up to {max_len} tokens, labels {' '.join(labels)}",
+        + f"{len(cut[0][1]):,} + {len(cut[1][1]):,} windows of up to {max_len} tokens, {len(labels)} labels",
         flush=True,
     )
     for part in ("train", "test"):
@@ -742,14 +740,15 @@ def run(s, checkpoint):
 
 
 def table_row(results):
-    """Paper and entity P / R / F1, as mean and standard deviation over the runs."""
+    """Paper and entity (micro, macro over types) P / R / F1, as mean and standard deviation over the runs."""
 
     def cell(kind, i):
         values = [r[kind][i] for r in results]
         spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.2f}{spread}"
 
-    return "  ".join(f"{kind} P/R/F1 " + " / ".join(cell(kind, i) for i in range(3)) for kind in ("paper", "entity"))
+    kinds = ("paper", "entity", "macro")
+    return "  ".join(f"{kind} P/R/F1 " + " / ".join(cell(kind, i) for i in range(3)) for kind in kinds)
 
 
 # ---------------------------------------------------------------- --list and --check
@@ -773,7 +772,11 @@ def check(s):
     """--check: what a corpus holds, what was lost or mended on the way, and what pre-training has seen of it."""
     parts, odd = read_corpus(s.check, s.data)
     corpus = CORPORA[s.check]
-    rows = {"documents or sentences": {part: len(d) for part, d in parts.items()}}
+    rows = {}
+    if any(d.group for docs in parts.values() for d in docs):
+        rows["documents"] = {part: len({d.group for d in docs}) for part, docs in parts.items()}
+    unit = "documents" if any(d.text is not None for d in parts["test"]) else "sentences"
+    rows[unit] = {part: len(docs) for part, docs in parts.items()}
     rows["tokens"] = {part: sum(len(d.tokens) for d in documents) for part, documents in parts.items()}
     if not corpus.pos:
         rows["entities"] = {part: number(d) for part, d in parts.items()}
