@@ -54,7 +54,7 @@ RELATION_TOKENS = tuple(f"[{r}]" for r in RELATIONS) + ("[HREL]",)
 PARTS = ("train", "valid")
 SHORTEST_DOCUMENT = 5  # tokens; what is shorter holds nothing to learn from
 GRAM, FEWEST = 8, 5  # words of a run, runs of a text: see common
-CORPUS_FILES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator")
+CORPUS_FILES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json")
 
 RRF = {  # columns of the release files used here, in order (UMLS Reference Manual, chapter 3)
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF".split(),
@@ -893,21 +893,29 @@ def common(texts, others):
 
 
 def corpus_texts(place):
-    """The texts of an evaluation corpus, whatever its format: a brat .txt, a block of PubTator, or the first column
-    (of a file that numbers its tokens: the third) of any other file, as a text each."""
+    """The texts of an evaluation corpus, whatever its format: a brat .txt, a document of PubTator or BioC, or the words
+    of a file of columns (the first one, or the third if tokens are numbered), all of it and each sentence."""
     texts, place = [], Path(place)
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    for file in (f for f in files if f.is_file() and f.suffix.lower() in CORPUS_FILES):
+    for file in (f for f in files if f.is_file() and f.name[0] != "." and f.suffix.lower() in CORPUS_FILES):
         try:
             text = file.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as e:
             row = file.read_bytes()[: e.start].count(b"\n") + 1
             raise UserError(f"{file}, row {row}: not UTF-8; convert the file, or name another folder") from None
-        first = next((line for line in text.splitlines() if line.strip() and line[0] != "#"), "")
-        if titles := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
+        text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", text, flags=re.M)
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        if file.suffix.lower() == ".json":
+            try:
+                texts += [" ".join(p["text"] for p in d["passages"]) for d in json.loads(text)["documents"]]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"exclude: {file}: not a collection of BioC in JSON; name another folder") from None
+        elif titles := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
             texts += [" ".join(parts) for parts in titles]
-        elif re.search(r"\t| (O|B-\S+)$", first):
-            texts.append(" ".join(re.findall(r"^(?:\d+\t\d+\t)?([^\t\n ]+)", text, re.M)))
+        elif not file.with_suffix(".ann").is_file() and re.search(r"\t| (O|[BI]-\S+)$", first):
+            parts = re.split(r"\n\s*\n", text)
+            parts = [" ".join(re.findall(r"^(?:\d+\t\d+\t)?([^\t\n ]+)", part, re.M)) for part in parts]
+            texts += [" ".join(parts), *parts]
         else:
             texts.append(text)
     if not texts:

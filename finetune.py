@@ -69,11 +69,15 @@ class Document:
     group: str = ""
 
 
-def read_utf8(path):
-    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8."""
+def read_utf8(path, mark=""):
+    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8.
+
+    mark: what to have in the place of a byte order mark; offsets of brat count it.
+    """
     content = Path(path).read_bytes()
     try:
-        return content.decode("utf-8")
+        text = content.decode("utf-8")
+        return mark + text[1:] if text[:1] == "\ufeff" else text
     except UnicodeDecodeError as e:
         row = content[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
@@ -126,14 +130,14 @@ def read_brat(folder, types, odd):
     Only text-bound lines (T) count. Offsets are code points of the file as it is, a byte order mark included.
     Raises: UserError for a line that is not brat's, or offsets whose text is not in the file at or near them.
     """
-    documents, files = [], sorted(Path(folder).glob("*.ann"))
+    documents, files = [], sorted(Path(folder).glob("[!.]*.ann"))
     odd["texts without an .ann file: not read"] += len(
-        {*Path(folder).glob("*.txt")} - {f.with_suffix(".txt") for f in files}
+        {*Path(folder).glob("[!.]*.txt")} - {f.with_suffix(".txt") for f in files}
     )
     for path in files:
         if not path.with_suffix(".txt").is_file():
             raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
-        text, entities = read_utf8(path.with_suffix(".txt")), []
+        text, entities = read_utf8(path.with_suffix(".txt"), mark="\ufeff"), []
         for row, line in enumerate(read_utf8(path).split("\n"), 1):
             fields = line.rstrip("\r").split("\t")
             if line[:1] != "T":
@@ -146,7 +150,8 @@ def read_brat(folder, types, odd):
             if words.split() != fields[2].split() or not words.strip():
                 moved = [
                     (abs(k), k) for k in range(-NEAR, NEAR + 1)
-                    if " ".join(text[max(a + k, 0) : b + k] for a, b in fragments).split() == fields[2].split() != []
+                    if " ".join(text[a + k : b + k] for a, b in fragments).split() == fields[2].split() != []
+                    and min(fragments)[0] + k >= 0
                 ]  # fmt: skip
                 if not moved:
                     said = f"{match[2]} is {words[:40]!r} in the text, not {fields[2][:40]!r}"
@@ -176,12 +181,12 @@ def read_pubtator(path, types, odd):
         fields = line.split("\t")
         if not line.strip() or again or (len(fields) == 5 and not fields[1].isdigit()):  # a relation (BioRED)
             continue
-        if len(fields) not in (5, 6) or not (fields[1] + fields[2]).isdigit() or fields[0] not in texts:
+        if len(fields) not in (5, 6) or not (fields[1].isdigit() and fields[2].isdigit()) or fields[0] not in texts:
             raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
         pmid, a, b, words, kind = fields[:5]
         a, b = int(a), int(b)
-        if texts[pmid][a:b].split() != words.split():
-            raise UserError(f"{path}, row {row}: {a} {b} is {texts[pmid][a:b][:40]!r} in the text, not {words[:40]!r}")
+        if not (found := texts[pmid][a:b]) or found != words.strip():
+            raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
         entities[pmid].append((kind, ((a, b),)))
     return [annotate(pmid, text, entities[pmid], types, odd) for pmid, text in texts.items()]
 
@@ -199,7 +204,7 @@ def read_bioc(path, types, odd):
                     entities.append((a["infons"]["type"], tuple(where), a["text"]))
             for _, where, words in entities:
                 found = " ".join(text[a:b] for a, b in where)
-                if found.split() != words.split():
+                if not found or found != words.strip():
                     raise UserError(f"{path}, document {document['id']}: {where} is {found[:40]!r}, not {words[:40]!r}")
             documents.append(annotate(str(document["id"]), text, [e[:2] for e in entities], types, odd))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -245,8 +250,8 @@ def read_conll(path, types, odd):
 
 # CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.
 TAGS = set(
-    "ABR ADJ ADV DET:ART DET:POS INT KON NAM NN NOM NUM PREF PRO PRO:DEM PRO:IND PRO:PER PRO:POS PRO:REL PRP PRP:det "
-    "PUN PUN:cit SENT SYM VER: VER:con VER:cond VER:futu VER:impf VER:infi VER:pper VER:ppre VER:pres VER:simp "
+    "ABR ADJ ADV DET:ART DET:POS FAG INT KON NAM NN NOM NUM PREF PRO PRO:DEM PRO:IND PRO:PER PRO:POS PRO:REL PRP "
+    "PRP:det PUN PUN:cit SENT SYM VER: VER:con VER:cond VER:futu VER:impf VER:infi VER:pper VER:ppre VER:pres VER:simp "
     "VER:subi VER:subp".split()
 )
 
@@ -261,14 +266,15 @@ def read_tagged(path, odd):
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         fields = line.rstrip("\r").split("\t")
         if not line.strip():
+            last = None
             continue
-        if len(fields) < 5 or not (fields[0] + fields[1]).isdigit():
+        if len(fields) < 5 or not (fields[0].isdigit() and fields[1].isdigit()):
             odd["lines of fewer than five columns: left out"] += 1
             continue
         at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
         if at is None and "@card@" not in fields[4:]:
             raise UserError(f"{path}, row {row}: no part of speech in column 5 or later: {line[:60]!r}")
-        end = at - 1 if at else 2 + sum(f.isdigit() for f in fields[2 : fields.index("@card@", 4)])
+        end = at - 1 if at else 3 + fields[3 : fields.index("@card@", 4)].count("000")
         odd["words put together again from several columns"] += end > 3
         number = int(fields[0])
         odd["sentence numbers that come again later: one sentence"] += number != last and number in sentences
@@ -300,7 +306,7 @@ def read_cas(folder, name, odd):
 def shuffled(documents, *shares):
     """Parts of a corpus without an official split, by a fixed seed: of `shares`, and the rest."""
     order = np.random.default_rng(0).permutation(len(documents))
-    cuts = np.round(np.cumsum(shares) * len(documents)).astype(int)
+    cuts = (np.cumsum(shares) * len(documents) + 1e-9).astype(int)
     return [[documents[i] for i in sorted(part)] for part in np.split(order, cuts)]
 
 
@@ -351,6 +357,7 @@ def read_cas_sg(folder, odd):
             raise UserError(f"{path}, row {row}: not 'file TAB .. TAB .. TAB train|test 2021': {line[:60]!r}")
     documents = read_brat(Path(folder, "DEFT-cas-cliniques"), DEFT, odd)
     odd["documents without a part in distribution-corpus.txt: left out"] += sum(d.name not in part for d in documents)
+    odd["documents of distribution-corpus.txt that are not there"] += len(part.keys() - {d.name for d in documents})
     train, test = ([d for d in documents if part.get(d.name) == p] for p in ("train", "test"))
     return dict(zip(PARTS, (train, *shuffled(test, 0.5))))
 
@@ -424,9 +431,8 @@ def find(folder, patterns):
         for place in (pattern, f"*/{pattern}"):
             found = sorted(p for p in Path(folder).glob(place) if p.is_file() or any(p.glob("*.ann")))
             if len(found) > 1:
-                raise UserError(
-                    f"{folder} holds {len(found)} of {place}: {found[0].name}, {found[1].name} ..; name a folder of one"
-                )
+                names = ", ".join(str(p.relative_to(folder)) for p in found[:3])
+                raise UserError(f"{folder} holds {len(found)} of {place} ({names} ..); name a folder of one")
             if found:
                 return found[0]
     return None

@@ -1,0 +1,579 @@
+"""The evaluation corpora: each format as it is handed out, its oddities, what labels cannot say, contamination."""
+
+import json
+import random
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+import data
+import finetune
+from configs import UserError, tokenization
+from tests.conftest import build
+
+NER = Path(__file__).parents[2] / "shared/data/ner"
+PARTS = ("train", "dev", "test")
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def marked(text, entities):
+    """'TYPE words' each -> (type, start, end, words) where the words first stand in the text."""
+    for kind, words in (e.split(" ", 1) for e in entities):
+        yield kind, text.index(words), text.index(words) + len(words), words
+
+
+def brat(name, text, *entities):
+    rows = (f"T{i}\t{k} {a} {b}\t{w}\n" for i, (k, a, b, w) in enumerate(marked(text, entities), 1))
+    return {f"{name}.txt": text, f"{name}.ann": "".join(rows)}
+
+
+def pubtator(pmid, title, abstract, *entities, end="\n"):
+    rows = [f"{pmid}\t{a}\t{b}\t{w}\t{k}\tD01|D02" for k, a, b, w in marked(f"{title}\n{abstract}", entities)]
+    return end.join([f"{pmid}|t|{title}", f"{pmid}|a|{abstract}", *rows, "", ""])
+
+
+def bioc(pmid, title, abstract, *entities):
+    passages = [{"offset": n, "text": t, "annotations": []} for n, t in ((0, title), (len(title) + 1, abstract))]
+    for k, a, b, w in marked(f"{title}\n{abstract}", entities):
+        where = {"locations": [{"offset": a, "length": b - a}]}
+        passages[a > len(title)]["annotations"].append({"infons": {"type": k}, "text": w} | where)
+    return json.dumps({"documents": [{"id": pmid, "passages": passages}]})
+
+
+def tagged(numbers, words="Sans fièvre .", cue="***"):
+    """Sentences of CAS or ESSAI, each of three words and its number."""
+    row = "{0}\t1\t{1}\tx\tPRP\t{4}\n{0}\t2\t{2}\tx\tNOM\t{4}\n{0}\t3\t{3}\tx\tSENT\t{4}\n{0}\t4\tn{0}\tx\tNOM\t{4}\n\n"
+    return "".join(row.format(n, *words.split(), cue) for n in numbers)
+
+
+def shown(documents):
+    return [" ".join(f"{t}/{label}" for t, label in zip(d.tokens, d.labels)) for d in documents]
+
+
+def in_brat(place, kind):
+    parts = (brat(f"{place.format(p)}/d-1", f"Sans fièvre {p}.\n", f"{kind} fièvre") for p in PARTS)
+    return dict(item for files in parts for item in files.items())
+
+
+def in_pubtator(names, kind, start="", end="\n"):
+    return {f: start + pubtator(7, "Sans", f"fièvre {p}.", f"{kind} fièvre", end=end) for p, f in zip(PARTS, names)}
+
+
+def columns(part, kind, between="\t"):
+    return f"Sans O\nfièvre B-{kind}\n{part} O\n. O\n\n".replace(" ", between)
+
+
+DECOYS = {"README.txt": "Sans\tB-X\n", ".DS_Store": b"\0\xff", "background-set_1.1/background/b.txt": "Sans fièvre."}
+BIORED = [f"{p.title()}.PubTator" for p in PARTS]
+GENIA = (("train", "task"), ("test", "eval"))
+SET = "{0}-set_1.1/{0}/"
+QUAERO = in_brat("corpus/{}/MEDLINE", "DISO") | in_brat("corpus/{}/EMEA", "ANAT")
+LAYOUTS = {  # corpus and variant: (label, files)
+    "quaero-medline": ("DISO", QUAERO | {f"corpus/test/MEDLINE/{f}": "T1\tX 0 99\tx" for f in ("d-1.ann~", "a.conf")}),
+    "quaero-emea": ("ANAT", QUAERO),
+    "ncbi-disease": ("Disease", in_pubtator(
+        [f"NCBI{p}set_corpus.txt" for p in ("train", "develop", "test")], "CompositeMention", "\n")),
+    "ncbi-disease tsv": ("Disease", {f"{p[:5]}{'el' * (p == 'dev')}.tsv": columns(p, "Disease") for p in PARTS}),
+    "biored": ("Gene", in_pubtator(BIORED, "Gene", end="\r\n") | {"Test.BioC.JSON": "{}"}),
+    "biored json": ("Gene", {f"{p.title()}.BioC.JSON": bioc(7, "Sans", f"fièvre {p}.", "Gene fièvre") for p in PARTS}),
+    "jnlpba": ("DNA", {f"Genia4ER{q}1.iob2": columns(p, "Wrong") for p, q in GENIA}
+        | {f"Genia4ER{q}2.iob2": "###MEDLINE:1\n\n" + columns(p, "DNA") for p, q in GENIA}
+        | {"sampletest2.iob2": "a\tB-Wrong\n", "Genia4ERtask2.raw": "Sans"}),
+    "jnlpba 1": ("DNA", {f"Genia4ER{q}1.iob2": columns(p, "DNA") for p, q in GENIA}),
+    "pharmaconer": ("UNCLEAR", in_brat(SET + "subtrack1", "UNCLEAR")
+        | {f"{SET.format(p)}subtrack2/x.tsv": "d-1\t42\n" for p in PARTS}),
+    "meddocan": ("PAIS", in_brat("{}/brat", "PAIS") | {f"{p}/xml/d-1.xml": "<MEDDOCAN/>" for p in PARTS}),
+    "e3c": ("ety", {f"{p}.txt": columns(p, "ety", " ") for p in ("train", "test")}),
+    "custom": ("x", {f"{p}.conll": columns(p, "x", " ") for p in PARTS}),
+    "custom brat": ("x", in_brat("{}", "x")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_official_layouts(tmp_path, name):
+    """Each corpus is read from what its distributor hands out: each part once, and nothing that lies beside it."""
+    (kind, files), corpus = LAYOUTS[name], name.split()[0]
+    parts, odd = finetune.read_corpus(corpus, write(tmp_path, DECOYS | files))
+    want = {p: [f"Sans/O fièvre/B-{kind} {p}/O ./O"] for p in PARTS if p != "dev" or corpus not in ("jnlpba", "e3c")}
+    assert {p: shown(d) for p, d in parts.items()} == want
+    assert not any(sum(c.values()) for c in odd.values())
+
+
+def test_cas_sg(tmp_path):
+    """DEFT's training part, and its test part in halves; ten of thirteen types, the others counted."""
+    entities = "sosy Douleur", "date lundi"
+    files = [brat(f"DEFT-cas-cliniques/f-{i}", f"Douleur {i} depuis lundi", *entities) for i in range(12)]
+    files = dict(item for f in files for item in f.items())
+    rows = [f"f-{i}.txt\t1\t2\t{'train' if i < 8 else 'test'} 2021" for i in range(12)]
+    write(tmp_path, DECOYS | files | {"distribution-corpus.txt": "\n".join(rows), "evaluations/ref.txt": "x"})
+    parts, odd = finetune.read_corpus("cas-sg", tmp_path)
+    assert {p: len(d) for p, d in parts.items()} == {"train": 8, "dev": 2, "test": 2}
+    names = {p: {d.name for d in documents} for p, documents in parts.items()}
+    assert names["train"] == {f"f-{i}" for i in range(8)} and len(set.union(*names.values())) == 12
+    assert all(s.startswith("Douleur/B-DISO") and "lundi/O" in s for d in parts.values() for s in shown(d))
+    assert odd["train"]["entities of type date: left out"] == 12
+
+
+@pytest.mark.parametrize("corpus, name", [("cas-pos", "CAS"), ("essai-pos", "ESSAI")])
+def test_cas_and_essai(tmp_path, corpus, name):
+    """Sentences of both files count once, also with cues, and are in one part of three only; every token has a tag."""
+    files = {f"{name}_neg.txt": tagged(range(1, 31)), f"{name}_spec.txt": tagged(range(11, 41), cue="_\tB_cue_spec")}
+    parts, odd = finetune.read_corpus(corpus, write(tmp_path, files | {"Other_neg.txt": "x"}))
+    sentences = [s for d in parts.values() for s in shown(d)]
+    assert sorted(sentences) == sorted(f"Sans/PRP fièvre/NOM ./SENT n{n}/NOM" for n in range(1, 41))
+    assert {p: len(d) for p, d in parts.items()} == {"train": 28, "dev": 6, "test": 6}
+    assert not sum(odd["train"].values())
+    assert finetune.read_corpus(corpus, tmp_path)[0] == parts
+
+
+@pytest.mark.parametrize("n, train, rest", [(3790, {2652, 2653}, {568, 569}), (7247, {5072}, {1087, 1088})])
+def test_seventy_fifteen_fifteen(n, train, rest):
+    """The random parts of CAS and ESSAI are as large as section 2 says; the test part of CAS has 569 sentences."""
+    sizes = [len(part) for part in finetune.shuffled([*range(n)], 0.7, 0.15)]
+    assert sizes[0] in train and sizes[1] in rest and sizes[2] in (rest if n > 4000 else {569})
+
+
+def test_second_file_with_other_words(tmp_path):
+    """A number that has other words in the second file is another sentence, kept if new, and counted."""
+    spec = tagged([1]) + tagged([2], "Avec toux .") + tagged([2]).replace("\n2", "\n3").replace("2\t1", "3\t1", 1)
+    write(tmp_path, {"CAS_neg.txt": tagged([1, 2, 3]), "CAS_spec.txt": spec})
+    documents = finetune.read_cas(tmp_path, "CAS", odd := Counter())
+    assert len({d.name for d in documents}) == 4 and [d.tokens[-1] for d in documents] == ["n1", "n2", "n3", "n2"]
+    assert odd["numbers with other words in the second file: kept if new"] == 2
+
+
+@pytest.mark.parametrize("row, want", [
+    ("100 000 @card@ NUM ***", "100 000/NUM"), ("1 000 000 @card@ NUM ***", "1 000 000/NUM"),
+    ("100 000 @card@ NUM _ B_scope_neg", "100 000/NUM"), ("100 000 @card@ ***", "100 000/NUM"),
+    ("12 @card@ NUM ***", "12/NUM"), ("12 @card@ @card@ ***", "12/NUM"),
+    ("12 12 @card@ ***", "12/NUM"),
+    ("pas pas ADV I_xcope_inc_ v", "pas/ADV"), ("pas pas ADV", "pas/ADV"), ("pas pas VER:con ***", "pas/VER:con"),
+    ("mot mot FAG ***", "mot/FAG"),
+])  # fmt: skip
+def test_rows_of_cas(tmp_path, row, want):
+    """The tag is found where TABs within numbers moved it; @card@ is none; cues are not read; no row is lost."""
+    write(tmp_path, {"x.txt": f"1 1 {row}\r\n1 2\n".replace(" ", "\t")})
+    words, tags = finetune.read_tagged(tmp_path / "x.txt", odd := Counter())[1]
+    assert [f"{w}/{t}" for w, t in zip(words, tags)] == [want]
+    assert odd["lines of fewer than five columns: left out"] == 1
+    assert odd["words put together again from several columns"] == (" " in want)
+
+
+@pytest.mark.parametrize("rows", ["1 2 1", "1 . 1"])
+def test_sentence_numbers_that_come_again(tmp_path, rows):
+    rows = "".join(f"{n}\t1\tmot\tmot\tNOM\t***\n" if n != "." else "\n" for n in rows.split())
+    sentences = finetune.read_tagged(write(tmp_path, {"x.txt": rows}) / "x.txt", odd := Counter())
+    assert len(sentences[1][0]) == 2 and sum(odd.values()) == 1
+
+
+BOM = "\ufeff"
+NESTED = "T1\tPROC 3 39\tablation d' un nodule de la thyroïde\nT2\tDISO 18 24\tnodule\nT3\tANAT 31 39\tthyroïde"
+
+
+@pytest.mark.parametrize("text, ann, want, lost", [
+    (BOM + "Le foie", "T1\tANAT 4 8\tfoie\n", "Le/O foie/B-ANAT", ""),
+    (BOM + "foie", "T1\tANAT 0 5\t" + BOM + "foie", "foie/B-ANAT", "inside a word"),
+    ("Le foie\r\nva", "T1\tANAT 3 7\tfoie\r\nT2\tX 9 11\tva\r\n", "Le/O foie/B-ANAT va/B-X", ""),
+    ("Le foie", "\n\nT1\tANAT 3 7\tfoie", "Le/O foie/B-ANAT", ""),
+    ("Le foie", "", "Le/O foie/O", ""),
+    ("Le foie", "#1\tNotes T1\tC01\nA1\tNeg T9\nR1\tr Arg1:T1 Arg2:T2\nE1\tx:T1\n*\tEquiv T1", "Le/O foie/O", ""),
+    ("a b c d", "T7\tX 4 7\tc d\nT1\tY 0 1\ta\n", "a/B-Y b/O c/B-X d/I-X", ""),
+    ("a b c d", "T1\tX 4 5;0 1\tc a\n", "a/B-X b/I-X c/I-X d/O", "several fragments"),
+    ("a b c d", "T1\tX 2 3\tb\nT2\tY 4 5;0 1\tc a\n", "a/B-Y b/I-Y c/I-Y d/O", "within or across, several fragments"),
+    ("L' ablation d' un nodule de la thyroïde", NESTED, "L/O '/O ablation/B-PROC d/I-PROC '/I-PROC un/I-PROC "
+        "nodule/I-PROC de/I-PROC la/I-PROC thyroïde/I-PROC", "within or across, within or across"),
+    ("a b", "T2\tY 0 3\ta b\nT1\tX 0 3\ta b\n", "a/B-Y b/I-Y", "within or across"),
+    ("a b c", "T1\tY 2 5\tb c\nT2\tX 0 3\ta b\n", "a/B-X b/I-X c/O", "within or across"),
+    ("Gène", "T1\tX 0 2\tGè\nT2\tY 2 4\tne", "Gène/B-X", "inside a word, within the word"),
+    ("ab cd", "T1\tX 0 1\ta\nT2\tY 1 5\tb cd", "ab/B-X cd/B-Y", "inside a word, inside a word"),
+    ("a\nb", "T1\tX 0 3\ta b", "a/B-X b/I-X", ""),
+    ("x ab ab x", "T1\tX 3 5\tab\nT2\tY 4 6\tab\n", "x/O ab/B-X ab/B-Y x/O", "moved, moved"),
+    ("a \u0082 b_c\u00ad\u00a0" + BOM + "d", "", "a/O b/O _/O c/O d/O", ""),
+    ("𝔸 foie", "T1\tANAT 2 6\tfoie", "𝔸/O foie/B-ANAT", ""),
+])  # fmt: skip
+def test_brat(tmp_path, text, ann, want, lost):
+    """Offsets count code points of the file as it is; what labels cannot say is labelled by the rule, and counted."""
+    write(tmp_path, {"d.txt": text, "d.ann": ann})
+    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
+    assert shown([document]) == [want] and document.text == text
+    assert all(text[a:b] == t and t for t, (a, b) in zip(document.tokens, document.spans))
+    assert len(document.gold) == len(re.findall(r"^T", ann, re.M))
+    assert sum(odd.values()) == (lost.count(",") + 1 if lost else 0)
+    assert all(any(what in k for k in odd if odd[k]) for what in lost.split(", ") if what)
+
+
+@pytest.mark.parametrize("by", [-3, -2, -1, 1, 2, 3])
+def test_offsets_beside_their_words(tmp_path, by):
+    """An entity is looked for within three characters of its offsets, and counted if found."""
+    text = "mg de drogue1 cada 8 h"
+    write(tmp_path, {"d.txt": text, "d.ann": f"T1\tX {6 + by} {13 + by}\tdrogue1\n"})
+    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
+    assert document.gold == [("X", ((6, 13),))] and +odd == {"entities beside their offsets: moved": 1}
+
+
+def test_hidden_files_are_not_read(tmp_path):
+    """macOS leaves ._x beside each x of an archive."""
+    write(tmp_path, brat("d", "Le foie", "ANAT foie") | {"._d.ann": b"\0\5\x16\xff", "._d.txt": b"\0\xff"})
+    assert shown(finetune.read_brat(tmp_path, None, Counter())) == ["Le/O foie/B-ANAT"]
+    assert data.corpus_texts(tmp_path) == ["Le foie"]
+
+
+@pytest.mark.parametrize("content, want", [
+    (pubtator(1, "Fever .", "Mild fever", "X Mild fever"), ["Fever/O ./O Mild/B-X fever/I-X"]),
+    ("\n" + pubtator(1, " Fever ", "is", "X Fever", end="\r\n").rstrip(), ["Fever/B-X is/O"]),
+    (pubtator(1, "A", "b", "X b") + pubtator(2, "C", "d", "Y C") + pubtator(1, "A", "b", "X A"),
+        ["A/O b/B-X", "C/B-Y d/O"]),
+    (pubtator(1, "A", "b", "X b").rstrip() + "\n1\tAssociation\t12|3\tD01\tNovel\n1\tBind\t1\t2\tNo", ["A/O b/B-X"]),
+    ("1|t|A|t|b c\n1|a|\n1\t4\t5\tb  \tX\tD01| D02 \n", ["A/O |/O t/O |/O b/B-X c/O"]),
+    (pubtator(1, "xY1z", "w", "X xY", "Y 1z"), ["xY1z/B-X w/O"]),
+])  # fmt: skip
+def test_pubtator(tmp_path, content, want):
+    """One separator between title and abstract, `|` in identifiers, relations skipped, a repeated PMID read once."""
+    write(tmp_path, {"x.txt": content})
+    assert shown(finetune.read_part(tmp_path / "x.txt", None, odd := Counter())) == want
+    assert odd["documents that come again: left out"] == content.count("1|t|A\n") // 2
+    assert odd["entities within the word of another: not labelled"] == ("xY1z" in content)
+
+
+def test_bioc_is_pubtator(tmp_path):
+    of = "Foie et rein ", "d'un rat ß, 12 mois", "X et", "Y rein", "Z un rat", "X 12 m", "Y ois"
+    write(tmp_path, {"a": pubtator(7, *of), "b.JSON": bioc(7, *of)})
+    (one,), (other,) = (finetune.read_part(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
+    assert one.name == other.name and one == other and len(one.gold) == 5
+
+
+@pytest.mark.parametrize("content, want", [
+    ("\na B-x\nb I-x\n\n\nc O", "a/B-x b/I-x . c/O"),
+    ("\r\na\tB-x\r\nb\tI-x\r\n\r\nc\tO\r\n", "a/B-x b/I-x . c/O"),
+    ("-DOCSTART- -X- O O\n\na NN I I-x\nb NN I I-x\nc NN I B-x\nd NN I I-y\n", "a/B-x b/I-x c/B-x d/B-y"),
+    ("-DOCSTART-\na\tO\n###MEDLINE:1\n\nb\tI-x\n###MEDLINE:1\nc\tI-x\n", "a/O . b/B-x . c/B-x"),
+    ("a I-x\nb I-y\nc B-y\nd I-y\ne O\nf I-y\n\ng I-y\n", "a/B-x b/B-y c/B-y d/I-y e/O f/B-y . g/B-y"),
+    ("\u2028x O\n\u00a0 O\nB-y B-y\n", "\u2028x/O \u00a0/O B-y/B-y"),
+    (BOM + "a O\n", "a/O"),
+])  # fmt: skip
+def test_columns(tmp_path, content, want):
+    write(tmp_path, {"x.txt": content})
+    assert " . ".join(shown(finetune.read_conll(tmp_path / "x.txt", None, Counter()))) == want
+
+
+def test_documents_of_columns(tmp_path):
+    """Abstracts are numbered, since their identifiers repeat; without marks a sentence is of no known document."""
+    write(tmp_path, {"x": "###MEDLINE:1\n\na\tO\n\nb\tO\n\n###MEDLINE:1\n\nc\tO\n", "y": "a\tO\n\nb\tO\n"})
+    one, two, three = finetune.read_conll(tmp_path / "x", None, Counter())
+    assert one.group == two.group != three.group and one.group and len({one.name, two.name, three.name}) == 3
+    assert [d.group for d in finetune.read_conll(tmp_path / "y", None, Counter())] == ["", ""]
+
+
+LATIN = "fièvre O\n".encode("latin-1")
+BRAT, PUBTATOR = in_brat("{}", "x"), in_pubtator(BIORED, "x")
+SHORT = "1|t|A\n1|a|b\n"
+ERRORS = [  # (corpus, files to which these are added, {name: [(content, what is said)]})
+    ("custom", {"test.txt": "a O"}, "train.txt", [
+        ("a O\nb\n", "row 2: 1 columns instead of 2"), ("a O\n\nb O O\n", "row 3: 3 columns instead of 2"),
+        ("a O\nb ety\n", "row 2: unknown label 'ety'"), ("a O\nb B-\n", "row 2: unknown label 'B-'"),
+        (b"a O\n" + LATIN, "row 2: not UTF-8"), ("\n\n", "no sentence in it")]),
+    ("custom", BRAT, "test/d-1.ann", [
+        ("\nT1\tx 0 4\tfoie\n", "row 2: 0 4 is 'Sans'.*not 'foie'"), ("T1\tx 90 94\tfoie\n", "row 1"),
+        ("T1\tx 9 15\tfièvre\n", "row 1"), ("T1\tx 1 7\tfièvre\n", "row 1"),
+        ("T1\tx 4 0\tSans\n", "row 1"), ("T1 x 0 4 Sans\n", "row 1: not 'T"), (LATIN, "row 1: not UTF-8")]),
+    ("custom", BRAT, "test/d-1.txt", [(b"\n" + LATIN, "row 2: not UTF-8")]),
+    ("biored", PUBTATOR, "Dev.PubTator", [
+        (SHORT + "1\t0\t1\tb\tX\t1", "row 3: 0 1"), (SHORT + "1\t0\t1", "row 3"),
+        (SHORT.encode() + LATIN, "row 3: not UTF"), (SHORT + "2\t0\t1\tA\tX\t1", "row 3"),
+        (SHORT + "1\t\t1\tA\tX\t1", "row 3")]),
+    ("biored", {}, "Train.BioC.JSON", [
+        ("[}", "not a coll"), ('{"documents": [{"id": 1}]}', "not a coll"),
+        (bioc(9, "A", "b", "X b").replace('"b"', '"c"', 1), "document 9")]),
+    ("cas-pos", {"CAS_spec.txt": ""}, "CAS_neg.txt", [
+        ("1\t1\ta\ta\tNOM\n1\t2\tb\tb\tzzz\n", "row 2"), (LATIN, "row 1: not UTF-8"),
+        ("\t1\ta\ta\tNOM\n", "row 1|part is empty")]),
+    ("cas-sg", {}, "distribution-corpus.txt", [("a.txt\t1\t2\ttrain 2021\nb.txt", "row 2")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("corpus, files, name, content, said", [(*e[:3], *case) for e in ERRORS for case in e[3]])
+def test_errors_name_file_and_row(tmp_path, corpus, files, name, content, said):
+    """What is broken is a UserError that names the file, and its row or document."""
+    with pytest.raises(UserError, match=f"{name}.*{said}"):
+        finetune.read_corpus(corpus, write(tmp_path, files | {name: content}))
+
+
+@pytest.mark.parametrize("corpus, files, said", [
+    ("e4c", {"x": ""}, "unknown corpus 'e4c'.*meddocan"),
+    ("custom", {"train.txt": "a O", "train.tsv": "a\tO"}, "holds 2 of train"),
+    ("custom", {"train.txt": "a O"}, "no test part"),
+    ("custom", BRAT | {"test/e.ann": ""}, "e.txt not found"),
+    ("custom", BRAT | {"test/d-1.txt": " \n", "test/d-1.ann": ""}, "the test part is empty"),
+    ("cas-pos", {"CAS_neg.txt": ""}, "CAS_spec.txt not found"),
+    ("cas-sg", {"DEFT-cas-cliniques/a.txt": ""}, "distribution-corpus.txt not found"),
+    ("cas-sg", {"distribution-corpus.txt": "a.txt\t1\t2\ttrain 2021\n"}, "the train part is empty"),
+    ("e3c", {f"{lang}/{p}.txt": "a O" for lang in ("French", "Italian") for p in PARTS}, "holds 2 of"),
+    *((c, {"README": ""}, "no train part|not found") for c in finetune.CORPORA),
+])  # fmt: skip
+def test_missing_parts(tmp_path, corpus, files, said):
+    with pytest.raises(UserError, match=said):
+        finetune.main(["--check", corpus, "--data", str(write(tmp_path, files))])
+    with pytest.raises(UserError, match="unknown corpus|no such folder"):
+        finetune.read_corpus(corpus, tmp_path / "none")
+
+
+# ---------------------------------------------------------------- the flattening rule
+
+
+def flat(text, entities):
+    """Spans of tokens, kept (start, end, type) and labels, by the rule's own words: longest, first, first in file."""
+    spans = [m.span() for m in re.finditer(r"[^\W_]+|[^\s\ufeff]", text)]
+    hulls = [(min(min(f) for f in where), max(max(f) for f in where), kind) for kind, where in entities]
+    kept, labels = [], ["O"] * len(spans)
+    for a, b, kind in sorted(hulls, key=lambda h: (h[0] - h[1], h[0])):
+        if all(b <= c or d <= a for c, d, _ in kept):
+            kept.append((a, b, kind))
+    for a, b, kind in sorted(kept):
+        prefix = "B-"
+        for i, (c, d) in enumerate(spans):
+            if c < b and a < d and labels[i] == "O":
+                labels[i], prefix = prefix + kind, "I-"
+    return spans, kept, labels
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_entities_in_random_text(tmp_path, seed):
+    """Labels are those of a brute-force flattening; what is not labelled is counted; where entities end at words
+    labels give back their characters. Even seeds: at words; every third: without overlap; else nested, in pieces."""
+    rng = random.Random(seed)
+    text = BOM * rng.randint(0, 1) + "".join(rng.choices("aébZ12  .,-_\n\u00a0", k=rng.randint(5, 150)))
+    words = [m.span() for m in re.finditer(r"[^\W_]+|[^\s\ufeff]", text)] or pytest.skip("no word")
+    entities, end = [], 0
+    for _ in range(rng.randint(0, 25)):
+        pieces = []
+        for i in rng.choices(range(len(words)), k=rng.choice([1, 1, 1, 2, 3])):
+            a, b = words[i][0], words[min(i + rng.choice([0, 0, 1, 3]), len(words) - 1)][1]
+            if seed % 2:
+                a, b = rng.randint(max(a - 1, 0), b - 1), min(b + rng.randint(0, 1), len(text))
+            pieces += [(a, b)] * bool(text[a:b].strip())
+        if pieces and (seed % 3 or min(pieces)[0] >= end):
+            entities.append((rng.choice("XYZ"), tuple(pieces)))
+            end = max(b for _, b in pieces)
+    rows = []
+    for kind, where in entities:
+        surface = " ".join(text[a:b] for a, b in where).replace("\n", " ")
+        rows.append(f"T1\t{kind} {';'.join(f'{a} {b}' for a, b in where)}\t{surface}")
+    write(tmp_path, {"d.txt": text, "d.ann": "\n".join(rows)})
+    (d,) = finetune.read_brat(tmp_path, {"X": "x", "Y": "y"}, odd := Counter())
+    ours = [(kind.lower(), where) for kind, where in entities if kind != "Z"]
+    spans, kept, labels = flat(text, ours)
+    assert (d.spans, d.labels, d.gold) == (spans, labels, ours)
+    assert d.tokens == [text[a:b] for a, b in spans]
+    assert all(t[0] != "I" or before[1:] == t[1:] for before, t in zip(["O", *labels], labels))
+    lost = sum(n for what, n in odd.items() if "not labelled" in what or "left out" in what)
+    assert sum(t[0] == "B" for t in labels) + lost == len(entities)
+    if seed % 2 == 0:
+        assert finetune.units(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
+
+
+@pytest.mark.parametrize("max_len", [8, 16, 30])
+def test_torn_entities_are_those_in_no_window_whole(dataset, max_len):
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
+    rng, documents = random.Random(max_len), []
+    for i in range(30):
+        text = "".join(rng.choice(["acute ", "liver ", "pain ", "kidney\n", "x"]) for _ in range(60))
+        entities = [("X", ((m.start(), m.end() + 12),)) for m in re.finditer(r"kidney|pain", text)]
+        documents.append(finetune.annotate(f"{i}", text, entities, None, Counter()))
+    cut = finetune.windows(documents, tokenizer, tokenization.special_ids(tokenizer), max_len)
+    want = 0
+    for i, d in enumerate(documents):
+        within = [range(first, first + len(at)) for j, first, _, at in cut if j == i]
+        starts = [m.span() for m in re.finditer("BI*", "".join(t[0] for t in d.labels))]
+        want += sum(not any(a in w and b - 1 in w for w in within) for a, b in starts)
+    assert finetune.torn(documents, cut) == want and want
+
+
+# ---------------------------------------------------------------- --check, contamination
+
+
+def checked(capsys, corpus, folder, *more):
+    """Rows of --check as {what: [a number per part]}."""
+    finetune.main(["--check", corpus, "--data", str(folder), *map(str, more)])
+    rows = (re.fullmatch(r"(.+?)((?: +\d[\d,.]*)+)", line) for line in capsys.readouterr().out.splitlines()[2:])
+    return {r[1].strip(): [float(x.replace(",", "")) for x in r[2].split()] for r in rows if r}
+
+
+def test_check_says_what_is_lost(tmp_path, capsys):
+    files = in_brat("{}", "X") | {"test/e.txt": "L' ablation d' un nodule de la thyroïde", "test/e.ann": NESTED}
+    rows = checked(capsys, "custom", write(tmp_path, files | {"test/f.txt": "", "test/f.ann": ""}))
+    assert rows["documents"] == [1, 1, 2] and rows["tokens"] == [4, 4, 14]
+    assert rows["entities"] == [1, 1, 4] and rows["entities that are labelled"] == [1, 1, 2]
+    assert rows["X"] == [1, 1, 1] and rows["ANAT"] == [0, 0, 1]
+    assert rows["entities within or across a longer one: not labelled"] == [0, 0, 2]
+    assert rows["documents without a word: left out"] == [0, 0, 1]
+    assert rows["best precision that labels can have (%)"] == [100] * 3
+    assert rows["best recall that labels can have (%)"] == [100, 100, 50]
+
+
+def eights(text):
+    words = re.findall(r"[^\W_]+", text.casefold())
+    return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_common_is_half_of_the_shorter_ones_runs(seed):
+    """Compared with sets of runs of eight words; case and punctuation do not count, nor fewer than five runs."""
+    rng = random.Random(seed)
+
+    def some(n):
+        return [rng.choice("Foie FOIE rein d'un ß 37,5 x_y Straße".split()) + rng.choice(" .-\n") for _ in range(n)]
+
+    texts, others = [some(rng.randint(0, 60)) for _ in range(12)], [some(rng.randint(0, 30)) for _ in range(4)]
+    for _ in range(20):
+        t = rng.choice(texts)[rng.randint(0, 30) :]
+        others.append(some(rng.randint(0, 25)) + [w.swapcase() for w in t[: rng.randint(5, 30)]] + some(3))
+    texts, others = (["".join(w) for w in part] for part in (texts, others))
+    ours, theirs = ([eights(t) for t in part] for part in (texts, others))
+    want = [[j for j, b in enumerate(theirs) if 2 * len(a & b) >= min(len(a), len(b)) >= 5] for a in ours]
+    assert [found.tolist() for found in data.common(texts, others)] == want
+    assert [len(data.grams(t)) for t in texts] == [len(eights(t)) for t in texts]
+    assert [found.tolist() for found in data.common(texts[:1], [])] == [[]]
+
+
+@pytest.mark.parametrize("files", [
+    {"d.txt": "Sans\nfièvre .", "d.ann": "T1\tX 0 4\tSans", "annotation.conf": "X", "d.ann~": "X"},
+    {"d.txt": "Sans\tfièvre .", "d.ann": "T1\tX 0 4\tSans"},
+    {"d.txt": BOM + "Sans fièvre ."},
+    {"Train.PubTator": pubtator(1, "Sans", "fièvre .", "X Sans") + "1\tBind\t1\t2\tNo\n"},
+    {"x.txt": "\n" + pubtator(1, "Sans", "fièvre .", "X Sans", end="\r\n")},
+    {"Train.BioC.JSON": bioc("1", "Sans", "fièvre .", "X Sans")},
+    {"x.tsv": "\nSans\tO\nfièvre\tB-X\n.\tO\n\n"},
+    {"x.txt": "Sans O\nfièvre B-X\n\n. O"},
+    {"x.txt": "Sans O\r\nfièvre B-X\r\n\r\n. O\r\n"},
+    {"x.conll": "Sans NN B-X\nfièvre NN O\n. NN O\n"},
+    {"x.txt": "Sans I-X\nfièvre O\n. O\n"},
+    {"x.txt": "-DOCSTART-\n\nSans O\nfièvre O\n. O\n"},
+    {"x.iob2": "###MEDLINE:12\n\nSans\tO\nfièvre\tB-X\n.\tO\n"},
+    {"CAS_neg.txt": "1\t1\tSans\tsans\tPRP\t***\n1\t2\tfièvre\tx\tNOM\tB_cue\t_\n1\t3\t.\t.\tSENT\t***\n"},
+])  # fmt: skip
+def test_words_of_a_corpus_without_its_tags(tmp_path, files):
+    texts = [text.split() for text in data.corpus_texts(write(tmp_path, files))]
+    assert ["Sans", "fièvre", "."] in texts and {w for t in texts for w in t} == {"Sans", "fièvre", "."}
+
+
+def test_exclude_must_name_a_corpus(tmp_path):
+    for name, said in (("x.pdf", "exclude: .* is not, and does not hold"), ("x.txt", "x.txt, row 2: not UTF-8")):
+        with pytest.raises(UserError, match=said):
+            data.corpus_texts(write(tmp_path, {name: b"a\n\xff"}))
+
+
+def words(seed, n):
+    return random.Random(seed).choices("acute pain of the left kidney with fever and no cough since may".split(), k=n)
+
+
+def test_contamination(dataset):
+    """Which sequences stand in the data set's documents; of those too short to tell it is not said."""
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
+    ids = [tokenizer.encode(" ".join(words(i, 60)), add_special_tokens=False).ids for i in range(5)]
+    offsets = np.cumsum([0, *map(len, ids)])
+    examples = SimpleNamespace(ids=np.concatenate(ids), offsets=offsets, rows=np.arange(1, 5))  # not document 0
+    test = [words(0, 60), words(1, 60)[10:30], words(2, 60)[:11], words(9, 40), [], words(1, 60)[40:]]
+    parts = {"train": [], "test": [finetune.Document("", t, ["O"] * len(t)) for t in test]}
+    found = finetune.contamination(parts, examples, tokenizer)
+    assert [x.tolist() for x in found["train"]] == [[], []]
+    assert found["test"][0].tolist() == [False, True, False, False, False, True]
+    assert found["test"][1].tolist() == [True, True, False, True, False, True]
+
+
+@pytest.mark.parametrize("form", ["brat", "pubtator", "columns"])
+def test_exclude_leaves_out_what_check_finds(release, tmp_path, capsys, form):
+    """--check --dataset counts the test sequences that stand in documents; EXCLUDE builds without these documents."""
+    texts = {"train": [" ".join(words(98, 30))], "test": [" ".join(words(i, 100)[30:60]) for i in (3, 5, 99)]}
+    for part, of in texts.items():
+        if form == "brat":
+            files = {f"{part}/{i}.{end}": t * (end == "txt") for i, t in enumerate(of) for end in ("txt", "ann")}
+        elif form == "pubtator":
+            files = {f"{part}.txt": "".join(pubtator(i, *t.split(" ", 1)) for i, t in enumerate(of))}
+        else:
+            files = {f"{part}.txt": "\n\n".join(t.replace(" ", " O\n") + " O" for t in of)}
+        write(tmp_path / "corpus", files)
+    write(tmp_path, {"texts.txt": "\n".join(" ".join(words(i, 100)) for i in range(12))})
+    few = {"e3c": "none", "text": str(tmp_path / "texts.txt"), "prediction": 0, "paths": 0, "classification": 0}
+    for exclude, known, n in (("", 2, 12), (str(tmp_path / "corpus"), 0, 10)):
+        out = build(release, tmp_path / f"set-{n}", exclude=exclude, **few)
+        assert sum(len(data.Examples(out, part, ["mlm"])) for part in ("train", "valid")) == n
+        rows = checked(capsys, "custom", tmp_path / "corpus", "--dataset", out)
+        assert rows["of, the others being too short to tell"] == [1, 3]
+        assert rows[f"in the documents of {out.name}"] == [0, known]
+
+
+# ---------------------------------------------------------------- the corpora themselves
+
+SHARED = {  # corpus and folder: (documents or sentences, tokens, entities) of each part
+    "ncbi-disease": ((5424, 135701, 5134), (923, 23969, 787), (940, 24497, 960)),
+    "e3c/en/layer1": ((669, 12657, 437), (851, 16702, 516)),
+    "e3c/fr/layer1": ((504, 13238, 569), (605, 16018, 695)),
+    "e3c/es/layer1": ((455, 11750, 509), (679, 17065, 800)),
+    "e3c/en/layer2": ((2873, 59006, 2140),),
+    "e3c/fr/layer2": ((2389, 58523, 2033),),
+    "e3c/es/layer2": ((2347, 57875, 2625),),
+    "meddocan": ((500, 267344, 11333), (250, 140925, 5801), (250, 134342, 5661)),
+}  # fmt: skip
+MEDDOCAN = """TERRITORIO 1875 987 956 ID_ASEGURAMIENTO 391 194 198 FECHAS 1231 724 611 HOSPITAL 255 140 130
+    EDAD_SUJETO_ASISTENCIA 1035 521 518 FAMILIARES_SUJETO_ASISTENCIA 243 92 81 NOMBRE_SUJETO_ASISTENCIA 1009 503 502
+    INSTITUCION 98 72 67 NOMBRE_PERSONAL_SANITARIO 1000 497 501 ID_CONTACTO_ASISTENCIAL 77 32 39
+    SEXO_SUJETO_ASISTENCIA 925 455 461 NUMERO_TELEFONO 58 25 26 CALLE 862 434 413 PROFESION 24 4 9 PAIS 713 347 363
+    NUMERO_FAX 15 6 7 ID_SUJETO_ASISTENCIA 567 292 283 OTROS_SUJETO_ASISTENCIA 9 6 7 CENTRO_SALUD 6 2 6
+    ID_TITULACION_PERSONAL_SANITARIO 471 226 234 CORREO_ELECTRONICO 469 241 249 ID_EMPLEO_PERSONAL_SANITARIO 0 1 0"""
+
+
+@cache
+def shared(name):
+    """Parts of a corpus in shared/, read once, and what was odd."""
+    if not NER.is_dir():
+        pytest.skip(f"{NER} is not there")
+    if name.endswith("layer2"):
+        return {"text": finetune.read_conll(NER / name / "text.txt", None, Counter())}, {}
+    return finetune.read_corpus(name.split("/")[0], NER / name)
+
+
+def counts(documents):
+    b = sum(t[0] == "B" for d in documents for t in d.labels)
+    return len(documents), sum(len(d.tokens) for d in documents), b
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_real_corpora(name):
+    """Sentences or documents, tokens and entities as published; valid IOB2, whole tokens, every name once."""
+    parts = shared(name)[0]
+    assert tuple(map(counts, parts.values())) == SHARED[name]
+    types = {t[2:] for d in parts.values() for x in d for t in x.labels} - {""}
+    assert len(types) == 22 if name == "meddocan" else types == {"Disease" if name == "ncbi-disease" else "ety"}
+    for d in (d for documents in parts.values() for d in documents):
+        assert all(t[0] != "I" or before[1:] == t[1:] for before, t in zip(["O", *d.labels], d.labels))
+        assert not any(re.search(r"^$|[\s\ufeff\x00-\x1f\x7f-\x9f]", t) for t in d.tokens) and d.tokens
+    assert all(len({d.name for d in documents}) == len(documents) for documents in parts.values())
+
+
+def test_real_meddocan():
+    """Mentions by type; labels give back all characters but of 12 mentions; how late mentions begin (section 4)."""
+    parts, odd = shared("meddocan")
+    table = re.findall(r"(\w+) (\d+) (\d+) (\d+)", MEDDOCAN)
+    kinds = [Counter(kind for d in documents for kind, _ in d.gold) for documents in parts.values()]
+    assert kinds == [{row[0]: int(row[i]) for row in table if row[i] != "0"} for i in (1, 2, 3)]
+    assert [sum(d.text[0] == BOM for d in documents) for documents in parts.values()] == [15, 7, 10]
+    lost = [e + (d.text,) for ds in parts.values() for d in ds for e in {*d.gold} - finetune.units(d, d.labels, False)]
+    assert len(lost) == 12 == sum(sum(c.values()) for c in odd.values())
+    assert all(any(t[i - 1 : i + 1].isalnum() for i in (a, b)) for _, ((a, b),), t in lost)
+    sizes = sorted(len(d.tokens) for d in parts["test"])
+    assert (sizes[125], sizes[-1]) == (496, 1293)
+    begin = [i for d in parts["test"] for i, t in enumerate(d.labels) if t[0] == "B"]
+    late = [round(100 * sum(i >= n for i in begin) / len(begin), 1) for n in (256, 340, 510)]
+    assert late == [25.7, 20.9, 11.3]
