@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -523,9 +524,13 @@ def test_names_and_words_stand_as_in_the_middle_of_a_text(release, texts, tmp_pa
         tokens = [tokenizer.id_to_token(x) for x in e.ids[e.offsets[i] : e.offsets[i + 1]]]
         names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
         assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
-    sentences = [(["kidney", "liver"], ["O", "O"])]
-    ((_, _, ids, positions),) = finetune.windows(sentences, tokenizer, tokenization.special_ids(tokenizer), 60)
+    special = tokenization.special_ids(tokenizer)
+    sentences = [finetune.Document("x", ["kidney", "liver"], ["O", "O"])]
+    ((_, _, ids, positions),) = finetune.windows(sentences, tokenizer, special, 60)
     assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
+    text = finetune.annotate("x", "acute liver-kidney", [], None, Counter())  # here a word touches the one before it
+    ((_, _, ids, positions),) = finetune.windows([text], tokenizer, special, 60)
+    assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
 
 
 def test_what_is_not_a_tokenizer(tmp_path):

@@ -147,6 +147,17 @@ def test_windows_hold_every_word(dataset, max_len):
     assert whole and (max_len == 64 or len(whole) < 40)
 
 
+def test_windows_end_at_lines(dataset):
+    """Where a line end fits in, none overlap and each begins a line; a line too long is covered by half-overlaps."""
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
+    lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
+    document = finetune.annotate("x", "\n".join(lines), [], None, Counter())
+    per_word = len(tokenizer.encode("liver", add_special_tokens=False).ids)
+    cut = finetune.windows([document], tokenizer, data.special_ids(tokenizer), 2 + 10 * per_word)
+    spans = [(first, first + len(positions)) for _, first, _, positions in cut]
+    assert spans == [(0, 9), (9, 15), (15, 25), (20, 30), (25, 35), (30, 40), (35, 45), (45, 47)]
+
+
 def test_predictions_come_from_the_middle_of_windows(dataset):
     """Every word gets one label, from the window in which it is farthest from an edge."""
     import torch
