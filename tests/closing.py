@@ -54,7 +54,7 @@ def main(folder):
     for kind, name, i in (("paper", "per-sequence macro (the paper's)", 2), ("entity", "entities, strict", 2)):
         values = [[r[kind][i] for r in runs[which]] for which in ("untrained", "pretrained")]
         cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" for v in values]
-        floor = runs["untrained"][0]["all_o"] if kind == "paper" else 0.0
+        floor = runs["untrained"][0]["floor"] if kind == "paper" else 0.0
         print(f"{name:<32} {floor:8.1f} {cells[0]:>15} {cells[1]:>15}")
 
 
