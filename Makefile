@@ -21,7 +21,7 @@ SUBSETS = $(if $(LANGUAGE_ARG),mlm ep-lp ep-tc tc-lp all)
 GRID = $(foreach seed,$(SEEDS),$(foreach tasks,$(SUBSETS),$(BASE)-$(tasks)-s$(seed)))
 
 .PHONY: help setup demo test lint data train ner check tables ablation evaluate map plot bench bench-levers bench-data \
-        clean $(GRID:%=score/%)
+        clean corpora $(GRID:%=score/%)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,21 +65,26 @@ ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot 
 tables: $(READY) ## [ARGS=--paper]: Tables 2, 3, 4, 6, 9, 10, 11 and what encoders know, from results/
 	@$(PY) finetune.py --tables $(ARGS)
 
-ablation: $(GRID:%=score/%) ## LANG=fr [CONFIG=file] [DATA=dataset] [SEEDS="0 1 2"] [CORPORA="e3c=dir ..."]: Table 6
+ablation: $(GRID:%=score/%) ## LANG=fr [CONFIG=file] [DATA=dataset] [SEEDS="0 1 2"] [RUNS=4] [CORPORA="e3c=dir ..."]: Table 6
 	@test -n "$(GRID)" || { echo "make ablation needs LANG=fr (or en, es ...)"; exit 1; }
+	@test -n "$(CORPORA)" || echo "no CORPORA: nothing was fine-tuned"
 	@$(PY) finetune.py --tables
 
 $(GRID:%=score/%): score/%: runs/%/.trained
 	@for c in $(CORPORA); do \
-	  test -f "results/$*/$${c%%=*}-$$(basename $${c#*=})/scores.json" || \
-	  $(PY) finetune.py runs/$* $(CONFIG_OF_GRID) --corpus "$${c%%=*}" --data "$${c#*=}" --runs $(or $(RUNS),1) || exit 1; \
+	  out="results/$*/$${c%%=*}"; test $${c%%=*} != e3c || out="$$out-$(LANG)"; \
+	  test "$$(grep -c '"floor"' $$out/scores.json 2>/dev/null)" = $(or $(RUNS),1) || $(PY) finetune.py runs/$* \
+	    $(CONFIG_OF_GRID) --corpus "$${c%%=*}" --data "$${c#*=}" --runs $(or $(RUNS),1) --out "$$out" || exit 1; \
 	done
 	@test -f results/$*/knowledge-$(notdir $(DATA_OF_GRID)).json || $(PY) kgi.py --evaluate runs/$* --data "$(DATA_OF_GRID)"
 
-runs/$(BASE)-%/.trained: | $(READY)
+runs/$(BASE)-%/.trained: | $(READY) corpora
 	@run="$*"; $(if $(RANKS),$(VENV)/bin/torchrun --nproc_per_node $(RANKS),$(PY)) kgi.py $(CONFIG_OF_GRID) \
 	  configs/ablation-$${run%-s*}.toml --data "$(DATA_OF_GRID)" --seed "$${run##*-s}" --out "$(@D)" $(ARGS)
 	@touch $@
+
+corpora: $(READY)
+	@for c in $(CORPORA); do $(PY) finetune.py --check "$${c%%=*}" --data "$${c#*=}" > /dev/null || exit 1; done
 
 evaluate: $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pairs and synonyms
 	@$(PY) kgi.py --evaluate $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)

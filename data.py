@@ -1183,7 +1183,7 @@ def build(s):
             odd[lang]["excluded texts"], texts = len(texts) - len(kept), kept
         documents[lang] = split_documents(texts, s.seed, s.valid, s.keep_duplicates)
         odd[lang]["repeated texts"] = len(texts) - sum(map(len, documents[lang].values()))
-        told = ", ".join(f"{n:,} {what}" for what, n in sorted(odd[lang].items()) if n)
+        told = ", ".join(f"{n:,} {what}" for what, n in sorted(odd[lang].items()) if n or what == "excluded texts")
         say(f"{lang}: {sum(map(len, documents[lang].values())):,} documents" + (f" ({told})" if told else ""))
 
     wanted = {EP: s.prediction, LP: s.paths, TC: s.classification}

@@ -11,7 +11,7 @@
 One pass over the training part, batch 4, learning rate 2e-5, weight decay 0.01; each of --runs seeds
 starts from the same checkpoint. Two scores: the paper's (precision, recall and F1 averaged over the labels
 of each sequence, O included, then over sequences) and the field's (strict entity-level P/R/F1, on character spans
-against all that the corpus marks, where it has text). Written to results/<checkpoint>/<corpus>-<data>/: scores.json and
+against all that the corpus marks, where it has text). Written to results/<checkpoint>/<corpus>/: scores.json and
 the predictions, a token a line.
 """
 
@@ -147,7 +147,8 @@ def read_brat(folder, types, odd):
                 raise UserError(f"{path}, row {row}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
             fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
             words = " ".join(text[a:b] for a, b in fragments)
-            if words.split() != fields[2].split() or not words.strip():
+            within = max(b for _, b in fragments) <= len(text)
+            if words.split() != fields[2].split() or not words.strip() or not within:
                 moved = [
                     (abs(k), k) for k in range(-NEAR, NEAR + 1)
                     if " ".join(text[a + k : b + k] for a, b in fragments).split() == fields[2].split() != []
@@ -185,10 +186,17 @@ def read_pubtator(path, types, odd):
             raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
         pmid, a, b, words, kind = fields[:5]
         a, b = int(a), int(b)
-        if not (found := texts[pmid][a:b]) or found != words.strip():
+        found = texts[pmid][a:b]
+        if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
-        entities[pmid].append((kind, ((a, b),)))
+        entities[pmid].append((kind, (trimmed(found, a),)))
     return [annotate(pmid, text, entities[pmid], types, odd) for pmid, text in texts.items()]
+
+
+def trimmed(text, start):
+    """(start, end) of a stretch of text without the blanks at its ends."""
+    a = start + len(text) - len(text.lstrip())
+    return a, a + len(text.strip())
 
 
 def read_bioc(path, types, odd):
@@ -204,7 +212,7 @@ def read_bioc(path, types, odd):
                     entities.append((a["infons"]["type"], tuple(where), a["text"]))
             for _, where, words in entities:
                 found = " ".join(text[a:b] for a, b in where)
-                if not found or found != words.strip():
+                if not found or found.strip() != words.strip():
                     raise UserError(f"{path}, document {document['id']}: {where} is {found[:40]!r}, not {words[:40]!r}")
             documents.append(annotate(str(document["id"]), text, [e[:2] for e in entities], types, odd))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -676,7 +684,10 @@ def predict(tagger, test, labels, pad, device, dtype):
     for i in range(0, len(order), 64):
         chunk = [cut[j] for j in order[i : i + 64]]
         with models.autocast(device, dtype):
-            answer = iter(tagger(*collate(chunk, pad, device)).argmax(-1).tolist())
+            logits = tagger(*collate(chunk, pad, device))
+        if not torch.isfinite(logits).all():
+            raise UserError("the tagger's answers are not finite; try a lower --lr or --precision fp32")
+        answer = iter(logits.argmax(-1).tolist())
         for d, first, _, words in chunk:
             for k in range(len(words)):
                 label, distance = labels[next(answer)], min(k, len(words) - 1 - k)
@@ -717,31 +728,36 @@ def run(s, checkpoint):
         print(f"test: {lost:,} entities are in no window whole; they count as missed unless put together rightly")
     if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
         print(f"labels {', '.join(unseen)} never occur in training; what has them counts as missed")
-    name = Path(checkpoint).resolve().name + ("-untrained" if s.untrained else "")
-    out = Path(s.out or Path("results", name, f"{s.corpus}-{Path(s.data).resolve().name}"))
+    name, language = Path(checkpoint).resolve().name + "-untrained" * s.untrained, language_of(s.corpus, s.data)
+    task = s.corpus if corpus.language == language else f"{s.corpus}-{language or Path(s.data).resolve().name}"
+    task += f"-{s.epochs}-epochs" * (s.epochs > 1)
+    out = Path(s.out or Path("results", name, task))
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("predictions-*.conll"):  # of other runs than those of scores.json
+        old.unlink()
     results = []
+    record = {"checkpoint": str(checkpoint), "corpus": s.corpus, "task": task, "language": language}
+    record |= {"settings": asdict(s), "runs": results}
     for seed in range(s.seed, s.seed + s.runs):
         began = time.time()
         tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
         pred = predict(tagger, cut[1], labels, special["pad"], device, dtype)
-        results.append(score(test, pred, corpus, often.most_common(1)[0][0]))
+        results.append({"seed": seed} | score(test, pred, corpus, often.most_common(1)[0][0]))
+        write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
         rows = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(test, pred)]
         write_atomic(out / f"predictions-{seed}.conll", lambda f, rows=rows: f.write("".join(rows).encode()))
         print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
     if s.runs > 1:
         print(f"mean of {s.runs}: {table_row(results)}")
+    of = "documents" if test[0].text is not None or test[0].group else "sentences"
     for kind in ("paper", "entity"):
         ends = ", ".join("{:.2f} to {:.2f}".format(*r["interval"][kind]) for r in results)
-        print(f"95 % interval of the {kind} F1 over test documents: {ends}")
+        print(f"95 % interval of the {kind} F1, {of} drawn anew: {ends}")
     print(f"(a tagger that always says {often.most_common(1)[0][0]}: paper F1 {results[0]['floor']:.2f}", end="")
     print(", entity F1 0)" if not corpus.pos else ")")
     print(f"\n{'of seed ' + str(s.seed):<32} {'P':>7} {'R':>7} {'F1':>7} {'gold':>7}")
     for kind, (p, r, f1, n) in results[0]["labels"].items():
         print(f"  {kind:<30} {p:7.2f} {r:7.2f} {f1:7.2f} {n:7,}")
-    record = {"checkpoint": str(checkpoint), "corpus": s.corpus, "language": language_of(s.corpus, s.data)}
-    record |= {"settings": asdict(s), "runs": results}
-    write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
     print(f"\n{out}")
 
 
@@ -796,7 +812,8 @@ def check(s):
     if not corpus.pos:
         perfect = {p: score(d, [x.labels for x in d], corpus, resamples=2)["entity"] for p, d in parts.items()}
         for i, what in enumerate(("precision", "recall")):
-            rows[f"best {what} that labels can have (%)"] = {p: round(v[i], 2) for p, v in perfect.items()}
+            best = {p: round(v[i], 2) if rows["entities"][p] else "-" for p, v in perfect.items()}
+            rows[f"best {what} that labels can have (%)"] = best
     if s.dataset:
         tokenizer = Tokenizer.from_str(data.read_tokenizer(s.dataset).decode())
         examples = data.Examples(s.dataset, "train", ["mlm"])
@@ -805,14 +822,15 @@ def check(s):
             what = f"labelled, in no window of {examples.seq_len} tokens whole"
             rows[what] = {p: torn(d, windows(d, tokenizer, special, examples.seq_len)) for p, d in parts.items()}
         seen = contamination(parts, examples, tokenizer)
-        rows["in the documents of " + Path(s.dataset).name] = {p: int(known.sum()) for p, (known, _) in seen.items()}
-        rows["  of, the others being too short to tell"] = {p: int(long.sum()) for p, (_, long) in seen.items()}
+        rows[f"of {data.GRAM + data.FEWEST - 1} words or more"] = {p: int(long.sum()) for p, (_, long) in seen.items()}
+        where = f"  of these, in the training documents of {Path(s.dataset).name}"
+        rows[where] = {p: int(known.sum()) for p, (known, _) in seen.items()}
     width = max(map(len, rows)) + 2
     print(f"{corpus.title}, {s.data}\n{'':<{width}}" + "".join(f"{p:>10}" for p in parts))
     for what, values in rows.items():
-        print(f"{what:<{width}}" + "".join(f"{v:>10,}" for v in values.values()))
+        print(f"{what:<{width}}" + "".join(f"{v:>10,}" if v != "-" else f"{v:>10}" for v in values.values()))
     if s.dataset and int(seen["test"][0].sum()):
-        print(f"leave them out of pre-training with: make data EXCLUDE='{s.data}' ..")
+        print("make data EXCLUDE=.., the folder or file of the test part, leaves them out of pre-training")
 
 
 def contamination(parts, examples, tokenizer):
@@ -840,7 +858,8 @@ def language_of(corpus, folder):
     """The language of a corpus; of one in several the first folder from the right that is named for one of them."""
     known = CORPORA[corpus].language.split()
     names = {name.lower(): lang for lang, (_, name) in data.LANGUAGES.items() if name} | {lang: lang for lang in known}
-    said = [names[p.lower()] for p in reversed(Path(folder).resolve().parts) if p.lower() in names]
+    parts = [word for part in Path(folder).resolve().parts for word in re.split(r"[\W_]", part.lower())]
+    said = [names[word] for word in reversed(parts) if word in names]
     return known[0] if len(known) == 1 else next((lang for lang in said if lang in known), "")
 
 
@@ -849,23 +868,39 @@ def plain_name(run):
     return re.sub(r"-s\d+(?=$|-untrained$)", "", run)
 
 
-def read_results(folder):
-    """{(language, corpus): {run: its scores of all seeds}} of the scores.json below a folder.
-
-    Runs that differ only in the seed of pre-training (name-s0, name-s1 ...) are one. Other corpora than the paper's
-    are named by their results folder.
-    """
-    found = defaultdict(lambda: defaultdict(list))
-    for path in sorted(Path(folder).rglob("scores.json")):
+def read_records(folder, pattern, take):
+    """take(record) of each JSON file below a folder, and its path; what is not a file of results is told."""
+    for path in sorted(Path(folder).rglob(pattern)):
         try:
-            record = json.loads(read_utf8(path))
-            corpus, runs = record["corpus"], [{k: r[k] for k in ("paper", "entity", "floor")} for r in record["runs"]]
-            name = Path(record["checkpoint"]).name + "-untrained" * record["settings"]["untrained"]
-        except (ValueError, KeyError, TypeError) as e:
+            yield path, take(json.loads(read_utf8(path)))
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as e:
             print(f"{path}: not a file of results, left out ({type(e).__name__}: {e})")
-            continue
-        key = corpus if CORPORA[corpus].table5 else path.parent.name
-        found[record["language"], key][plain_name(name)] += runs
+
+
+def read_results(folder):
+    """{(language, task): {run: its scores of all seeds}} of the scores.json below a folder.
+
+    Runs that differ only in the seed of pre-training (name-s0, name-s1 ...) are one; the same seed of the same
+    checkpoint counts once.
+    """
+
+    def take(record):
+        name = Path(record["checkpoint"]).name + "-untrained" * record["settings"]["untrained"]
+        runs = [
+            (r["seed"], {k: [*map(float, r[k])] for k in ("paper", "entity")}, float(r["floor"]))
+            for r in record["runs"]
+        ]
+        if not all(len(x) == 3 for _, scores, _ in runs for x in scores.values()):
+            raise ValueError("not three scores")
+        return name, record["language"], record["task"], runs
+
+    found, seen = defaultdict(lambda: defaultdict(list)), {}
+    for path, (name, language, task, runs) in read_records(folder, "scores.json", take):
+        for seed, scores, floor in runs:
+            if (first := seen.setdefault((name, task, seed), path)) != path:
+                print(f"{path}: seed {seed} of {name} is in {first} already, left out")
+                continue
+            found[language, task][plain_name(name)].append(scores | {"floor": floor})
     return found
 
 
@@ -891,17 +926,17 @@ def reach(record, path):
 def knowledge_table(folder):
     """What `kgi.py --evaluate` found, a block for each data set, as lines of Markdown."""
     found = defaultdict(lambda: defaultdict(list))
-    for path in sorted(Path(folder).rglob("knowledge-*.json")):
-        record = json.loads(read_utf8(path))
-        found[record["data"]][plain_name(Path(record["checkpoint"]).name)].append(record)
+
+    def take(record):
+        values = {k: [float(x) for x in reach(record, path.split())] for k, path in KNOWN.items()}
+        return f"{record['data']}, {record['settings']['terms']:,} terms", Path(record["checkpoint"]).name, values
+
+    for _, (block, name, values) in read_records(folder, "knowledge-*.json", take):
+        found[block][plain_name(name)].append(values)
     lines = ["# What encoders know of held-out pairs, and of synonyms", ""]
     lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
     for name, runs in sorted(found.items()):
-        grid = {
-            (run, k): [x for r in records for x in reach(r, path.split())]
-            for run, records in runs.items()
-            for k, path in KNOWN.items()
-        }
+        grid = {(run, k): [x for r in records for x in r[k]] for run, records in runs.items() for k in KNOWN}
         lines += [f"| {name} | " + " | ".join(KNOWN) + " |", "|---|" + "---:|" * len(KNOWN)]
         for run in sorted(runs):
             cells = []
@@ -949,7 +984,7 @@ def table(part, found, kind, number, with_paper):
     if kind == "paper":
         floors = [{r["floor"] for runs in found.get((language, c), {}).values() for r in runs} for c in corpora]
         shown = [f"{min(f):.2f}" if f and k == "F1" else "" for f in floors for k in columns]
-        lines.append("| *always O* | " + " | ".join(shown) + " |")
+        lines.append("| *always the same* | " + " | ".join(shown) + " |")
     return [*lines, ""]
 
 
@@ -957,9 +992,13 @@ def tables(folder="results", with_paper=False):
     """--tables: Tables 2, 3, 4, 6, 9, 10 and 11 and what encoders know, from all results, as Markdown in results/."""
     found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
     layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
+    shown = {part["language"] for layout in layouts.values() for part in layout["parts"]}
+    others = sorted({language for language, _ in found} - shown)
+    parts = [{"language": lang, "corpora": [], "columns": ["P", "R", "F1"], "rows": []} for lang in others]
+    layouts["others"] = {"title": "Corpora that are in no other table", "parts": parts}
     brackets = " In brackets: the paper's figures." if with_paper else ""
     for number, layout in layouts.items():
-        lines = [f"# Table {number}: {layout['title']}", ""]
+        lines = [f"# Table {number}: {layout['title']}" if number.isdigit() else f"# {layout['title']}", ""]
         for kind, what in (
             ("paper", "The paper's metric, averaged over sequences, in per cent." + brackets),
             ("entity", "Strict entity-level micro scores (parts of speech: token accuracy), in per cent."),
@@ -984,8 +1023,10 @@ USAGE = """python finetune.py CHECKPOINT --corpus NAME --data DIR [config.toml] 
 def main(argv):
     if argv == ["--list"]:
         return show_corpora()
-    if argv[:1] == ["--tables"] and set(argv[1:]) <= {"--paper"}:
+    if argv in (["--tables"], ["--tables", "--paper"]):
         return tables(with_paper=len(argv) > 1)
+    if argv[:1] in (["--list"], ["--tables"]):
+        raise UserError(f"unexpected argument '{argv[1]}'; usage: {USAGE}")
     checking = any(arg.split("=")[0] == "--check" for arg in argv)
     s, checkpoint = configs.load("finetune", argv, USAGE, positionals=0 if checking else 1)
     return check(s) if checking else run(s, *checkpoint)

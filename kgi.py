@@ -53,6 +53,7 @@ VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of n
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")  # the last one and the one before it
 LAYOUT = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
 SKIPS = 20  # fp16 overflows in a row, each at half the scale before, that end a run
+SPELLED = 50_000  # terms, at most, that are also compared by spelling: it takes 16 kB each
 STOPPED = 75  # exit status after a signal that asked to stop: "try again later" (EX_TEMPFAIL of sysexits.h)
 
 
@@ -101,7 +102,10 @@ def find_data(folder, checkpoint=""):
     if found:
         raise UserError(f"several data sets: say --data with one of {', '.join(map(str, found))}")
     if checkpoint:
-        raise UserError(f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)}")
+        raise UserError(
+            f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
+            "(--evaluate and --map can do with another one, given as --data)"
+        )
     raise UserError(
         "no data set under datasets/; build one with 'make data LANG=fr', or say --data (of 'make demo': demo/fr)"
     )
@@ -731,7 +735,8 @@ def knowledge(model, folder, seed, dtype):
         out["ep"] = {"tokens": 100 * right[at].mean(), "entities": 100 * (wrong == 0).mean()}
     if (at := task == data.LP).any():
         confusion = confusion_matrix(label[at], answer[at], labels=range(models.RELATION_CLASSES))
-        macro = 100 * f1_score(label[at], answer[at], average="macro", zero_division=0)
+        there = np.unique(label[at])  # a relation that the held-out pairs lack has no F1
+        macro = 100 * f1_score(label[at], answer[at], labels=there, average="macro", zero_division=0)
         out["lp"] = {"accuracy": 100 * right[at].mean(), "macro_f1": macro, "confusion": confusion.tolist()}
     if (at := task == data.TC).any():
         kind = examples.kind[example]
@@ -783,14 +788,17 @@ def evaluate(argv):
     usage = "python kgi.py --evaluate CHECKPOINT [CHECKPOINT ...] [--data DATASET] [--key value ...]"
     s, checkpoints = configs.load("evaluate", argv, usage, positionals=None)
     device, dtype = models.choose_device(s.device, s.precision)
-    for checkpoint in checkpoints:
+    names = [Path(checkpoint).resolve().name for checkpoint in checkpoints]
+    if len({*names}) < len(names):
+        raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
+    for checkpoint, name in zip(checkpoints, names):
         folder, began = find_data(s.data, checkpoint), time.time()
         manifest = data.read_manifest(folder)
         c = models.load_config(checkpoint)
         own = c.vocab_size == manifest["vocab_size"] and has_tokenizer_of(checkpoint, folder)
         model = models.load(checkpoint, heads=own).to(device).eval()
         print(f"{checkpoint} on {folder}", flush=True)
-        record = {"checkpoint": str(checkpoint), "data": folder.name, "settings": asdict(s)}
+        record = {"checkpoint": str(checkpoint), "data": folder.resolve().name, "settings": asdict(s)}
         if own:
             record |= knowledge(model, folder, s.seed, dtype)
         else:
@@ -798,15 +806,16 @@ def evaluate(argv):
         tokenizer, record["synonyms"] = tokenization.load(checkpoint, c.vocab_size), {}
         for lang in manifest["languages"]:
             _, strings, term, concept = some_terms(folder.parent / "tables", lang, s.terms, s.seed)
-            spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
-            ways = {"spelling": torch.from_numpy(spelling.transform(strings).toarray())}
+            ways = {}
+            if len(strings) <= SPELLED:
+                spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
+                ways["spelling"] = torch.from_numpy(spelling.transform(strings).toarray())
             ways |= {how: vectors(model.encoder, tokenizer, strings, how, dtype) for how in ("cls", "mean")}
             record["synonyms"][lang] = {how: synonyms(x, term, concept) for how, x in ways.items()}
             record["synonyms"][lang]["terms"] = len(strings)
         report(record)
-        out = Path(s.out or Path("results", Path(checkpoint).resolve().name))
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"knowledge-{folder.name}.json"
+        path = Path(s.out or "results", name, f"knowledge-{folder.resolve().name}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda f, record=record: f.write((json.dumps(record, indent=1) + "\n").encode()))
         print(f"  -> {path} ({time.time() - began:.0f} s)", flush=True)
 
@@ -832,6 +841,8 @@ def report(record):
                 told = f"accuracy {x[kind]['accuracy']:.1f}, ROC AUC against true ones {x[kind]['auc']:.1f}"
                 print(f"    negatives with an{kind.replace('_', ' ')}: {told}")
     for lang, ways in record["synonyms"].items():
+        if not ways["mean"]:
+            print(f"  synonyms, {lang}: no concept has two of the {ways['terms']:,} terms")
         for how, x in ways.items():
             if how != "terms" and x:
                 told = f"accuracy at 1 {x['at_1']:.1f}, at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
@@ -855,6 +866,8 @@ def draw_map(argv):
         concept = np.unique(concept)
         strings = graph.terms.take(graph.first_term[concept]).to_pylist()
         x = vectors(encoder, tokenizer, strings, s.pooling, dtype)
+        if len(x) < 3:
+            raise UserError(f"a map of {len(x)} terms shows nothing; give more --terms")
         x = (x - x.mean(0)).cpu()
         torch.manual_seed(s.seed)
         _, size, axes = torch.pca_lowrank(x, q=min(8, *x.shape), center=False)
@@ -868,9 +881,8 @@ def draw_map(argv):
         ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
         ax.set_title(f"{Path(checkpoint).resolve().name}: {len(strings):,} terms, {lang}, {s.pooling}")
         ax.legend(markerscale=4)
-        out = Path(s.out or Path("results", Path(checkpoint).resolve().name))
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"map-{lang}.png"
+        path = Path(s.out or "results", Path(checkpoint).resolve().name, f"map-{lang}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda f: figure.savefig(f, format="png"))
         print(path)
 

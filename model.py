@@ -684,7 +684,7 @@ def nearest_synonym(vectors, term, concept):
             concept that it names; a term may name several.
 
     Returns: (queries, ranks): the terms of concepts that have another one, and the rank (1 is the nearest) of the
-        nearest other term with a concept in common.
+        nearest other term with a concept in common; among terms that are equally near the mean of their ranks.
     """
     vectors = F.normalize(vectors, dim=1)
     n, order = len(vectors), torch.argsort(concept, stable=True)
@@ -707,8 +707,10 @@ def nearest_synonym(vectors, term, concept):
         others = pairs[end[i] - count[i] : end[i + len(block) - 1]] % n
         row = torch.arange(len(block)).repeat_interleave(k)
         best = torch.full((len(block),), -2.0).scatter_reduce(0, row, similarity.cpu()[row, others], "amax")
-        ranks.append(1 + (similarity > best.to(similarity.device)[:, None]).sum(1).cpu())
-    return queries, torch.cat([*ranks, torch.zeros(0, dtype=torch.long)])
+        best = best.to(similarity.device)[:, None]
+        above, level = ((x.sum(1).cpu()) for x in (similarity > best, similarity == best))
+        ranks.append(1 + above + (level - 1) / 2)
+    return queries, torch.cat([*ranks, torch.zeros(0)])
 
 
 def main(argv):

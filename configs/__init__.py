@@ -110,7 +110,7 @@ class Finetune:
 
     corpus: str = setting("custom", "one of --list; custom: your own, in CoNLL columns or brat")
     data: str = setting("", "folder of the corpus")
-    out: str = setting("", "results folder; default results/<checkpoint>/<corpus>-<data>")
+    out: str = setting("", "results folder; default results/<checkpoint>/<corpus>")
     runs: int = setting(1, "seeds, each from the same checkpoint", least=1)
     seed: int = setting(0, "first seed", most=2**32)
     epochs: int = setting(1, "passes over the training part (1 = one-shot)", least=1)
@@ -130,9 +130,9 @@ class Evaluate:
     """`kgi.py --evaluate` and `--map`: what a checkpoint knows of the graph."""
 
     data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
-    out: str = setting("", "results folder; default results/<checkpoint>")
+    out: str = setting("", "results go to <out>/<checkpoint>; default results")
     seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
-    terms: int = setting(20_000, "terms per language among which synonyms are sought; 0: all")
+    terms: int = setting(20_000, "terms per language among which synonyms are sought; 0: all, for a small graph")
     pooling: str = setting("mean", "--map: mean (over all tokens) or cls (the vector at [CLS])")
     precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")

@@ -510,8 +510,8 @@ def test_exclude_leaves_out_what_check_finds(release, tmp_path, capsys, form):
         out = build(release, tmp_path / f"set-{n}", exclude=exclude, **few)
         assert sum(len(data.Examples(out, part, ["mlm"])) for part in ("train", "valid")) == n
         rows = checked(capsys, "custom", tmp_path / "corpus", "--dataset", out)
-        assert rows["of, the others being too short to tell"] == [1, 3]
-        assert rows[f"in the documents of {out.name}"] == [0, known]
+        assert rows["of 12 words or more"] == [1, 3]
+        assert rows[f"of these, in the training documents of {out.name}"] == [0, known]
 
 
 # ---------------------------------------------------------------- the corpora themselves

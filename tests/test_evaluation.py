@@ -1,6 +1,7 @@
 """What a checkpoint knows (kgi.py --evaluate, --map), and results as the paper's tables (finetune.py --tables)."""
 
 import json
+import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -96,6 +97,13 @@ def test_nearest_synonym_by_hand(seed):
     assert dict(zip(queries.tolist(), ranks.tolist())) == want
 
 
+def test_terms_that_are_equally_near():
+    """An encoder for which all terms are one is not a good one: the rank is the mean of what it could be."""
+    term, concept = torch.arange(8), torch.arange(8) // 2
+    assert models.nearest_synonym(torch.ones(8, 3), term, concept)[1].tolist() == [4.0] * 8  # of 1 to 7
+    assert kgi.synonyms(torch.ones(8, 3), term.numpy(), concept.numpy())["at_1"] == 0
+
+
 def test_synonyms_are_summed_up():
     vectors = torch.eye(6)[[0, 0, 1, 2, 3, 4]] + 0.1 * torch.eye(6)  # terms 0 and 1 alike; 4 and 5 apart
     got = kgi.synonyms(vectors, np.array([0, 1, 4, 5]), np.array([7, 7, 8, 8]))
@@ -153,8 +161,9 @@ def test_the_commands(trainer, dataset, release, tmp_path, monkeypatch, capsys):
 
 def write_scores(folder, checkpoint, corpus, language, f1s, untrained=False):
     folder.mkdir(parents=True)
-    runs = [{"paper": [90.0, 80.0, f1], "entity": [50.0, 40.0, f1 - 30], "floor": 31.5} for f1 in f1s]
-    record = {"checkpoint": checkpoint, "corpus": corpus, "language": language, "runs": runs}
+    both = [{"paper": [90.0, 80.0, f1], "entity": [50.0, 40.0, f1 - 30], "floor": 31.5} for f1 in f1s]
+    runs = [{"seed": seed} | scores for seed, scores in enumerate(both)]
+    record = {"checkpoint": checkpoint, "corpus": corpus, "task": folder.name, "language": language, "runs": runs}
     (folder / "scores.json").write_text(json.dumps(record | {"settings": {"untrained": untrained}}))
 
 
@@ -166,21 +175,27 @@ def rows_of(path, block=0):
 
 def test_tables(tmp_path, capsys):
     """Seeds of pre-training are one row; best and second are marked; what was not run is visibly missing."""
-    write_scores(tmp_path / "a", "runs/kgi-es-v1", "meddocan", "es", [80, 84])
-    write_scores(tmp_path / "b", "runs/kgi-multi-v1/", "meddocan", "es", [83])
-    write_scores(tmp_path / "c", "x/mine-s0", "meddocan", "es", [70])
-    write_scores(tmp_path / "d", "x/mine-s1", "meddocan", "es", [71])
+    write_scores(tmp_path / "a" / "meddocan", "runs/kgi-es-v1", "meddocan", "es", [80, 84])
+    write_scores(tmp_path / "b" / "meddocan", "runs/kgi-multi-v1/", "meddocan", "es", [83])
+    write_scores(tmp_path / "c" / "meddocan", "x/mine-s0", "meddocan", "es", [70])
+    write_scores(tmp_path / "d" / "meddocan", "x/mine-s1", "meddocan", "es", [71])
     write_scores(tmp_path / "e3c-es", "runs/kgi-es-v1", "e3c", "es", [60])
-    write_scores(tmp_path / "f", "runs/tiny-ep-lp-s0", "meddocan", "es", [50])
-    (tmp_path / "g").mkdir()
-    (tmp_path / "g" / "scores.json").write_text("{")
+    write_scores(tmp_path / "f" / "meddocan", "runs/tiny-ep-lp-s0", "meddocan", "es", [50])
+    write_scores(tmp_path / "custom-x", "mine", "custom", "", [33])
+    shutil.copytree(tmp_path / "a", tmp_path / "z")  # counts once
+    for i, content in enumerate(("{", "[]", "{}", '{"checkpoint": 1}', "\xff")):
+        (tmp_path / f"bad{i}").mkdir()
+        for name in ("scores.json", "knowledge-x.json"):
+            (tmp_path / f"bad{i}" / name).write_text(content, encoding="latin-1")
     finetune.tables(tmp_path, with_paper=False)
-    assert "not a file of results, left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("not a file of results, left out") == 10 and said.count("already, left out") == 2
+    assert rows_of(tmp_path / "table-others.md")["mine"] == ["90.00", "80.00", "33.00"]
     table = rows_of(tmp_path / "table-4.md")
     assert table["KGI-BERT ES"][3:6] == ["90.00 ± 0.00", "80.00 ± 0.00", "<u>82.00 ± 2.83</u>"]
     assert table["KGI-BERT m"][5] == "**83.00**" and table["mine"][5] == "70.50 ± 0.71"
     assert table["KGI-BERT ES"][:3] == ["–"] * 3 and table["SAPBERT-XL"] == ["–"] * 9
-    assert table["KGI-BERT ES"][8] == "60.00" and table["*always O*"][5] == "31.50" and "tiny-ep-lp" not in table
+    assert table["KGI-BERT ES"][8] == "60.00" and table["*always the same*"][5] == "31.50" and "tiny-ep-lp" not in table
     assert rows_of(tmp_path / "table-4.md", 1)["KGI-BERT ES"][5] == "<u>52.00 ± 2.83</u>"  # entities
     assert rows_of(tmp_path / "table-11.md")["KGI-BERT ES-v1"] == ["–", "<u>82.00 ± 2.83</u>", "60.00"]
     assert rows_of(tmp_path / "table-6.md", 2)["tiny-ep-lp"] == ["–", "50.00", "–"]
