@@ -752,10 +752,12 @@ def knowledge(model, folder, seed, dtype):
 def some_terms(folder, lang, n, seed):
     """(graph, strings, term, concept): all terms of concepts of a language, drawn until there are n strings (0: all).
 
-    A string that names several concepts is there once; term and concept (P,) say which string names which concept.
+    They are those of the release that the data set in `folder` was built from, which stay beside it in tables/. A
+    string that names several concepts is there once; term and concept (P,) say which string names which concept.
     """
-    if not (tables := data.load_tables(folder / lang, lang)):
-        raise UserError(f"{folder / lang}: the terms are not there or damaged; build the data set again")
+    tables = data.load_tables(place := folder.parent / "tables" / lang, lang)
+    if not tables or len(tables[0].terms) != data.read_manifest(folder)["counts"][lang].get("terms"):
+        raise UserError(f"{place}: not the terms of {folder}, not there or damaged; build the data set again")
     graph = tables[0]
     concepts = np.argsort(data.uniform(seed, graph.cui), kind="stable")
     sizes = np.diff(graph.first_term)[concepts]
@@ -805,7 +807,7 @@ def evaluate(argv):
             print(f"  not a model of the tokens of {folder}: synonyms alone")
         tokenizer, record["synonyms"] = tokenization.load(checkpoint, c.vocab_size), {}
         for lang in manifest["languages"]:
-            _, strings, term, concept = some_terms(folder.parent / "tables", lang, s.terms, s.seed)
+            _, strings, term, concept = some_terms(folder, lang, s.terms, s.seed)
             ways = {}
             if len(strings) <= SPELLED:
                 spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
@@ -862,7 +864,7 @@ def draw_map(argv):
     encoder = models.load(checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenization.load(checkpoint, encoder.config.vocab_size)
     for lang in data.read_manifest(folder)["languages"]:
-        graph, _, _, concept = some_terms(folder.parent / "tables", lang, s.terms, s.seed)
+        graph, _, _, concept = some_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = graph.terms.take(graph.first_term[concept]).to_pylist()
         x = vectors(encoder, tokenizer, strings, s.pooling, dtype)

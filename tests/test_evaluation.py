@@ -111,18 +111,24 @@ def test_synonyms_are_summed_up():
     assert kgi.synonyms(vectors, np.array([0, 1]), np.array([7, 8])) == {}  # no concept has two terms
 
 
-def test_some_terms(dataset, release):
+def test_some_terms(dataset, tmp_path):
     """All terms of the concepts that were drawn; the same concepts for every checkpoint; a homonym is one string."""
-    tables = dataset.parent / "tables"
-    graph, strings, term, concept = kgi.some_terms(tables, "en", 0, 0)
+    graph, strings, term, concept = kgi.some_terms(dataset, "en", 0, 0)
     assert len(term) == len(graph.terms) and len(strings) == len({*graph.terms.to_pylist()}) == len({*strings})
     for t, c in list(zip(term, concept))[:200]:
         assert strings[t] in graph.terms[graph.first_term[c] : graph.first_term[c + 1]].to_pylist()
-    few = kgi.some_terms(tables, "en", 100, 0)
-    assert 100 <= len(few[2]) < 120 and few[1] == kgi.some_terms(tables, "en", 100, 0)[1]
-    assert few[1] != kgi.some_terms(tables, "en", 100, 1)[1]
-    with pytest.raises(UserError, match="xx: the terms are not there or damaged; build the data set again"):
-        kgi.some_terms(tables, "xx", 0, 0)
+    few = kgi.some_terms(dataset, "en", 100, 0)
+    assert 100 <= len(few[2]) < 120 and few[1] == kgi.some_terms(dataset, "en", 100, 0)[1]
+    assert few[1] != kgi.some_terms(dataset, "en", 100, 1)[1]
+    shutil.copytree(dataset, tmp_path / "en")
+    with pytest.raises(UserError, match="tables/en: not the terms of .*build the data set again"):
+        kgi.some_terms(tmp_path / "en", "en", 0, 0)
+    shutil.copytree(dataset.parent / "tables", tmp_path / "tables")
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["counts"]["en"]["terms"] += 1  # the tables are of another release by now
+    (tmp_path / "en" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="tables/en: not the terms of"):
+        kgi.some_terms(tmp_path / "en", "en", 0, 0)
 
 
 def test_the_commands(trainer, dataset, release, tmp_path, monkeypatch, capsys):
