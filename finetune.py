@@ -729,7 +729,9 @@ def run(s, checkpoint):
     if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
         print(f"labels {', '.join(unseen)} never occur in training; what has them counts as missed")
     name, language = Path(checkpoint).resolve().name + "-untrained" * s.untrained, language_of(s.corpus, s.data)
-    task = s.corpus if corpus.language == language else f"{s.corpus}-{language or Path(s.data).resolve().name}"
+    task = s.corpus  # of one in several languages, or of your own, with what tells which it is
+    if not language or corpus.language != language:
+        task += f"-{language or Path(s.data).resolve().name}"
     task += f"-{s.epochs}-epochs" * (s.epochs > 1)
     out = Path(s.out or Path("results", name, task))
     out.mkdir(parents=True, exist_ok=True)

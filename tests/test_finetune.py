@@ -206,6 +206,7 @@ def test_the_command(release, checkpoint, tmp_path):
     assert command(*base, "--seed", 1, "--out", tmp_path / "one").returncode == 0
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
     assert one == two[1:] and two[0] != two[1]
+    assert {len(p.read_text().split("\n\n")) for p in (tmp_path / "two").glob("predictions-[01].conll")} == {41}
     assert command(*base, "--untrained", "--max_len", 12, "--out", tmp_path / "none").returncode == 0
     assert json.loads((tmp_path / "none" / "scores.json").read_text())["runs"][0] != two[0]
 
