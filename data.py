@@ -39,7 +39,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tqdm import tqdm
 
 import configs
-from configs import UserError, progress, tokenization, write_atomic
+from configs import UserError, progress, read_utf8, tokenization, write_atomic
 
 # Section 3.1's seven relation types. SY last, so that the six classes of link prediction are 0..5.
 RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
@@ -898,12 +898,7 @@ def corpus_texts(place):
     texts, place = [], Path(place)
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     for file in (f for f in files if f.is_file() and f.name[0] != "." and f.suffix.lower() in CORPUS_FILES):
-        try:
-            text = file.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as e:
-            row = file.read_bytes()[: e.start].count(b"\n") + 1
-            raise UserError(f"{file}, row {row}: not UTF-8; convert the file, or name another folder") from None
-        text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", text, flags=re.M)
+        text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", read_utf8(file), flags=re.M)
         first = next((line for line in text.splitlines() if line.strip()), "")
         if file.suffix.lower() == ".json":
             try:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import configs
 import data
 import model as models
-from configs import UserError, tokenization, write_atomic
+from configs import UserError, read_utf8, tokenization, write_atomic
 
 # ---------------------------------------------------------------- corpora (section 4.2): the formats
 
@@ -47,6 +47,7 @@ PARTS = ("train", "dev", "test")
 TOKEN = re.compile(r"[^\W_]+|[^\s\ufeff]")  # letters and digits together, any other visible character alone
 PUBTATOR = re.compile(r"(\d+)\|([ta])\|(.*)")
 FRAGMENTS = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
+RESAMPLES = 1000  # draws of test documents for an interval
 NEAR = 3  # characters that an entity's offsets may be beside its words
 
 
@@ -67,20 +68,6 @@ class Document:
     text: str | None = None
     breaks: tuple = ()
     group: str = ""
-
-
-def read_utf8(path, mark=""):
-    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8.
-
-    mark: what to have in the place of a byte order mark; offsets of brat count it.
-    """
-    content = Path(path).read_bytes()
-    try:
-        text = content.decode("utf-8")
-        return mark + text[1:] if text[:1] == "\ufeff" else text
-    except UnicodeDecodeError as e:
-        row = content[: e.start].count(b"\n") + 1
-        raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
 
 
 def renamed(kind, types, odd):
@@ -554,6 +541,11 @@ def units(document, labels, pos):
     return {(e.tag, ((spans[e.start][0], spans[e.end - 1][1]),)) for e in decode(labels)}
 
 
+def marked(document, pos):
+    """units of all that the corpus marks, labelled or not."""
+    return set(document.gold) if document.gold is not None else units(document, document.labels, pos)
+
+
 def sequence_scores(gold, pred):
     """The paper's metric for one sequence: macro (P, R, F1) over the labels in gold or prediction (section 4.2.1).
 
@@ -572,7 +564,7 @@ def prf(hit, n_pred, n_gold):
     return p, r, 2 * hit / np.maximum(np.add(n_pred, n_gold), 1)
 
 
-def score(documents, preds, corpus, constant="O", resamples=1000):
+def score(documents, preds, corpus, constant="O"):
     """All scores of one tagger, in per cent.
 
     Args:
@@ -592,15 +584,14 @@ def score(documents, preds, corpus, constant="O", resamples=1000):
     floor = [sequence_scores(style(d.labels), [constant] * len(p))[2] for d, p in zip(documents, preds)]
     counts = []  # of each document: {type: right, predicted, gold}
     for d, p in zip(documents, preds):
-        gold = set(d.gold) if d.gold is not None else units(d, d.labels, corpus.pos)
-        found = units(d, p, corpus.pos)
+        gold, found = marked(d, corpus.pos), units(d, p, corpus.pos)
         counts.append(Counter((k[0], what) for what, of in enumerate((gold & found, found, gold)) for k in of))
     types = sorted({kind for c in counts for kind, _ in c})
     table = {kind: [sum(c[kind, what] for c in counts) for what in range(3)] for kind in types}
     labels = {kind: [*(100 * float(x) for x in prf(*n)), n[2]] for kind, n in table.items()}
     group = [d.group or i for i, d in enumerate(documents)]
     totals = np.array([[sum(c[kind, what] for kind in types) for what in range(3)] for c in counts])
-    draws = resample(group, np.column_stack([totals, np.array(paper)[:, 2], np.ones(len(counts))]), resamples)
+    draws = resample(group, np.column_stack([totals, np.array(paper)[:, 2], np.ones(len(counts))]), RESAMPLES)
     return {
         "paper": (100 * np.mean(paper, axis=0)).tolist(),
         "entity": [100 * float(x) for x in prf(*totals.sum(axis=0))],
@@ -765,14 +756,8 @@ def run(s, checkpoint):
 
 def table_row(results):
     """Paper and entity (micro, macro over types) P / R / F1, as mean and standard deviation over the runs."""
-
-    def cell(kind, i):
-        values = [r[kind][i] for r in results]
-        spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
-
-    kinds = ("paper", "entity", "macro")
-    return "  ".join(f"{kind} P/R/F1 " + " / ".join(cell(kind, i) for i in range(3)) for kind in kinds)
+    scores = {kind: [spread([r[kind][i] for r in results]) for i in range(3)] for kind in ("paper", "entity", "macro")}
+    return "  ".join(f"{kind} P/R/F1 " + " / ".join(three) for kind, three in scores.items())
 
 
 # ---------------------------------------------------------------- --list and --check
@@ -806,16 +791,18 @@ def check(s):
         rows["entities"] = {part: number(d) for part, d in parts.items()}
         rows["entities that are labelled"] = {p: sum(len(decode(d.labels)) for d in docs) for p, docs in parts.items()}
     kinds = {
-        part: Counter(u[0] for d in docs for u in (d.gold if d.gold is not None else units(d, d.labels, corpus.pos)))
+        part: Counter(kind for d in docs for kind, _ in (d.gold or marked(d, corpus.pos)))
         for part, docs in parts.items()
     }
     rows |= {f"  {k}": {p: kinds[p][k] for p in parts} for k in sorted({k for c in kinds.values() for k in c})}
     rows |= {k: {p: odd[p][k] for p in parts} for k in sorted({k for c in odd.values() for k in +c})}
     if not corpus.pos:
-        perfect = {p: score(d, [x.labels for x in d], corpus, resamples=2)["entity"] for p, d in parts.items()}
-        for i, what in enumerate(("precision", "recall")):
-            best = {p: round(v[i], 2) if rows["entities"][p] else "-" for p, v in perfect.items()}
-            rows[f"best {what} that labels can have (%)"] = best
+        for what in ("precision", "recall"):
+            best = rows[f"best {what} that labels can have (%)"] = {}
+            for part, docs in parts.items():
+                said, gold = ([units(d, d.labels, False) for d in docs], [marked(d, False) for d in docs])
+                n = sum(map(len, said if what == "precision" else gold))
+                best[part] = round(100 * sum(len(a & b) for a, b in zip(said, gold)) / n, 2) if n else "-"
     if s.dataset:
         tokenizer = Tokenizer.from_str(data.read_tokenizer(s.dataset).decode())
         examples = data.Examples(s.dataset, "train", ["mlm"])
@@ -853,7 +840,7 @@ def contamination(parts, examples, tokenizer):
 
 # ---------------------------------------------------------------- the paper's tables
 
-ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)")  # names of runs that belong into Table 6
+ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 
 
 def language_of(corpus, folder):
@@ -941,21 +928,23 @@ def knowledge_table(folder):
         grid = {(run, k): [x for r in records for x in r[k]] for run, records in runs.items() for k in KNOWN}
         lines += [f"| {name} | " + " | ".join(KNOWN) + " |", "|---|" + "---:|" * len(KNOWN)]
         for run in sorted(runs):
-            cells = []
-            for k in KNOWN:
-                places = sorted({statistics.mean(grid[n, k]) for n in runs if grid[n, k]}, reverse=k != "MLM loss")
-                cells.append(cell(grid[run, k], places, None))
+            cells = [cell(grid[run, k], [grid[n, k] for n in runs], least=k == "MLM loss") for k in KNOWN]
             lines.append(f"| {run} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
 
 
-def cell(values, places, paper):
-    """Mean ± deviation of some runs, best bold, second underlined; the paper's figure in brackets."""
-    mean = statistics.mean(values) if values else None
-    text = "–" if not values else f"{mean:.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-    if values and len(places) > 1:
-        text = f"**{text}**" if mean == places[0] else f"<u>{text}</u>" if mean == places[1] else text
+def spread(values):
+    """Mean ± deviation of some runs."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def cell(values, column, paper=None, least=False):
+    """spread of some runs, the best of its column (the most, or the least) bold, the second underlined; the paper's behind."""
+    text = spread(values) if values else "–"
+    places = sorted({statistics.mean(v) for v in column if v}, reverse=not least)
+    if values and len(places) > 1 and (place := places.index(statistics.mean(values))) < 2:
+        text = (f"**{text}**", f"<u>{text}</u>")[place]
     return text + (f" [{paper:.2f}]" if paper is not None else "")
 
 
@@ -966,7 +955,9 @@ def table(part, found, kind, number, with_paper):
     rows = {row["model"]: row for row in part["rows"]}
     named = {name for row in part["rows"] for name in row["runs"]}
     others = sorted({n for c in corpora for n in found.get((language, c), ())} - named)
-    rows |= {n: {"runs": [n], "paper": []} for n in others if bool(ABLATION.fullmatch(n)) == (number == "6")}
+    if number != "others":  # which has all there is
+        others = [n for n in others if bool(ABLATION.fullmatch(n)) == (number == "6")]
+    rows |= {n: {"runs": [n], "paper": []} for n in others}
     grid = {}
     for name, row in rows.items():
         for c in corpora:
@@ -979,9 +970,8 @@ def table(part, found, kind, number, with_paper):
         cells = []
         for i, c in enumerate(corpora):
             for j, k in enumerate(columns):
-                places = sorted({statistics.mean(grid[n, c, k]) for n in rows if grid[n, c, k]}, reverse=True)
                 theirs = row["paper"][i][j] if with_paper and i < len(row["paper"]) else None
-                cells.append(cell(grid[name, c, k], places, theirs))
+                cells.append(cell(grid[name, c, k], [grid[n, c, k] for n in rows], theirs))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if kind == "paper":
         floors = [{r["floor"] for runs in found.get((language, c), {}).values() for r in runs} for c in corpora]

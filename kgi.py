@@ -37,8 +37,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -724,6 +722,8 @@ def knowledge(model, folder, seed, dtype):
     all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
     and for each kind of negative "accuracy" of the negatives and "auc": of them against all true triples}}.
     """
+    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score  # a second that training need not wait
+
     examples = data.Examples(folder, "valid")
     example, task, label, answer, value = answers(model, examples, seed, dtype)
     right, out = answer == label, {}
@@ -787,6 +787,8 @@ def synonyms(embeddings, term, concept):
 
 def evaluate(argv):
     """--evaluate: knowledge and synonyms of one or several checkpoints, printed and kept in results/."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     usage = "python kgi.py --evaluate CHECKPOINT [CHECKPOINT ...] [--data DATASET] [--key value ...]"
     s, checkpoints = configs.load("evaluate", argv, usage, positionals=None)
     device, dtype = models.choose_device(s.device, s.precision)

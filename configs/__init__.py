@@ -254,6 +254,20 @@ def _read_toml(path, table):
     return tables.get(table, {})
 
 
+def read_utf8(path, mark=""):
+    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8.
+
+    mark: what to have in the place of a byte order mark; offsets of brat count it.
+    """
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+        return mark + text[1:] if text[:1] == "\ufeff" else text
+    except UnicodeDecodeError as e:
+        row = content[: e.start].count(b"\n") + 1
+        raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
+
+
 def write_atomic(path, write):
     """Calls write(file) on a file beside `path`, flushes it to disk, then renames it to `path`."""
     path = Path(path)

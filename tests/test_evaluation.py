@@ -188,6 +188,9 @@ def test_tables(tmp_path, capsys):
     write_scores(tmp_path / "e3c-es", "runs/kgi-es-v1", "e3c", "es", [60])
     write_scores(tmp_path / "f" / "meddocan", "runs/tiny-ep-lp-s0", "meddocan", "es", [50])
     write_scores(tmp_path / "custom-x", "mine", "custom", "", [33])
+    write_scores(
+        tmp_path / "custom-y", "tiny-ep-lp-s0", "custom", "", [34]
+    )  # of the grid, on a corpus of none of its parts
     shutil.copytree(tmp_path / "a", tmp_path / "z")  # counts once
     for i, content in enumerate(("{", "[]", "{}", '{"checkpoint": 1}', "\xff")):
         (tmp_path / f"bad{i}").mkdir()
@@ -196,7 +199,8 @@ def test_tables(tmp_path, capsys):
     finetune.tables(tmp_path, with_paper=False)
     said = capsys.readouterr().out
     assert said.count("not a file of results, left out") == 10 and said.count("already, left out") == 2
-    assert rows_of(tmp_path / "table-others.md")["mine"] == ["90.00", "80.00", "33.00"]
+    others = rows_of(tmp_path / "table-others.md")
+    assert others["mine"] == ["90.00", "80.00", "33.00", "–", "–", "–"] and others["tiny-ep-lp"][5] == "34.00"
     table = rows_of(tmp_path / "table-4.md")
     assert table["KGI-BERT ES"][3:6] == ["90.00 ± 0.00", "80.00 ± 0.00", "<u>82.00 ± 2.83</u>"]
     assert table["KGI-BERT m"][5] == "**83.00**" and table["mine"][5] == "70.50 ± 0.71"
