@@ -940,7 +940,7 @@ def spread(values):
 
 
 def cell(values, column, paper=None, least=False):
-    """spread of some runs, the best of its column (the most, or the least) bold, the second underlined; the paper's behind."""
+    """spread of some runs, the best of its column (most, or least) bold, the second underlined; the paper's behind."""
     text = spread(values) if values else "–"
     places = sorted({statistics.mean(v) for v in column if v}, reverse=not least)
     if values and len(places) > 1 and (place := places.index(statistics.mean(values))) < 2:
