@@ -8,10 +8,13 @@ command's table of a TOML file ([data], [train], [finetune], [evaluate] or [embe
 checked against the type written here; an unknown key or a wrong type is one line and exit status 1.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import sys
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,13 +299,23 @@ def progress(what, total, unit=""):
 
 
 def run(main):
-    """Runs a command: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1."""
+    """Runs a command: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1.
+
+    torchrun ends with a long report of its own; each rank leaves the line in a file that this report shows last.
+    """
+    name = Path(sys.argv[0]).name
     try:
         main(sys.argv[1:])
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, OSError) as e:  # a disk that is full, a folder that may not be written to
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {e}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+    except (UserError, OSError, SystemExit) as e:  # OSError: a disk that is full, a folder that may not be written to
+        line = e.code if isinstance(e, SystemExit) else f"{name}: error: {e}"
+        report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if report and isinstance(line, str):
+            message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            with contextlib.suppress(OSError):
+                Path(report).write_text(json.dumps({"message": message}))
+        sys.exit(1 if isinstance(e, UserError | OSError) and os.environ.get("LOCAL_RANK", "0") != "0" else line)
     except KeyboardInterrupt:
         sys.exit(130)
