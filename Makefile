@@ -70,18 +70,20 @@ ablation: $(GRID:%=score/%) ## LANG=fr [CONFIG=file] [DATA=dataset] [SEEDS="0 1 
 	@test -n "$(CORPORA)" || echo "no CORPORA: nothing was fine-tuned"
 	@$(PY) finetune.py --tables
 
-$(GRID:%=score/%): score/%: runs/%/.trained
+# Each command itself decides what is left to do and refuses other settings than before; results older than the model
+# are made again.
+$(GRID:%=score/%): score/%: corpora
+	@run="$*"; run="$${run#$(BASE)-}"; $(if $(RANKS),$(VENV)/bin/torchrun --nproc_per_node $(RANKS),$(PY)) kgi.py \
+	  $(CONFIG_OF_GRID) configs/ablation-$${run%-s*}.toml --data "$(DATA_OF_GRID)" --seed "$${run##*-s}" \
+	  --out "runs/$*" $(ARGS)
 	@for c in $(CORPORA); do \
 	  out="results/$*/$${c%%=*}"; test $${c%%=*} != e3c || out="$$out-$(LANG)"; \
-	  test "$$(grep -c '"floor"' $$out/scores.json 2>/dev/null)" = $(or $(RUNS),1) || $(PY) finetune.py runs/$* \
-	    $(CONFIG_OF_GRID) --corpus "$${c%%=*}" --data "$${c#*=}" --runs $(or $(RUNS),1) --out "$$out" || exit 1; \
+	  runs=$$($(PY) -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["runs"]))' $$out/scores.json 2>&- || echo 0); \
+	  test $$runs -ge $(or $(RUNS),1) && test $$out/scores.json -nt runs/$*/model.safetensors || \
+	    $(PY) finetune.py runs/$* $(CONFIG_OF_GRID) --corpus "$${c%%=*}" --data "$${c#*=}" --runs $(or $(RUNS),1) --out "$$out" || exit 1; \
 	done
-	@test -f results/$*/knowledge-$(notdir $(DATA_OF_GRID)).json || $(PY) kgi.py --evaluate runs/$* --data "$(DATA_OF_GRID)"
-
-runs/$(BASE)-%/.trained: | $(READY) corpora
-	@run="$*"; $(if $(RANKS),$(VENV)/bin/torchrun --nproc_per_node $(RANKS),$(PY)) kgi.py $(CONFIG_OF_GRID) \
-	  configs/ablation-$${run%-s*}.toml --data "$(DATA_OF_GRID)" --seed "$${run##*-s}" --out "$(@D)" $(ARGS)
-	@touch $@
+	@test results/$*/knowledge-$(notdir $(DATA_OF_GRID)).json -nt runs/$*/model.safetensors || \
+	  $(PY) kgi.py --evaluate runs/$* --data "$(DATA_OF_GRID)"
 
 corpora: $(READY)
 	@for c in $(CORPORA); do $(PY) finetune.py --check "$${c%%=*}" --data "$${c#*=}" > /dev/null || exit 1; done
