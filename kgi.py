@@ -28,7 +28,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -80,21 +80,37 @@ def learning_rate(step, steps, warmup, peak):
     return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
-def step_of(line):
-    """The step of a line of metrics.jsonl; infinity if the line was not written to its end."""
+def read_record(line):
+    """A line of metrics.jsonl, {} if it is damaged: cut off, not JSON, or not a step with numbers."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        record = json.loads(line)
+        step, both = record["step"], record | record.get("valid", {})
+        numbers = [x for key, x in both.items() if key != "valid"]
+        good = all(type(x) is float or type(x) is int and abs(x) < 2**53 for x in numbers)
+        return record if good and type(step) is int and step >= 0 else {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def read_metrics(path):
+    """(the records of a metrics.jsonl, the number of its damaged lines); none of either if there is no file."""
+    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
+    records = [record for line in lines if (record := read_record(line))]
+    return records, len(lines) - len(records)
 
 
 def find_data(folder, checkpoint=""):
     """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer)."""
     if folder:
         return Path(folder)
-    found = sorted(p.parent for p in Path("datasets").glob("[!.]*/manifest.json"))
-    if checkpoint:
-        found = [p for p in found if has_tokenizer_of(checkpoint, p)]
+    found, faults = [], ""
+    tokenizer = data.load_tokenizer(checkpoint).to_str() if checkpoint else ""
+    for path in sorted(Path("datasets").glob("[!.]*")):
+        try:
+            if (path / "manifest.json").exists() and (not checkpoint or tokenizer_of(path) == tokenizer):
+                found.append(path)
+        except (UserError, OSError) as e:  # a data set that cannot be read; another one may do
+            faults += f"; {e}"
     if len(found) == 1:
         return found[0]
     if found:
@@ -102,17 +118,22 @@ def find_data(folder, checkpoint=""):
     if checkpoint:
         raise UserError(
             f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
-            "(--evaluate and --map can do with another one, given as --data)"
+            f"(--evaluate and --map can do with another one, given as --data){faults}"
         )
     raise UserError(
         "no data set under datasets/; build one with 'make data LANG=fr', or say --data (of 'make demo': demo/fr)"
+        f"{faults}"
     )
+
+
+def tokenizer_of(folder):
+    """The tokenizer of a data set, as a text that can be compared."""
+    return Tokenizer.from_str(data.read_tokenizer(folder).decode()).to_str()
 
 
 def has_tokenizer_of(checkpoint, folder):
     """Whether a data set was built with the tokenizer of a checkpoint (relation tokens added if it had none)."""
-    built_with = Tokenizer.from_str(data.read_tokenizer(folder).decode())
-    return built_with.to_str() == data.load_tokenizer(checkpoint).to_str()
+    return tokenizer_of(folder) == data.load_tokenizer(checkpoint).to_str()
 
 
 def how_to_build(checkpoint):
@@ -166,7 +187,7 @@ class Trainer:
     asked = 0  # the number of the signal that asked to stop
 
     def __init__(self, s):
-        self.s, self.began = s, time.time()
+        self.s, self.began = s, time.perf_counter()
         self.device, self.dtype = models.choose_device(s.device, s.precision)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.folder = folder = find_data(s.data, s.init)
@@ -176,6 +197,8 @@ class Trainer:
         self.train, self.valid = (data.Examples(folder, part, s.tasks) for part in data.PARTS)
         if not len(self.train):
             raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
+        there = np.unique(self.train.task[self.train.rows])
+        self.trained = [task for i, task in enumerate(TASKS) if i in there]
         self.tokenizer = data.read_tokenizer(folder)
         self.out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
         n = len(self.train)
@@ -195,15 +218,19 @@ class Trainer:
             raise UserError(f"alphas = {s.alphas}: there must be three, for EP, LP and TC")
         self.weights = torch.tensor([1.0, *(s.alphas or alphas(counts))])
 
-        torch.manual_seed(s.seed)
         self.init = None
+        if not s.init:
+            vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
+            config = models.Config(vocab, self.train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, pad)
+        models.must_fit(config if not s.init else models.load_config(s.init), self.device)
+        torch.manual_seed(s.seed)
         if s.init:
             self.model = self.begin_with(s.init)
             self.init = digest([Path(s.init, "config.json"), *models.weight_files(s.init)])
         else:
-            vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
-            sizes = s.dim, s.layers, s.heads, s.ffn, s.dropout
-            self.model = models.KGIBert(models.Config(vocab, self.train.seq_len, *sizes, pad))
+            self.model = models.KGIBert(config)
+        extra = self.model.encoder.config.handed_on
+        extra["kgi_tasks"] = [t for t in TASKS if t in self.trained or t in extra.get("kgi_tasks", ())]
         self.model.to(self.device)
         self.budget = s.micro_tokens or models.micro_tokens(self.model, self.device)
         cuda = self.device.type == "cuda"
@@ -306,39 +333,41 @@ class Trainer:
     def card(self):
         """The model card: what it was trained on and with, and the last validation of metrics.jsonl, as Markdown."""
         s, c, manifest = self.s, self.model.encoder.config, self.train.manifest
-        languages = manifest["languages"]
-        lines = ["---", "language:", *(f"- {lang}" for lang in languages), "pipeline_tag: fill-mask", "tags:"]
-        lines += [f"- {tag}" for tag in ("umls", "knowledge-graph", "biomedical", "clinical")]
+        languages, text, graph = manifest["languages"], "mlm" in self.trained, self.trained != ["mlm"]
+        lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
+        lines += ["pipeline_tag: fill-mask"] * ("mlm" in c.handed_on["kgi_tasks"])
+        lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * graph]
         lines += ["---", "", f"# {self.out.resolve().name}", ""]
         begun = f"goes on from `{Path(s.init).resolve().name}`" if s.init else "was trained from scratch"
         lines += [
-            f"A UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023): it {begun} on sequences from the UMLS knowledge "
-            "graph and on clinical text. The encoder opens with any library that reads the layout "
-            f"`{c.family}`; `tokenizer.json` holds the relation tokens {' '.join(data.RELATION_TOKENS)}. The text and "
-            "the terms it was trained on have licences of their own (for the UMLS, that of the US National Library "
-            "of Medicine).",
+            f"A UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023): it {begun} on "
+            + " and on ".join(["sequences from the UMLS knowledge graph"] * graph + ["documents"] * text)
+            + f". The encoder opens with any library that reads the layout `{c.family}`; `tokenizer.json` holds the "
+            f"relation tokens {' '.join(data.RELATION_TOKENS)}. What it was trained on has licences of its own"
+            + " (for the UMLS, that of the US National Library of Medicine)" * graph + ".",
             "",
-            "| language | terms | CUIs | relations | " + " | ".join(f"{name} examples" for name in data.NAMES) + " |",
-            "|---" * (4 + len(TASKS)) + "|",
-        ]
+        ]  # fmt: skip
+        columns = ["terms", "CUIs", "relations"] * graph
+        names = [f"{name} examples" for task, name in zip(TASKS, data.NAMES) if task in self.trained]
+        lines += ["| " + " | ".join(["language", *columns, *names]) + " |"]
+        lines += ["|---" * (1 + len(columns) + len(names)) + "|"]
         for lang in languages:
             n = manifest["counts"][lang]
-            cells = [n["terms"], n["cuis"], n["relations"], *(n["train"][task] for task in TASKS)]
+            cells = [*(n[x.lower()] for x in columns), *(n["train"][task] for task in self.trained)]
             lines.append(f"| {lang} | " + " | ".join(f"{x:,}" for x in cells) + " |")
         sizes = {"layers": c.layers, "heads": c.heads, "hidden size": c.dim, "feed-forward": c.ffn}
         sizes |= {"vocabulary": c.vocab_size, "positions": c.max_positions}
         run = {"steps": f"{self.step:,} of {self.steps:,}", "effective batch": s.batch_size, "peak learning rate": s.lr}
         run |= {"warm-up steps": f"{self.warmup:,.0f}", "dropout": s.dropout, "MLM probability": s.mlm_probability}
-        run |= {"weights of MLM, EP, LP, TC": " ".join(f"{w:.3f}" for w in self.weights), "seed": s.seed}
+        weights = [f"{task.upper()} {w:.3f}" for task, w in zip(TASKS, self.weights) if task in self.trained]
+        run |= {"weights of the tasks": ", ".join(weights), "seed": s.seed}
         lines += ["", "| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in (sizes | run).items())]
-        path = self.out / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        valid = [r for r in records if "valid" in r]
+        valid = [r for r in read_metrics(self.out / "metrics.jsonl")[0] if "valid" in r]
         if valid:
             lines += ["", f"| held out, at step {valid[-1]['step']:,} | loss | accuracy |", "|---|---|---|"]
             for task, name in zip(TASKS, data.NAMES):
-                if f"{task}_loss" in valid[-1]["valid"]:
-                    loss, accuracy = (valid[-1]["valid"][f"{task}_{x}"] for x in ("loss", "accuracy"))
+                loss, accuracy = (valid[-1]["valid"].get(f"{task}_{x}") for x in ("loss", "accuracy"))
+                if loss is not None and accuracy is not None:
                     lines.append(f"| {name} | {loss:.3f} | {100 * accuracy:.1f} % |")
         return "\n".join(lines) + "\n"
 
@@ -349,7 +378,8 @@ class Trainer:
 
     def resume(self):
         """Goes on from the last checkpoint that is whole; lines of metrics.jsonl after it are dropped."""
-        lines, faults, state = [], [], None
+        faults, state, metrics = [], None, self.out / "metrics.jsonl"
+        records, damaged = read_metrics(metrics)
         for path in (self.out / name for name in CHECKPOINTS):
             try:
                 state = read_checkpoint(path)
@@ -379,22 +409,26 @@ class Trainer:
             self.interval = np.array(state["interval"])
             if state["steps"]:  # 0: stopped while the steps that a budget allows were being found out
                 self.schedule(state["steps"])
-            metrics = self.out / "metrics.jsonl"
-            lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-            if not lines and self.step and self.rank == 0:
+            if damaged and self.rank == 0:
+                print(f"{metrics}: damaged lines dropped: {damaged:,}", flush=True)
+            elif not records and self.step and self.rank == 0:
                 print(f"{metrics} is not there: what it held up to step {self.step:,} is lost", flush=True)
-            lines = [line for line in lines if self.step and step_of(line) <= self.step]
+            records = [record for record in records if self.step and record["step"] <= self.step]
         elif (self.out / CHECKPOINTS[0]).exists() or len(faults) > 1:
             raise UserError(f"{faults[-1]}; no checkpoint is left to go on from: choose another --out")
         else:
-            for name in ("config.json", "README.md", "tokenizer.json", *models.WEIGHTS):
+            # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
+            foreign = damaged or any("valid" not in record and "mfu" not in record for record in records)
+            records = []
+            for name in ("config.json", "README.md", "tokenizer.json", *models.WEIGHTS, *[metrics.name] * foreign):
                 if (self.out / name).exists():
                     raise UserError(
                         f"{self.out} holds a {name}, but no checkpoint.pt to go on from; choose another --out"
                     )
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.out / "metrics.jsonl", lambda f: f.write("".join(lines).encode()))
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_atomic(metrics, lambda f: f.write(lines.encode()))
 
     def assemble(self, step):
         """(this rank's micro-batches of a step, targets of each task and lengths in the whole effective batch)."""
@@ -420,7 +454,7 @@ class Trainer:
         Returns: (statistics (4, 3), float64: summed loss, right answers, targets of each task, the same on all ranks;
         whether a rank was asked to stop).
         """
-        s, began = self.s, time.time()
+        s, began = self.s, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.warmup, s.lr)
         micros, counts, length = self.batch(self.step)
@@ -462,7 +496,7 @@ class Trainer:
         self.work["flops"] += models.flops(self.model.encoder.config, length, counts[:2].sum())
         self.work["tokens"] += int(length.sum())
         self.work["computed"] += all_computed
-        self.work["seconds"] += time.time() - began
+        self.work["seconds"] += time.perf_counter() - began
         return statistics, stop > 0
 
     def over_ranks(self, numbers):
@@ -473,19 +507,34 @@ class Trainer:
         return total.tolist()
 
     @torch.no_grad()
-    def validate(self):
-        """Loss and accuracy of each task over the whole validation part, as summary has them."""
+    def validate(self, limit=math.inf):
+        """Loss and accuracy of each task over the whole validation part, as summary has them.
+
+        Raises: UserError, on all ranks, if one of them needs more than `limit` seconds.
+        """
         self.model.eval()
+        began, done, late = time.perf_counter(), 0.0, False
         sums, counts = torch.zeros(4, 2, device=self.device), np.zeros(4)
-        for rows in np.split(self.valid.rows, range(self.s.batch_size, len(self.valid), self.s.batch_size)):
+        batches = np.split(self.valid.rows, range(self.s.batch_size, len(self.valid), self.s.batch_size))
+        for rows in batches:
             epochs = np.full(len(rows), VALID_EPOCH)
             batch = self.valid.batch(epochs, rows, self.s.seed, self.s.mlm_probability)
             counts += batch.counts
             for micro in data.micro_batches(batch, self.budget, self.padding, self.rank, self.world):
                 with models.autocast(self.device, self.dtype):
                     sums += self.model(*to_device(tensors(micro, False), self.device))
+                done += micro["length"].sum() * self.world / batch.length.sum()
+                if late := time.perf_counter() - began > limit:
+                    break
+            if late:
+                break
         self.model.train()
-        return self.summary(np.column_stack([np.reshape(self.over_ranks(sums.flatten().tolist()), (4, 2)), counts]))
+        estimate = (time.perf_counter() - began) * len(batches) / (done or 1)
+        *total, estimates, late = self.over_ranks([*sums.flatten().tolist(), estimate, float(late)])
+        if late:
+            lasts = estimates / self.world
+            self.too_short(2 * lasts, f"validations before and after the training ({lasts:.1f} s each)")
+        return self.summary(np.column_stack([np.reshape(total, (4, 2)), counts]))
 
     def summary(self, statistics):
         """(4, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
@@ -508,33 +557,51 @@ class Trainer:
         the first checkpoint, so that going on is exact. Runs after the validation of step 0, at self.began + its time.
         """
         start = {k: v.clone() for k, v in self.model.state_dict().items()}
+        # A step is at least a forward and a backward pass, each as long as validating as many examples.
+        least = 2 * self.validating * self.s.batch_size / max(1, len(self.valid))
+        passed = self.over_ranks([time.perf_counter() - self.began])[0] / self.world
+        if passed + least + self.validating > self.allowed:
+            self.too_short(
+                2 * self.validating + least,
+                f"validations before and after the training ({self.validating:.1f} s each) and one step "
+                f"({least:.1f} s or more)",
+            )
         self.steps = self.warmup = 10**9
         took, measured = [], 0.0
-        while len(took) < 2 or measured < min(0.02 * self.allowed, 60):
-            began = time.time()
+        # Two steps at least, unless the first has already used the budget up; not without end on any clock.
+        while len(took) < 2 or measured < min(0.02 * self.allowed, 60) and len(took) < 10_000:
+            began = time.perf_counter()
             self.optimizer_step()
-            took.append(self.over_ranks([time.time() - began])[0] / self.world)
+            both = self.over_ranks([time.perf_counter() - began, time.perf_counter() - self.began])
+            took.append(both[0] / self.world)
             measured += took[-1]
-        step = sum(took[1:]) / (len(took) - 1)  # the first warms caches up
+            if both[1] / self.world + self.validating > self.allowed:
+                break
+        step = np.mean(took[1:] or took)  # the first warms caches up
         self.model.load_state_dict(start)
         self.steps, self.ahead = 0, {}
         self.begin()
-        began = time.time()
+        began = time.perf_counter()
         self.save()
         self.over_ranks([0.0])  # the others wait for rank 0, which writes, so that all measure the same
-        saving = time.time() - began
-        left = self.allowed - (time.time() - self.began) - self.validating - saving
-        a_step = step + self.validating / self.valid_every + saving / self.save_every
+        saving = time.perf_counter() - began
+        left = self.allowed - (time.perf_counter() - self.began) - self.validating - saving
+        a_step = max(1e-6, step + self.validating / self.valid_every + saving / self.save_every)
         # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
         steps = int(self.over_ranks([0.95 * left / a_step])[0] / self.world)
         if steps < 1:
-            needed = time.time() - self.began + self.validating + saving + a_step / 0.95
-            raise UserError(
-                f"budget = {self.s.budget} is not enough for one step ({step:.1f} s), validations before and after it "
-                f"({self.validating:.1f} s each) and a checkpoint ({saving:.1f} s): give {math.ceil(needed) + 1}s or so"
+            self.too_short(
+                self.validating + saving + a_step / 0.95,
+                f"one step ({step:.1f} s), validations before and after it "
+                f"({self.validating:.1f} s each) and a checkpoint ({saving:.1f} s)",
             )
         self.schedule(steps)
         self.save()
+
+    def too_short(self, needed, what):
+        """--budget is not enough for `what`. needed: seconds, beside those that have passed."""
+        needed = math.ceil(time.perf_counter() - self.began + needed) + 1
+        raise UserError(f"budget = {self.s.budget} is not enough for {what}: give at least {needed}s")
 
     @contextmanager
     def alone(self):
@@ -561,9 +628,13 @@ class Trainer:
             if "out of memory" not in str(e) and "allocate memory" not in str(e) and not isinstance(e, MemoryError):
                 raise
             # From whatever rank it is: the others do not know.
+            half = self.budget // 2
+            advice = f"half, --micro_tokens {half}: it changes nothing but the speed, and a run begun goes on"
+            if half < self.train.seq_len:  # a micro-batch of one sequence cannot be halved
+                advice = "a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
             sys.exit(
-                f"kgi.py: error: rank {self.rank}: out of memory with micro-batches of {self.budget:,} tokens. Give "
-                f"half, --micro_tokens {self.budget // 2}: it changes nothing but the speed, and a run begun goes on"
+                f"kgi.py: error: rank {self.rank}: out of memory with micro-batches of {self.budget:,} tokens. "
+                f"Give {advice}"
             )
 
     def go(self):
@@ -572,28 +643,35 @@ class Trainer:
         begun = self.step
         if self.over_ranks([begun])[0] != begun * self.world:
             raise UserError(f"the ranks see different checkpoints in {self.out}; all nodes must share the folder")
-        rate = self.world * models.matrix_rate(self.device, self.dtype)
+        if self.step == self.steps > 0:  # at once, so that calling again what is done costs nothing
+            if first and not self.published():  # killed before this
+                self.publish()
+            if first:
+                print(f"done: {self.out}", flush=True)
+            return True
+        self.rate, self.measured = self.world * models.matrix_rate(self.device, self.dtype), time.perf_counter()
         if first:
             size = sum(p.numel() for p in self.model.parameters())
             print(
                 f"{self.out}: {size:,} parameters, {len(self.train):,} examples, {self.world} x {self.device.type} "
-                f"{str(self.dtype or torch.float32)[6:]}, {rate / 1e12:.3g} TFLOP/s, micro-batches of {self.budget:,} "
-                f"tokens, weights {' '.join(f'{t} {w:.3f}' for t, w in zip(TASKS, self.weights) if t in s.tasks)}",
+                f"{str(self.dtype or torch.float32)[6:]}, {self.rate / 1e12:.3g} TFLOP/s, "
+                f"micro-batches of {self.budget:,} tokens, "
+                f"weights {' '.join(f'{t} {w:.3f}' for t, w in zip(TASKS, self.weights) if t in s.tasks)}",
                 flush=True,
             )
         if self.step == 0:
-            began = time.time()
-            record = self.validate()
-            self.validating = time.time() - began
+            began = time.perf_counter()
+            # With a budget another one comes at the end.
+            limit = math.inf if self.steps else (self.allowed - (began - self.began)) / 2
+            record = self.validate(limit)
+            self.validating = self.over_ranks([time.perf_counter() - began])[0] / self.world
             if not self.steps:
                 self.plan()
             self.write({"step": 0, "valid": record})
             self.show(0, "valid", record)
         if first:
             print(f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,} examples", flush=True)
-        if self.step == self.steps and first:  # the run may have been killed before this
-            self.publish()
-        since = time.time()
+        since = time.perf_counter()
         hidden = None if first else True  # None: a bar on a terminal, nothing elsewhere
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
         stop = False
@@ -603,12 +681,13 @@ class Trainer:
             last = self.step == self.steps
             validate, save = self.step % self.valid_every == 0 or last, self.step % self.save_every == 0 or last
             if self.step % s.log_every == 0 or validate or save:
-                work, left = self.work, (time.time() - since) / (self.step - begun) * (self.steps - self.step)
+                left = (time.perf_counter() - since) / (self.step - begun) * (self.steps - self.step)
+                work, took = self.work, self.work["seconds"] or math.inf  # no clock is fine enough for everything
                 epoch = self.step * s.batch_size / len(self.train)
                 record = {"step": self.step, "epoch": epoch, **self.summary(self.interval)}
                 record |= {
-                    "lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": work["tokens"] / work["seconds"],
-                    "mfu": work["flops"] / work["seconds"] / rate, "padding": 1 - work["tokens"] / work["computed"],
+                    "lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": work["tokens"] / took,
+                    "mfu": self.mfu(work["flops"] / took), "padding": 1 - work["tokens"] / work["computed"],
                     "skipped": self.skipped, "memory_gb": models.peak_memory(self.device) / 1e9, "left_s": left,
                 }  # fmt: skip
                 self.write(record)
@@ -629,6 +708,28 @@ class Trainer:
         elif first:
             print(f"done: {self.out}", flush=True)
         return self.step == self.steps
+
+    def published(self):
+        """Whether the run folder holds the model as it is now."""
+        try:
+            there = models.load(self.out, say=lambda _: None).state_dict()
+        except UserError:
+            return False
+        same = all(torch.equal(x.cpu(), there[name]) for name, x in self.model.state_dict().items())
+        return same and all((self.out / name).exists() for name in ("README.md", "tokenizer.json"))
+
+    def mfu(self, achieved):
+        """The share that `achieved` operations a second are of the best rate so far, be it the run's own.
+
+        The rate of a product of matrices is measured again once a minute, since the machine may have been busy before.
+        """
+        if self.over_ranks([float(time.perf_counter() - self.measured > 60)])[0]:
+            self.measured = time.perf_counter()
+            with suppress(torch.OutOfMemoryError):  # the run may need all there is
+                again = models.matrix_rate.__wrapped__(self.device, self.dtype, repeat=1)
+                self.rate = max(self.rate, self.world * again)
+        self.rate = max(self.rate, achieved)
+        return achieved / self.rate if self.rate else 0.0
 
     def show(self, step, what, record):
         """One line: losses and accuracies per task, and how the run goes."""
@@ -671,8 +772,9 @@ def plot(argv):
         path, color = run / "metrics.jsonl", f"C{k}"
         if not path.is_file():
             raise UserError(f"{path} not found; is {run} a run folder?")
-        lines = path.read_text(errors="replace").splitlines()
-        records = [json.loads(line) for line in lines if step_of(line) < float("inf")]
+        records, damaged = read_metrics(path)
+        if damaged:
+            print(f"{path}: damaged lines left out: {damaged:,}")
         if not any("valid" in r for r in records):
             raise UserError(f"{path}: no validation in it yet")
         for row, what in zip(axes, ("loss", "accuracy")):
@@ -796,18 +898,21 @@ def evaluate(argv):
     if len({*names}) < len(names):
         raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
     for checkpoint, name in zip(checkpoints, names):
-        folder, began = find_data(s.data, checkpoint), time.time()
+        folder, began = find_data(s.data, checkpoint), time.perf_counter()
         manifest = data.read_manifest(folder)
         c = models.load_config(checkpoint)
-        own = c.vocab_size == manifest["vocab_size"] and has_tokenizer_of(checkpoint, folder)
+        tokenizer = tokenization.load(checkpoint, c.vocab_size)
+        own = tokenizer.to_str() == tokenizer_of(folder)  # the model may have more rows than its tokenizer has entries
         model = models.load(checkpoint, heads=own).to(device).eval()
         print(f"{checkpoint} on {folder}", flush=True)
         record = {"checkpoint": str(checkpoint), "data": folder.resolve().name, "settings": asdict(s)}
+        if "kgi_tasks" in c.handed_on:
+            record["tasks"] = c.handed_on["kgi_tasks"]  # of the heads of others nothing can be expected
         if own:
             record |= knowledge(model, folder, s.seed, dtype)
         else:
             print(f"  not a model of the tokens of {folder}: synonyms alone")
-        tokenizer, record["synonyms"] = tokenization.load(checkpoint, c.vocab_size), {}
+        record["synonyms"] = {}
         for lang in manifest["languages"]:
             _, strings, term, concept = some_terms(folder, lang, s.terms, s.seed)
             ways = {}
@@ -821,7 +926,7 @@ def evaluate(argv):
         path = Path(s.out or "results", name, f"knowledge-{folder.resolve().name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda f, record=record: f.write((json.dumps(record, indent=1) + "\n").encode()))
-        print(f"  -> {path} ({time.time() - began:.0f} s)", flush=True)
+        print(f"  -> {path} ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
 def report(record):
@@ -898,7 +1003,10 @@ def main(argv):
     settings, _ = configs.load("train", argv, "python kgi.py [config.toml] [--key value ...]")
 
     def ask(number, _):
-        Trainer.asked = number
+        Trainer.asked, name = number, signal.Signals(number).name
+        if os.environ.get("RANK", "0") == "0":  # not print, which the signal may have interrupted
+            line = f"{name} received: saving after this step; a second {name} exits immediately\n"
+            os.write(2, ("\n" * os.isatty(2) + line).encode())
         signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

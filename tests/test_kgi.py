@@ -318,8 +318,8 @@ def test_dropout_differs_from_step_to_step(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, capsys, number):
-    """In the middle of an interval of the log: status 75, a message, and the same end, metrics.jsonl too."""
+def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, capfd, number):
+    """In the middle of an interval of the log: a line at once, status 75, and the same end, metrics.jsonl too."""
     few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6}
     whole, out = tmp_path / "whole", tmp_path / "run"
     kgi.Trainer(settings(dataset, whole, **few)).run()
@@ -337,7 +337,9 @@ def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, 
         with pytest.raises(SystemExit) as left:
             kgi.main(args(dataset, out, **few))
         assert left.value.code == 75
-        assert f"stopped by {number.name} after step 2, saved" in capsys.readouterr().out
+        told = capfd.readouterr()
+        assert f"stopped by {number.name} after step 2, saved" in told.out
+        assert f"{number.name} received: saving after this step; a second {number.name} exits immediately\n" in told.err
         assert [r["step"] for r in lines(out)] == [0]
         assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
         kgi.Trainer.asked = 0
@@ -405,12 +407,12 @@ def test_a_budget(dataset, tmp_path, monkeypatch):
         now[0] += 0.001
         return now[0]
 
-    monkeypatch.setattr(kgi.time, "time", clock)
+    monkeypatch.setattr(kgi.time, "perf_counter", clock)
 
     def slow(what, lasts):
-        def run(trainer):
+        def run(*args):
             now[0] += lasts
-            return what(trainer)
+            return what(*args)
 
         return run
 
@@ -461,6 +463,8 @@ def test_out_of_memory_names_the_setting(dataset, tmp_path, monkeypatch):
         SystemExit, match="out of memory with micro-batches of 2,048 tokens. Give half, --micro_tokens 1024"
     ):
         kgi.Trainer(settings(dataset, tmp_path)).run()
+    with pytest.raises(SystemExit, match="with micro-batches of 100 tokens. Give a smaller model"):
+        kgi.Trainer(settings(dataset, tmp_path, micro_tokens=100)).run()
 
 
 def test_plot(baseline, tmp_path, monkeypatch, capsys):
@@ -523,6 +527,12 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     with pytest.raises(UserError, match="holds a README.md, but no checkpoint.pt"):
         kgi.Trainer(settings(dataset, tmp_path / "mine")).run()
     assert [(p.name, p.read_text()) for p in (tmp_path / "mine").iterdir()] == [("README.md", "mine")]
+    for text in ('{"step": 3, "reward": 0.5}\n', "a diary\n", '{"step": 0, "valid": {}}\n[1]\n'):
+        (tmp_path / "theirs").mkdir(exist_ok=True)
+        (tmp_path / "theirs" / "metrics.jsonl").write_text(text)
+        with pytest.raises(UserError, match="holds a metrics.jsonl, but no checkpoint.pt"):
+            kgi.Trainer(settings(dataset, tmp_path / "theirs")).run()
+        assert (tmp_path / "theirs" / "metrics.jsonl").read_text() == text
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         kgi.Trainer(settings(dataset, tmp_path)).run()
@@ -537,6 +547,9 @@ def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
     ({"heads": 5}, "heads = 5 does not divide dim = 32"),
     ({"precision": "int8"}, "precision = 'int8'"),
     ({"device": "tpu"}, "device = 'tpu'"),
+    ({"precision": "fp16"}, "precision = 'fp16' needs a GPU; on the CPU give bf16 or fp32"),
+    ({"dim": 2**24}, "the model is too large for the memory: .* parameters take .* GB to train"),
+    ({"layers": 1000, "dim": 2**16}, "the model is too large for the memory"),
     ({"tasks": ["mlm", "nsp"]}, "tasks = mlm nsp: choose some of mlm ep lp tc"),
     ({"tasks": []}, "tasks = : choose some of"),
     ({"budget": "1h"}, r"give one of them \(--steps 0"),
@@ -672,4 +685,194 @@ def test_overflow_without_end_stops_and_keeps_the_checkpoint(dataset, tmp_path):
 def test_torchrun_as_the_readme_has_it(dataset, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "kgi.py", "--lr", "fast"]
     p = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert p.returncode != 0 and p.stderr.count("--lr: 'fast' is not a number") == 1
+    line = "kgi.py: error: --lr: 'fast' is not a number"
+    report, cause = p.stderr.split("Root Cause")
+    assert p.returncode != 0 and cause.count(line) == 1  # at the end of the report, where it is seen
+    assert sum(x.startswith(line) for x in report.splitlines()) <= 1  # and when it happens, from one rank
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(dataset, baseline, tmp_path):
+    for n in (0, 1, 3):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        first = (baseline / "metrics.jsonl").read_text().splitlines(keepends=True)[:n]
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(first))
+        kgi.Trainer(settings(dataset, tmp_path / "run")).resume()
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',
+          b'{"step": 5, "valid": 7}', b'{"step": 5, "valid": {"mlm_loss": "x"}}']  # fmt: skip
+
+
+def test_damaged_lines_of_metrics_are_dropped(dataset, baseline, tmp_path, capsys):
+    """Going on, the model card and the plot: told in one line, and the rest is kept byte for byte."""
+    out = tmp_path / "run"
+    kgi.Trainer(settings(dataset, out)).run()
+    whole = (out / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))
+    capsys.readouterr()
+    trainer = kgi.Trainer(settings(dataset, out))
+    assert "held out, at step 6" in trainer.card()
+    kgi.plot([str(out), "--out", str(tmp_path / "x.png")])
+    assert f"{out / 'metrics.jsonl'}: damaged lines left out: {len(DAMAGE)}" in capsys.readouterr().out
+    trainer.resume()
+    assert f"{out / 'metrics.jsonl'}: damaged lines dropped: {len(DAMAGE)}\n" == capsys.readouterr().out
+    assert (out / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_finished_run_is_done_at_once(dataset, baseline, monkeypatch, capsys):
+    """Nothing is measured or written; a model that is not that of the checkpoint is."""
+    monkeypatch.setattr(models, "matrix_rate", None)
+    before = {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"}
+    trainer = kgi.Trainer(settings(dataset, baseline))
+    assert trainer.run() and capsys.readouterr().out == f"done: {baseline}\n"
+    assert {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"} == before
+    other = models.load(baseline)
+    other.vocab_bias.data += 1
+    models.save(other, baseline)
+    assert kgi.Trainer(settings(dataset, baseline)).run()
+    assert torch.equal(models.load(baseline).vocab_bias, weights(baseline)["vocab_bias"])
+
+
+def test_mfu_is_never_above_one(dataset, tmp_path, monkeypatch):
+    """The best rate counts, be it the run's own or one that was measured later; the random state stays as it is."""
+    trainer = kgi.Trainer(settings(dataset, tmp_path))
+    trainer.rate, trainer.measured = 100.0, time.perf_counter()
+    assert [trainer.mfu(x) for x in (50.0, 200.0, 100.0)] == [0.5, 1.0, 0.5]
+    state = torch.get_rng_state()
+    models.matrix_rate.__wrapped__(trainer.device, None, repeat=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(models.matrix_rate, "__wrapped__", lambda *_, repeat: 400.0)
+    assert trainer.mfu(100.0) == 0.5  # not yet
+    trainer.measured -= 61
+    assert trainer.mfu(100.0) == 0.25 and time.perf_counter() - trainer.measured < 60
+
+
+def test_a_clock_that_stands_still(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(kgi.time, "perf_counter", lambda: 5.0)
+    models.matrix_rate.cache_clear()
+    kgi.Trainer(settings(dataset, tmp_path, steps=2)).run()
+    models.matrix_rate.cache_clear()
+    trained = [r for r in lines(tmp_path) if "valid" not in r]
+    assert [(r["tokens_per_s"], r["mfu"], r["left_s"]) for r in trained] == [(0.0, 0.0, 0.0)] * 2
+
+
+def test_a_budget_too_short_is_known_early(dataset, tmp_path, monkeypatch):
+    """In the middle of the first validation, or before the first step."""
+    now = [0.0]
+    monkeypatch.setattr(kgi.time, "perf_counter", lambda: now[0])
+    forward = models.KGIBert.forward
+
+    def slow(model, *args):
+        now[0] += 10
+        assert now[0] <= 100 and not model.training
+        return forward(model, *args)
+
+    monkeypatch.setattr(models.KGIBert, "forward", slow)
+    few = {"steps": 0, "micro_tokens": 100}
+    with pytest.raises(UserError, match=r"budget = 1m is not enough for validations before and after .*at least \d+s"):
+        kgi.Trainer(settings(dataset, tmp_path / "a", budget="1m", **few)).run()
+    assert now[0] == 40  # more than half of it
+    now[0] = 0.0
+    monkeypatch.setattr(kgi.Trainer, "validate", lambda *_: now.__setitem__(0, 20.0))
+    with pytest.raises(UserError, match=r"validations before .*\(20.0 s each\) and one step \(\d+.\d s or more\)"):
+        kgi.Trainer(settings(dataset, tmp_path / "b", budget="1m", batch_size=2000, **few)).run()
+    assert not (tmp_path / "a" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("tasks, text, graph", [(["mlm"], True, False), (["ep", "lp"], False, True)])
+def test_the_model_card_says_what_is_true(dataset, tmp_path, tasks, text, graph):
+    card = kgi.Trainer(settings(dataset, tmp_path, tasks=tasks)).card()
+    assert "clinical text" not in card and ("on documents" in card, "fill-mask" in card) == (text, text)
+    assert all((x in card) == graph for x in ("knowledge graph", "- umls", "| CUIs |", "for the UMLS"))
+    for task, name in zip(data.TASKS, data.NAMES):
+        assert (f"{name} examples" in card) == (f"{task.upper()} " in card.split("weights of")[1]) == (task in tasks)
+
+
+def test_the_tasks_stay_with_the_model(dataset, baseline, tmp_path):
+    """In config.json, through load and save, and with those of the checkpoint that a run began with."""
+    few = {"steps": 1, "warmup": 1.0, "valid_every": 1}
+    kgi.Trainer(settings(dataset, tmp_path / "lp", tasks=["lp"], **few)).run()
+    models.save(models.load(tmp_path / "lp"), tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["kgi_tasks"] == ["lp"]
+    then = kgi.Trainer(settings(dataset, tmp_path / "then", tasks=["mlm"], init=str(tmp_path / "lp")))
+    assert then.model.encoder.config.handed_on["kgi_tasks"] == ["mlm", "lp"]
+
+
+def test_evaluation_decides_by_the_tokenizer(dataset, baseline, tmp_path, monkeypatch, capsys):
+    """A model may have more embeddings than its tokenizer has entries, as many on the hub do."""
+    monkeypatch.chdir(tmp_path)
+    model = models.load(baseline)
+    models.grow(model, [], model.encoder.config.vocab_size + 62)
+    model.encoder.config.handed_on.pop("kgi_tasks")
+    models.save(model, tmp_path / "wide")
+    (tmp_path / "wide" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
+    few = ["--data", str(dataset), "--terms", "200", "--device", "cpu"]
+    kgi.main(["--evaluate", str(tmp_path / "wide"), str(baseline), *few])
+    assert "synonyms alone" not in capsys.readouterr().out
+    wide, own = (
+        json.loads((tmp_path / "results" / name / f"knowledge-{dataset.name}.json").read_text())
+        for name in ("wide", baseline.name)
+    )
+    assert wide["lp"] == own["lp"] and own["tasks"] == list(data.TASKS) and "tasks" not in wide
+
+
+def test_a_data_set_that_cannot_be_read(dataset, baseline, tmp_path, monkeypatch):
+    """It does not stand in the way of another one, and is named where none can be found."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets" / "broken").mkdir(parents=True)
+    (tmp_path / "datasets" / "broken" / "manifest.json").write_text("{")
+    assert kgi.find_data(str(dataset), str(baseline)) == dataset
+    with pytest.raises(UserError, match=r"no data set under datasets/ has the tokenizer of .*; datasets/broken/mani"):
+        kgi.find_data("", str(baseline))
+    (tmp_path / "datasets" / "en").symlink_to(dataset)
+    assert str(kgi.find_data("", str(baseline))) == "datasets/en"
+    exists = kgi.Path.exists
+
+    def forbidden(path, **more):
+        if path.parent.name == "broken":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **more)
+
+    monkeypatch.setattr(kgi.Path, "exists", forbidden)
+    assert str(kgi.find_data("")) == "datasets/en"
+
+
+PYTHON = """#!/bin/sh
+# Stands in for the one of .venv: says what it is called with.
+[ "$1" != -c ] || exec {python} "$@"
+echo "called $*"
+case "$*" in *"{fails}"*) exit 1;; esac
+"""
+
+
+def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
+    """kgi.py always, and it may refuse; fine-tuning and evaluation where there is no result newer than the model."""
+
+    def make(fails="nothing"):
+        (tmp_path / "env" / "bin" / "python").write_text(PYTHON.format(python=sys.executable, fails=fails))
+        (tmp_path / "env" / "bin" / "python").chmod(0o755)
+        argv = ["make", "-f", ROOT / "Makefile", "ablation", "VENV=env", "LANG=fr", "CORPORA=x=y", "ARGS=--lr 1"]
+        p = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+        return p.returncode, [x.removeprefix("called ") for x in p.stdout.splitlines() if "v1-fr" in x]
+
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-plot.txt", "env/.ready"):
+        (tmp_path / name).touch()
+    code, called = make()
+    assert code == 0 and len(called) == 15
+    assert called[0] == (
+        "kgi.py configs/v1-fr.toml configs/ablation-mlm.toml --data datasets/fr --seed 0 --out runs/v1-fr-mlm-s0 --lr 1"
+    )
+    assert called[1].startswith("finetune.py runs/v1-fr-mlm-s0 ") and called[2].startswith("kgi.py --evaluate runs/v1")
+    model = tmp_path / "runs" / "v1-fr-mlm-s0" / "model.safetensors"
+    scores, knowledge = (tmp_path / "results" / "v1-fr-mlm-s0" / x for x in ("x/scores.json", "knowledge-fr.json"))
+    for path, text in ((model, ""), (scores, '{"runs": [{}]}'), (knowledge, "{}")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (1, 1 + (path != model)))
+    assert [x for x in make()[1] if "v1-fr-mlm" in x] == called[:1]
+    os.utime(model, (1, 3))
+    assert [x for x in make()[1] if "v1-fr-mlm" in x] == called[:3]
+    code, called = make(fails="runs/v1-fr-mlm-s0 --lr 1")  # made with other settings
+    assert code != 0 and len(called) == 1
