@@ -804,7 +804,7 @@ def test_evaluation_decides_by_the_tokenizer(dataset, baseline, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     model = models.load(baseline)
     models.grow(model, [], model.encoder.config.vocab_size + 62)
-    model.encoder.config.handed_on.pop("kgi_tasks")
+    model.encoder.config.handed_on.pop("kgi_tasks", None)
     models.save(model, tmp_path / "wide")
     (tmp_path / "wide" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
     few = ["--data", str(dataset), "--terms", "200", "--device", "cpu"]
