@@ -18,6 +18,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -62,6 +63,7 @@ RRF = {  # columns of the release files used here, in order (UMLS Reference Manu
     "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
     "MRRANK": "RANK SAB TTY SUPPRESS".split(),
 }
+WALKS = 4 << 20  # relations of the paths sought at a time: memory goes with the paths that there are, not with the wish
 BLOCK = 4 << 20  # bytes of an RRF file that are parsed at a time
 CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
 LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
@@ -185,6 +187,8 @@ def read_blocks(paths):
                 at = 0
                 try:
                     while chunk := f.read(BLOCK):
+                        if at == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                            raise UserError(f"{path}: UTF-16, and an RRF file must be UTF-8; convert it with iconv")
                         cut = chunk.rfind(b"\n") + 1
                         if cut:
                             yield b"".join([PADDING, rest, memoryview(chunk)[:cut], PADDING]), False
@@ -204,11 +208,12 @@ class Rows:
     """The rows of one block of an RRF file as positions in its bytes; nothing is copied or decoded.
 
     `|`-delimited with a trailing `|` on each row, no quoting: `"` is an ordinary character. Malformed rows are
-    left out and told in `bad`: (line within the block, column and what is wrong).
+    left out and told in `bad`: (line within the block, column and what is wrong). `nci` has the lines of rows of
+    concepts that the NCI Metathesaurus numbers.
     """
 
     def __init__(self, block, cut, columns):
-        self.columns, self.block, self.bad = columns, block, []
+        self.columns, self.block, self.bad, self.nci = columns, block, [], []
         self.bytes = np.frombuffer(block, np.uint8)
         self.words = np.ndarray(len(block) - 7, np.uint64, block, strides=(1,))  # eight bytes from each position
         pipes, width = np.flatnonzero(self.bytes == ord("|")), len(columns)
@@ -261,24 +266,36 @@ class Rows:
         both = pa.StringArray.from_buffers(max(0, len(spans) - 1), pa.py_buffer(spans), pa.py_buffer(self.block))
         return both.take(pa.array(np.arange(0, len(spans), 2)))
 
-    def number(self, column, letter, least, most, optional=False):
-        """Identifiers of a letter and digits (C0000123) -> int64 numbers; -1 if malformed (or empty and optional)."""
-        start, end = self.span(column)
-        digits = end - start - 1
+    def digits(self, start, end, letters, least, most):
+        """Whether each field is `letters` and least to most digits (eight can be), and the numbers (int64)."""
+        digits = end - start - len(letters)
         x = self.words[end - 8] ^ np.uint64(0x3030303030303030)
         x = x & ~SHORTER[np.clip(8 - digits, 0, 8)]
         good = (x | x + np.uint64(0x7676767676767676)) & np.uint64(0x8080808080808080) == 0  # each byte 0..9
-        good &= (digits >= least) & (digits <= most) & (self.bytes[start] == ord(letter))
+        good &= (digits >= least) & (digits <= most)
+        for i, letter in enumerate(letters):
+            good &= self.bytes[start + i] == ord(letter)
         # Eight digits at once: to two-digit, four-digit and eight-digit numbers.
         x = x * np.uint64(10 << 8 | 1) >> np.uint64(8) & np.uint64(0x00FF00FF00FF00FF)
         x = x * np.uint64(100 << 16 | 1) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
         x = x * np.uint64(10000 << 32 | 1) >> np.uint64(32)
-        for i in np.flatnonzero(~good & ((end > start) | (not optional))).tolist():
+        return good, x.astype(np.int64)
+
+    def number(self, column, letter, least, most, optional=False):
+        """Identifiers of a letter and digits (C0000123) -> int64 numbers; -1 if malformed (or empty and optional)."""
+        start, end = self.span(column)
+        good, x = self.digits(start, end, letter, least, most)
+        wrong = np.flatnonzero(~good & ((end > start) | (not optional)))
+        if letter == "C" and len(wrong):  # CL105989: no UMLS concept, but nothing malformed either
+            nci = self.digits(start[wrong], end[wrong], "CL", 1, 8)[0]
+            self.nci.append(self.line[self.at][wrong[nci]])
+            wrong = wrong[~nci]
+        for i in wrong.tolist():
             text = self.block[start[i] : end[i]].decode()
             text = repr(text[:40]) + "..." * (len(text) > 40)
             length = f"{least} digits" if least == most else f"{least} or {most} digits"
             self.bad.append((int(self.line[self.at][i]), f", column {column}: {text} is not {letter} and {length}"))
-        return np.where(good, x.astype(np.int64), -1)
+        return np.where(good, x, -1)
 
     def cui(self, column, optional=False):
         return self.number(column, "C", 7, 7, optional)
@@ -310,11 +327,12 @@ def fault(skip, file, message):
         tqdm.write(f"{message}; left out", file=sys.stderr)
 
 
-def read_rrf(umls, name, take, skip=None):
+def read_rrf(umls, name, take, skip=None, nci=None):
     """Yields take(rows) for each block of Rows of NAME.RRF, in order; two threads parse.
 
     Args:
         skip: a Counter: malformed rows are left out and counted there, the first few shown. None: they are errors.
+        nci: a Counter of the rows left out because the NCI Metathesaurus, not the UMLS, numbers their concept.
 
     Raises: UserError with file, row and column.
     """
@@ -324,7 +342,9 @@ def read_rrf(umls, name, take, skip=None):
 
     def parse(block, cut):
         rows = Rows(block, cut, RRF[name])
-        return take(rows), rows.bad, rows.lines, len(rows.start)
+        taken = take(rows)
+        theirs = np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *rows.nci]), [line for line, _ in rows.bad])
+        return taken, rows.bad, len(theirs), rows.lines, len(rows.start)
 
     def parsed():
         waiting = deque()  # a few blocks ahead, not the whole file
@@ -336,17 +356,19 @@ def read_rrf(umls, name, take, skip=None):
             while waiting:
                 yield waiting.popleft().result()
 
-    for taken, bad, lines, good in parsed():
+    for taken, bad, theirs, lines, good in parsed():
         for at, what in sorted(dict(reversed(bad)).items()):  # the first fault of each row
             fault(skip, f"{name}.RRF", f"{where}, row {line + at + 1}{what}")
         line, n = line + lines, n + good
+        if nci is not None and theirs:
+            nci[f"{name}.RRF"] += theirs
         yield taken
     if n == 0:
         well_formed = " well-formed" if skip and skip[f"{name}.RRF"] else ""
         raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
 
 
-def read_semantic_types(umls, kept, table, skip=None):
+def read_semantic_types(umls, kept, table, skip=None, nci=None):
     """MRSTY and SemGroups.txt -> (groups, (CUIS,) int16 group of each kept concept or -1).
 
     A concept is kept if one of its semantic types is. Of several kept types the least deep one
@@ -378,7 +400,7 @@ def read_semantic_types(umls, kept, table, skip=None):
         return cui, tui, dict(zip(rows.strings("TUI").to_pylist(), rows.strings("STN").to_pylist()))
 
     cuis, tuis, depth = [], [], {}
-    for cui, tui, numbers in read_rrf(umls, "MRSTY", take, skip):
+    for cui, tui, numbers in read_rrf(umls, "MRSTY", take, skip, nci):
         cuis.append(cui)
         tuis.append(tui)
         depth |= numbers
@@ -392,7 +414,7 @@ def read_semantic_types(umls, kept, table, skip=None):
     return groups, np.array([groups.index(group_of[tui]) for tui in use] + [-1], np.int16)[best]
 
 
-def read_terms(umls, lats, group, skip=None):
+def read_terms(umls, lats, group, skip=None, nci=None):
     """MRCONSO (and MRRANK) -> [(cui, first_term, terms)] of each language, as in Graph, for concepts with a group.
 
     Rows with SUPPRESS other than N are left out. The strings of a concept are in order of preference:
@@ -428,7 +450,7 @@ def read_terms(umls, lats, group, skip=None):
             )
         return out, np.unique(lat)
 
-    for out, codes in read_rrf(umls, "MRCONSO", take, skip):
+    for out, codes in read_rrf(umls, "MRCONSO", take, skip, nci):
         seen.update(codes.tolist())
         for lat in lats:
             found[lat].append(out[lat])
@@ -462,7 +484,7 @@ def sort_terms(cui, priority, strings):
     return concepts, first_term, strings.take(pa.array(order))
 
 
-def read_relations(umls, terms, skip=None):
+def read_relations(umls, terms, skip=None, nci=None):
     """MRREL -> the sorted keys (as in Graph) of each language's triples.
 
     REL is the relation of the SECOND concept to the first: `C1|..|PAR|C2` says that C2 is a parent
@@ -495,7 +517,7 @@ def read_relations(umls, terms, skip=None):
             keys.append(Graph.key(a[good], r[good], b[good]))
         return keys
 
-    return [unique(np.concatenate(keys)) for keys in zip(*read_rrf(umls, "MRREL", take, skip))]
+    return [unique(np.concatenate(keys)) for keys in zip(*read_rrf(umls, "MRREL", take, skip, nci))]
 
 
 def unique(keys):
@@ -511,7 +533,7 @@ def read_graphs(umls, langs, s, tables, say, save):
         s: settings (semantic_types, semgroups, skip_bad_rows). tables: folder for the Parquet files of each
         language. say: prints a line. save: called like save_tables for each graph that was read.
 
-    Returns: (graphs, {file: malformed rows left out}).
+    Returns: (graphs, {file: malformed rows left out}, {file: rows left out that the NCI Metathesaurus numbers}).
     """
     for name in ("MRSTY", "MRCONSO", "MRREL"):
         if not find_rrf(umls, name):
@@ -519,23 +541,23 @@ def read_graphs(umls, langs, s, tables, say, save):
     table = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
     stats = {p.name: p.stat() for name in RRF for p in find_rrf(umls, name)}
     source = {
-        "version": 1, "folder": str(Path(umls).resolve()),
+        "version": 2, "folder": str(Path(umls).resolve()),
         "files": {name: [f.st_size, f.st_mtime_ns] for name, f in stats.items()},
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
         "semgroups": hashlib.sha256(table.read_bytes() if table.is_file() else b"").hexdigest(),
     }  # fmt: skip
-    graphs, left_out = {}, Counter()
+    graphs, left_out, nci = {}, Counter(), Counter()
     for lang in langs:
         if kept := load_tables(tables / lang, lang, source):
-            graphs[lang], left_out = kept[0], left_out | kept[1]
+            graphs[lang], left_out, nci = kept[0], left_out | kept[1], nci | kept[2]
             say(f"{lang}: tables of {tables / lang} (made from the same files)")
     if missing := [lang for lang in langs if lang not in graphs]:
-        skip = Counter() if s.skip_bad_rows else None
-        groups, group = read_semantic_types(umls, s.semantic_types, table, skip)
+        skip, theirs = Counter() if s.skip_bad_rows else None, Counter()
+        groups, group = read_semantic_types(umls, s.semantic_types, table, skip, theirs)
         say(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
-        terms = read_terms(umls, [lat_code(lang) for lang in missing], group, skip)
+        terms = read_terms(umls, [lat_code(lang) for lang in missing], group, skip, theirs)
         say(f"MRCONSO: {sum(len(t[2]) for t in terms):,} terms")
-        keys = read_relations(umls, terms, skip)
+        keys = read_relations(umls, terms, skip, theirs)
         say(f"MRREL: {sum(map(len, keys)):,} relations")
         for lang, (cui, first_term, strings), key in zip(missing, terms, keys):
             if len(key) == 0:
@@ -544,12 +566,12 @@ def read_graphs(umls, langs, s, tables, say, save):
                     "and a kept semantic type, none of them related; see --semantic_types, or use a larger subset"
                 )
             graphs[lang] = Graph(lang, cui, group[cui], groups, first_term, strings, key)
-            save(tables / lang, graphs[lang], source, skip or {})
-        left_out |= skip or Counter()
-    return [graphs[lang] for lang in langs], dict(left_out)
+            save(tables / lang, graphs[lang], source, skip or {}, theirs)
+        left_out, nci = left_out | (skip or Counter()), nci | theirs
+    return [graphs[lang] for lang in langs], dict(left_out), dict(nci)
 
 
-def save_tables(folder, graph, source, left_out):
+def save_tables(folder, graph, source, left_out, nci):
     """A Graph as three Parquet files, with what it was made from."""
     with replacing(folder) as beside:
 
@@ -561,18 +583,18 @@ def save_tables(folder, graph, source, left_out):
         save("concepts", cui=graph.cui, group=graph.group, terms=np.diff(graph.first_term))
         save("terms", term=graph.terms)
         save("relations", head=graph.h, relation=graph.r, tail=graph.t)
-        about = {"source": source, "groups": graph.groups, "left_out": left_out}
+        about = {"source": source, "groups": graph.groups, "left_out": left_out, "nci": nci}
         write_atomic(beside / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
 
 
 def load_tables(folder, lang, source=None):
-    """(Graph, rows left out) of save_tables; None if it is not there, is damaged or was made from another source."""
+    """(Graph, left_out, nci) of save_tables; None if it is not there, is damaged or was made from another source."""
     try:
         about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
         if source not in (None, about["source"]):
             return None
         concepts, terms, relations = (
-            parquet.read_table(folder / f"{name}.parquet", page_checksum_verification=True)
+            parquet.read_table(mapped(folder / f"{name}.parquet"), page_checksum_verification=True)
             for name in ("concepts", "terms", "relations")
         )
         first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
@@ -582,9 +604,15 @@ def load_tables(folder, lang, source=None):
             terms["term"].combine_chunks(), keys,
         )  # fmt: skip
         consistent = first_term[-1] == len(graph.terms) and len(graph.groups) > graph.group.max()
-        return (graph, Counter(about["left_out"])) if consistent else None
+        return (graph, Counter(about["left_out"]), Counter(about.get("nci"))) if consistent else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
+
+
+def mapped(path):
+    """A file mapped into memory, for Arrow to read, which takes no path that is not UTF-8 itself."""
+    with open(path, "rb") as f:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def lat_code(lang):
@@ -752,18 +780,20 @@ def sample_paths(rng, graph, pool, n, most):
     edges = np.flatnonzero(edges)  # in the order of their heads
     first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * most + 1), np.int64)
     shares = graph.counts[:, :SY].sum(axis=1)
-    for _ in range(6):  # walks that meet a dead end or repeat another are replaced by new ones
+    at_once = WALKS // most
+    for _ in range(6 + n // at_once):  # walks that meet a dead end or repeat another are replaced by new ones
         before = len(first)
         if before >= n or len(edges) == 0:
             break
-        starts = stratified(rng, pool, shares, 2 * (n - before) + 1000, repeat=True)
+        few = min(n - before, at_once)
+        starts = stratified(rng, pool, shares, 2 * few + 1000, repeat=True)
         wanted = rng.integers(2, most + 1, len(starts))
         new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, most), axis=1)
         long = new[:, 2] >= 0
         walks, first = np.concatenate([walks, new[long]]), np.concatenate([first, starts[long]])
         at = np.unique(mix(*walks.T), return_index=True)[1]
         walks, first = walks[at], first[at]
-        if len(first) - before < (n - before) // 20:
+        if len(first) - before < few // 20:
             break  # there are hardly any others
     chosen = stratified(rng, Pool(np.arange(len(first)), graph.strata[first], len(shares)), shares, n)
     return walks[chosen, : most + 1], walks[chosen, most + 1 :]
@@ -1156,7 +1186,7 @@ def build(s):
         holds = langs
     if holds != langs:
         raise UserError(f"{out} holds a data set of language {' '.join(holds)}, not {s.lang}; choose another --out")
-    if not os.access(next(p for p in out.absolute().parents if p.exists()), os.W_OK):
+    if not os.access(next(p for p in Path(os.path.realpath(out)).parents if p.exists()), os.W_OK):
         raise UserError(f"{out}: the folder cannot be written to; choose another --out")
 
     def say(text):
@@ -1186,12 +1216,15 @@ def build(s):
     sizes = {"train": wanted, "valid": {task: round(s.valid * n / 2) * 2 for task, n in wanted.items()}}
     samples, saving, tables = {}, [], out.parent / "tables"
     with ThreadPoolExecutor(1) as pool:  # the tables are written while samples are drawn
-        graphs, left_out = read_graphs(
+        graphs, left_out, nci = read_graphs(
             umls, langs, s, tables, say, lambda *graph: saving.append(pool.submit(save_tables, *graph))
         )
         left_out |= skip or {}
         if left_out:
             say("malformed rows left out: " + ", ".join(f"{file} {n:,}" for file, n in left_out.items()))
+        if nci:
+            told = ", ".join(f"{file} {n:,}" for file, n in nci.items())
+            say(f"rows of concepts that the NCI Metathesaurus numbers (CL and digits) left out: {told}")
         for g in graphs:
             say(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
             samples[g.lang] = {part: sample(g, part, sizes[part], s) for part in PARTS}
@@ -1233,7 +1266,7 @@ def build(s):
         "name": name, "languages": langs, "settings": settings,
         "special": special, "vocab_size": vocab_size,
         "source_bytes": {p.name: p.stat().st_size for n in RRF for p in find_rrf(umls, n)},
-        "malformed_rows_left_out": left_out, "counts": report,
+        "malformed_rows_left_out": left_out, "nci_rows_left_out": nci, "counts": report,
     }  # fmt: skip
     with replacing(out) as beside:
         for part, writer in writers.items():
@@ -1249,8 +1282,10 @@ def build(s):
 def replacing(out):
     """A new folder beside `out` to write to, which takes the place of `out` if all went well.
 
-    Another process that replaces a folder there waits for this one. What a killed one left is put right.
+    Another process that replaces a folder there waits for this one. What a killed one left is put right. Where `out`
+    is a symbolic link it stays one, and the folder that it names is replaced.
     """
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out
     beside, old = (out.with_name(f".{out.name}.{what}") for what in ("building", "old"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -1351,8 +1386,8 @@ def print_tables(manifest):
             row("", ("terms", "CUIs", "relations"))
     for lang, c in manifest["counts"].items():
         print(f"\n{lang}: shares in the graph and in the training samples (%)")
-        row("", [x.split()[0] for x in c["shares"]["columns"]])
-        row("", [x.split()[1] if " " in x else "" for x in c["shares"]["columns"]])
+        row("", [x.partition(" ")[0] for x in c["shares"]["columns"]])
+        row("", [x.partition(" ")[2] for x in c["shares"]["columns"]])
         for kind in ("groups", "relations"):
             for k, values in c["shares"][kind].items():
                 row(f"  {k}", [100 * v for v in values], "{:>11.2f}")
@@ -1362,6 +1397,8 @@ def print_tables(manifest):
         print(f"  largest deviation of a pair of groups from the triples drawn from: {off[worst][1]} in {worst}")
     for file, n in manifest["malformed_rows_left_out"].items():
         print(f"\n{file}: {n:,} malformed rows left out")
+    for file, n in manifest["nci_rows_left_out"].items():
+        print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
     print()
 
 
@@ -1400,6 +1437,32 @@ def show(folder):
 # ---------------------------------------------------------------- the data set at training time
 
 
+SCHEMA = pa.schema(
+    [(name, pa.uint8()) for name in ("task", "lang", "kind")]
+    + [(name, pa.large_list(pa.int32())) for name in ("cuis", "ids")]
+)
+COUNTS = dict.fromkeys(TASKS, int)
+MANIFEST = {  # what read_manifest asks for; see misfit
+    "name": str,
+    "languages": [str],
+    "settings": {"seq_len": int},
+    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7},
+    "vocab_size": int,
+    "malformed_rows_left_out": {str: int},
+    "nci_rows_left_out": {str: int},
+    "counts": {
+        str: {
+            "train": COUNTS, "valid": COUNTS, "terms": int, "cuis": int, "relations": int, "megabytes": float,
+            "shares": {
+                "columns": [str], "groups": {str: [float]}, "relations": {str: [float]},
+                "largest_deviation": {str: (float, str)},
+            },
+        }
+    },
+    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str},
+}  # fmt: skip
+
+
 @dataclass
 class Batch:
     """An effective batch after masking, flat: example i is ids[start[i] : start[i] + length[i]].
@@ -1431,13 +1494,22 @@ class Examples:
         try:
             with open(path, "rb") as f:
                 if hashlib.file_digest(f, "sha256").hexdigest() != self.manifest["sha256"][path.name]:
-                    raise UserError(f"{path}: damaged (not what the manifest says); build the data set again")
-            batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise UserError(f"{path}: cannot be read ({e}); build the data set again") from None
-        self.task, self.lang, self.kind = (np.asarray(batch[c]) for c in ("task", "lang", "kind"))
-        self.ids, self.offsets = np.asarray(batch["ids"].values), np.asarray(batch["ids"].offsets)
-        self.cuis, self.cui_offsets = np.asarray(batch["cuis"].values), np.asarray(batch["cuis"].offsets)
+                    raise ValueError("not what the manifest says")
+            file = ipc.open_file(mapped(path))
+            if file.schema != SCHEMA or file.num_record_batches != 1:
+                raise ValueError("not the columns of a data set")
+            batch = file.get_batch(0)
+            batch.validate(full=True)
+            if any(column.null_count for column in batch.columns):
+                raise ValueError("values are missing")
+            self.task, self.lang, self.kind = (np.asarray(batch[c]) for c in ("task", "lang", "kind"))
+            self.ids, self.offsets = np.asarray(batch["ids"].values), np.asarray(batch["ids"].offsets)
+            self.cuis, self.cui_offsets = np.asarray(batch["cuis"].values), np.asarray(batch["cuis"].offsets)
+            self.check()
+        except (ValueError, pa.ArrowException) as e:
+            raise UserError(f"{path}: damaged ({e}); build the data set again") from None
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read: {e.strerror or e}") from None
         self.rows = np.flatnonzero(np.isin(self.task, [TASKS.index(t) for t in tasks]))
         self.seq_len = self.manifest["settings"]["seq_len"]
         self.special = self.manifest["special"]
@@ -1446,6 +1518,19 @@ class Examples:
         self.relation[self.special["relations"]] = np.arange(len(RELATIONS))
         marks = {i for v in self.special.values() for i in (v if isinstance(v, list) else [v])}
         self.ordinary = np.array([i for i in range(vocab) if i not in marks])  # 10 % of section 3's masks
+
+    def check(self):
+        """Raises ValueError if numbers of the file are out of their range."""
+        length, document = np.diff(self.offsets), self.task == MLM
+        fits = document | (length >= 3) & (length <= self.manifest["settings"]["seq_len"])
+        for what, x, most in (
+            ("a task", self.task, len(TASKS)), ("a language", self.lang, len(self.manifest["languages"])),
+            ("a kind of triple", self.kind, OTHER_RELATION + 1), ("a token", self.ids, self.manifest["vocab_size"]),
+        ):  # fmt: skip
+            if len(x) and not 0 <= int(x.min()) <= int(x.max()) < most:
+                raise ValueError(f"{what} is out of range")
+        if not fits.all():
+            raise ValueError(f"example {np.argmin(fits)} has {length[np.argmin(fits)]} tokens")
 
     def __len__(self):
         return len(self.rows)
@@ -1496,28 +1581,72 @@ class Examples:
         return Batch(ids, start, length, row[at], col[at], kind, label, counts, special["pad"])
 
 
+def misfit(value, form, name="it"):
+    """What of a value from a JSON file is not of `form`, in words; "" if it fits.
+
+    A form is a type (float takes int too; numbers are from 0 to 1e15), [form] a list, (form, ...) a list of that
+    length, {key: form} an object with at least these keys, and {str: form} one with any.
+    """
+    if isinstance(form, type):
+        right = type(value) is form or (form is float and type(value) is int)
+        return "" if right and (form is str or 0 <= value < 1e15) else f"{name} is {str(value)[:20]}"
+    if type(value) is not (dict if type(form) is dict else list):
+        return f"{name} is {str(value)[:20]}"
+    if type(form) is dict and str not in form:
+        if missing := sorted(set(form) - set(value)):
+            return f"no {', '.join(missing)} in {name}"
+        parts = [(value[key], form[key], key) for key in form]
+    elif type(form) is dict:
+        parts = [(x, form[str], f"{name}: {key}") for key, x in value.items()]
+    elif type(form) is tuple and len(value) != len(form):
+        return f"{name} has {len(value)} values"
+    else:
+        parts = [(x, form[0] if type(form) is list else form[i], name) for i, x in enumerate(value)]
+    return next((wrong for part in parts if (wrong := misfit(*part))), "")
+
+
 def read_manifest(folder):
+    """The manifest of a data set. Raises: UserError if there is none, or something in it is not what a build writes."""
     path = Path(folder, "manifest.json")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "languages", "settings", "special", "vocab_size", "counts", "sha256"} - set(manifest)
-        missing |= {"train.arrow", "valid.arrow", "tokenizer.json"} - set(manifest.get("sha256", ()))
-        missing |= {key for c in manifest.get("counts", {}).values() for key in {"shares", "megabytes"} - set(c)}
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))} in it")
+        if isinstance(manifest, dict):
+            manifest.setdefault("nci_rows_left_out", {})  # older builds knew of none
+        if wrong := misfit(manifest, MANIFEST):
+            raise ValueError(wrong)
+        special, vocab, seq_len = manifest["special"], manifest["vocab_size"], manifest["settings"]["seq_len"]
+        if not 8 <= seq_len <= configs.LONGEST or vocab > 2**24:
+            raise ValueError(f"seq_len is {seq_len}, vocab_size {vocab}")
+        if max(*special["relations"], *(special[role] for role in MANIFEST["special"] if role != "relations")) >= vocab:
+            raise ValueError("a special token is not in the vocabulary")
+        if sorted(manifest["languages"]) != sorted(manifest["counts"]):
+            raise ValueError("counts of other languages")
+        for c in manifest["counts"].values():
+            columns, *tables = (c["shares"][k] for k in ("columns", "groups", "relations", "largest_deviation"))
+            rows = [*tables[0].values(), *tables[1].values()]
+            if any(len(row) != len(columns) for row in rows) or set(tables[2]) != set(columns):
+                raise ValueError("shares of other columns")
         return manifest
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is not a data set (no manifest.json); build one with make data") from None
-    except (ValueError, TypeError, AttributeError) as e:
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: damaged or of another version ({e}); build the data set again") from None
 
 
 def read_tokenizer(folder):
     """The bytes of a data set's tokenizer.json, checked against the manifest."""
-    path = Path(folder, "tokenizer.json")
+    path, manifest = Path(folder, "tokenizer.json"), read_manifest(folder)
     content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != read_manifest(folder)["sha256"]["tokenizer.json"]:
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]["tokenizer.json"]:
         raise UserError(f"{path} is not the tokenizer this data set was built with; build the data set again")
+    try:
+        entries = tokenization.size(Tokenizer.from_buffer(content))
+    except Exception as e:  # the tokenizers library raises plain Exception
+        raise UserError(f"{path}: damaged ({e}); build the data set again") from None
+    if entries != manifest["vocab_size"]:
+        raise UserError(f"{path}: damaged ({entries:,} entries); build the data set again")
     return content
 
 

@@ -327,7 +327,7 @@ class Trainer:
         """The model as a folder that finetune.py, and AutoModel of the wider ecosystem, open."""
         c = self.model.encoder.config
         tokenization.save(self.tokenizer, self.out, c.max_positions, c.segments)
-        write_atomic(self.out / "README.md", lambda f: f.write(self.card().encode()))
+        write_atomic(self.out / "README.md", lambda f: f.write(self.card().encode(errors="replace")))
         models.save(self.model, self.out)
 
     def card(self):

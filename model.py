@@ -14,10 +14,13 @@ CamemBERT and XLM-RoBERTa, and writes each back in its own layout.
 """
 
 import ctypes
+import errno
 import functools
+import io
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import sys
@@ -37,7 +40,13 @@ from configs import UserError, tokenization, write_atomic
 RELATION_CLASSES = 6  # the seven relations of section 3.1 without synonymy
 ROBERTAS = ("roberta", "camembert", "xlm-roberta")
 TANH_GELU = functools.partial(F.gelu, approximate="tanh")
-ACTIVATIONS = {"gelu": F.gelu, "gelu_new": TANH_GELU, "gelu_pytorch_tanh": TANH_GELU, "relu": F.relu}
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_new": TANH_GELU,
+    "gelu_pytorch_tanh": TANH_GELU,
+    "relu": F.relu,
+}
 
 
 @dataclass
@@ -504,7 +513,10 @@ def read_torch(path):
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Exception as e:  # what a damaged file raises depends on where the damage is
-        said = (str(e).splitlines() or [""])[0]
+        if "unsupported global" in str(e).lower():
+            raise UserError(f"{path}: holds objects other than tensors, which could run code; refused") from None
+        # Of what torch says here, the advice to load the file regardless is nothing to pass on.
+        said = "not tensors alone" if isinstance(e, pickle.UnpicklingError) else (str(e).splitlines() or [""])[0]
         raise UserError(f"{path}: damaged or not a weights file ({type(e).__name__}: {said})") from None
 
 
@@ -587,6 +599,8 @@ def load(folder, dropout=None, heads=True, say=print):
     c = load_config(folder)
     if dropout is not None:
         c.dropout = c.attention_dropout = dropout
+    if c.family == "distilbert" and tokenization.read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
+        say(f"{folder}: its fixed sinusoidal positions become trainable ones")
     weights, family, table = read_weights(folder), FAMILIES[c.family], names(c)
     for twin, name in ((f"{family.decoder}.weight", WORDS), (f"{family.decoder}.bias", family.bias)):
         if twin == name or twin not in weights:
@@ -742,21 +756,60 @@ def nearest_synonym(vectors, term, concept):
     return queries, torch.cat([*ranks, torch.zeros(0)])
 
 
+def own_pooling(folder):
+    """What a folder of sentence-transformers says of itself: (pooling, longest input in tokens), "" and 0 if nothing.
+
+    pooling: cls or mean, or what else its file names. Raises: UserError.
+    """
+    pooling, limits = Path(folder, "1_Pooling", "config.json"), Path(folder, "sentence_bert_config.json")
+    d, most = tokenization.read_json(pooling), tokenization.read_json(limits).get("max_seq_length") or 0
+    if type(most) is not int or most < 0:
+        raise UserError(f"{limits}: max_seq_length = {most!r} is not a number of tokens")
+    ways = [key.removeprefix("pooling_mode_") for key in d if key.startswith("pooling_mode_") and d[key]]
+    ways = [str(d["pooling_mode"])] if d.get("pooling_mode") else ways
+    return " and ".join({"cls_token": "cls", "mean_tokens": "mean"}.get(way, way) for way in ways), most
+
+
+def write_all(f, content):
+    """Writes bytes to a raw file, which may take fewer at a time than it is given."""
+    content = memoryview(content).cast("B")
+    try:
+        while len(content):
+            taken = f.write(content)
+            if not taken:
+                raise OSError(errno.EAGAIN, "it takes no more")
+            content = content[taken:]
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise UserError(f"the vectors cannot be written to standard output: {e.strerror}") from None
+
+
 def main(argv):
     usage = "python model.py embed CHECKPOINT [--pooling cls|mean] < terms.txt > vectors.npy"
     s, (command, folder) = configs.load("embed", argv, usage, positionals=2)
     if command != "embed":
         raise UserError(f"unknown command '{command}'; usage: {usage}")
-    if s.pooling not in ("cls", "mean"):
+    if s.pooling not in ("", "cls", "mean"):
         raise UserError(f"pooling = '{s.pooling}' is not cls or mean")
+    if not sys.stdin or not sys.stdout:
+        raise UserError(f"standard {'output' if sys.stdin else 'input'} is closed; usage: {usage}")
     if sys.stdout.isatty():
         raise UserError(f"the vectors are a NumPy array, not for a terminal; usage: {usage}")
+    say = functools.partial(print, file=sys.stderr)
+    own, limit = own_pooling(folder)
+    if not s.pooling and own not in ("", "cls", "mean"):
+        raise UserError(f"{folder}: its pooling, {own}, is not supported; give --pooling cls or --pooling mean")
+    taken = [f"--pooling {own}"] * bool(own and not s.pooling) + [f"--max_len {limit}"] * bool(limit and not s.max_len)
+    if taken:
+        say(f"{folder}: {' '.join(taken)}, as its files of sentence-transformers say")
+    pooling, max_len = s.pooling or own or "cls", s.max_len or limit
     device, dtype = choose_device(s.device, s.precision)
-    encoder = load(folder, heads=False, say=functools.partial(print, file=sys.stderr)).encoder.to(device).eval()
+    encoder = load(folder, heads=False, say=say).encoder.to(device).eval()
     tokenizer = tokenization.load(folder, encoder.config.vocab_size)
-    room = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions) - 2
+    room = min(max_len or encoder.config.max_positions, encoder.config.max_positions) - 2
     if room < 1:
-        raise UserError(f"max_len = {s.max_len} leaves no room for a token")
+        raise UserError(f"max_len = {max_len} leaves no room for a token")
     lines = sys.stdin.buffer.read()
     if not lines:
         raise UserError(f"nothing on standard input; usage: {usage}")
@@ -768,16 +821,16 @@ def main(argv):
             raise UserError(f"standard input, line {i}: not UTF-8") from None
     ids, length = tokenization.encode(tokenizer, texts, "tokens")
     if (length > room).any():
-        print(f"{(length > room).sum():,} lines of more than {room} tokens were cut", file=sys.stderr)
-    out = sys.stdout.buffer
-    shape = (len(texts), encoder.config.dim)
-    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        say(f"{(length > room).sum():,} lines of more than {room} tokens were cut")
+    out = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # nothing waits in a buffer when the disk is full
+    header, shape = io.BytesIO(), (len(texts), encoder.config.dim)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    write_all(out, header.getvalue())
     special = tokenization.special_ids(tokenizer)
     with configs.progress("vectors", len(texts)) as bar:
-        for block in embed(encoder, special, ids, length, s.pooling, room, dtype):
-            out.write(block)
+        for block in embed(encoder, special, ids, length, pooling, room, dtype):
+            write_all(out, block)
             bar.update(len(block))
-    out.flush()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def setting(default, help, least=0, most=1e15):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+LONGEST = 16_384  # tokens of a sequence: beyond what any BERT has positions for
+
 # "Semantic types related to human biology and medicine" (appendix A.1). The paper does not list
 # them; this is our reading: whole groups, then single types of the mixed groups. Concepts such as
 # qualifiers (T169, T079, T080 ...) stay, or the AQ and QB relations would have nothing to point to.
@@ -58,12 +60,12 @@ class Data:
     exclude: str = setting("", "leave out documents that are in these corpora: folders or files, ':' between them")
     out: str = setting("", "where the data set goes; default datasets/<lang>[-<tokenizer>]")
     seed: int = setting(0, "seed of every random choice of the build", most=2**32)
-    classification: int = setting(200_000, "triple-classification examples per language (Table 1)")
-    prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)")
-    paths: int = setting(100_000, "link-prediction paths per language (Table 1)")
+    classification: int = setting(200_000, "triple-classification examples per language (Table 1)", most=10**9)
+    prediction: int = setting(100_000, "entity-prediction examples per language (Table 1)", most=10**9)
+    paths: int = setting(100_000, "link-prediction paths per language (Table 1)", most=2 * 10**6)
     valid: float = setting(0.05, "share of concept pairs and documents held out for validation", least=1e-6, most=0.5)
-    seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", least=16)
-    max_relations: int = setting(10, "relations of the longest path", least=2)
+    seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", least=16, most=LONGEST)
+    max_relations: int = setting(10, "relations of the longest path", least=2, most=50)
     semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept")
     semgroups: str = setting("", "another SemGroups.txt than the one in configs/")
     e3c_layers: list[str] = setting(["3"], "E3C layers to read (Table 1 counts layer 3)")
@@ -71,7 +73,7 @@ class Data:
     skip_bad_rows: bool = setting(False, "leave malformed rows out, counted, instead of stopping")
     windows: str = setting("random", "document tokens to train on: random, first (paper) or all")
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; none: train one")
-    vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", least=100)
+    vocab_size: int = setting(30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", least=100, most=10**6)
     cased: bool = setting(True, "keep upper case in a trained vocabulary (accents always stay)")
 
 
@@ -83,23 +85,23 @@ class Train:
     out: str = setting("", "run folder; default runs/kgi-<name of the data folder>")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder")
     seed: int = setting(0, "seed of weights, order, masks and dropout", most=2**32)
-    layers: int = setting(12, "encoder layers (v1 12, v2 8)", least=1)
-    heads: int = setting(12, "attention heads (v1 12, v2 8)", least=1)
-    dim: int = setting(768, "hidden size", least=1)
-    ffn: int = setting(3072, "feed-forward size", least=1)
+    layers: int = setting(12, "encoder layers (v1 12, v2 8)", least=1, most=1000)
+    heads: int = setting(12, "attention heads (v1 12, v2 8)", least=1, most=1000)
+    dim: int = setting(768, "hidden size", least=1, most=2**14)
+    ffn: int = setting(3072, "feed-forward size", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", most=0.99)
     tasks: list[str] = setting(["mlm", "ep", "lp", "tc"], "tasks to train (Table 6 leaves one out)")
     epochs: float = setting(64.0, "passes over the training examples", least=1e-6)
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0")
     budget: str = setting("", "time for the whole run, such as 24h or 90m; overrides epochs")
-    batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks", least=1)
+    batch_size: int = setting(1500, "effective batch, over all micro-batches and ranks", least=1, most=10**6)
     lr: float = setting(7.5e-4, "peak of the triangular schedule")
     warmup: float = setting(0.5, "steps up to the peak; below 1: a share of the run")
     weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)")
     clip: float = setting(1.0, "largest gradient norm; 0 = no clipping")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", most=1)
     alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: section 4.1")
-    micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: what fits into the GPU, 2048 on CPU")
+    micro_tokens: int = setting(0, "padded tokens of a micro-batch; 0: what fits into the GPU, 2048 on CPU", most=10**7)
     precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch")
@@ -114,10 +116,10 @@ class Finetune:
     corpus: str = setting("custom", "one of --list; custom: your own, in CoNLL columns or brat")
     data: str = setting("", "folder of the corpus")
     out: str = setting("", "results folder; default results/<checkpoint>/<corpus>")
-    runs: int = setting(1, "seeds, each from the same checkpoint", least=1)
+    runs: int = setting(1, "seeds, each from the same checkpoint", least=1, most=10**4)
     seed: int = setting(0, "first seed", most=2**32)
     epochs: int = setting(1, "passes over the training part (1 = one-shot)", least=1)
-    batch_size: int = setting(4, "sequences per update", least=1)
+    batch_size: int = setting(4, "sequences per update", least=1, most=10**6)
     lr: float = setting(2e-5, "learning rate")
     weight_decay: float = setting(0.01, "AdamW weight decay")
     max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions")
@@ -145,8 +147,10 @@ class Evaluate:
 class Embed:
     """`model.py embed`: one vector for each line of text."""
 
-    pooling: str = setting("cls", "cls (the vector at [CLS]) or mean (over all tokens)")
-    max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the positions of the checkpoint")
+    pooling: str = setting(
+        "", "cls (the vector at [CLS]) or mean (over all tokens); default: the checkpoint's, else cls"
+    )
+    max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the checkpoint's limit, else its positions")
     precision: str = setting("auto", "auto, bf16, fp16 or fp32")
     device: str = setting("auto", "auto, cuda or cpu")
 
@@ -203,8 +207,8 @@ def load(table, argv, usage, positionals=0):
         value, least, most = getattr(settings, f.name), f.metadata["least"], f.metadata["most"]
         numbers = [x for x in (value if isinstance(value, list) else [value]) if type(x) in (int, float)]
         if not all(least <= x <= most for x in numbers):
-            limit = f"between {least} and {most:g}"
-            raise UserError(f"{f.name} = {value} must be {limit}")
+            limit = f"{most:,}" if type(most) is int else f"{most:g}"
+            raise UserError(f"{f.name} = {value} must be between {least} and {limit}")
     return settings, rest
 
 
@@ -237,7 +241,7 @@ def _name(kind):
 def _read_toml(path, table):
     """The command's table of a TOML file; the other tables are checked too."""
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -303,6 +307,8 @@ def run(main):
 
     torchrun ends with a long report of its own; each rank leaves the line in a file that this report shows last.
     """
+    if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
+        sys.stdout.reconfigure(errors="replace")
     name = Path(sys.argv[0]).name
     try:
         main(sys.argv[1:])

@@ -35,7 +35,7 @@ def load(folder, entries=None):
         if "tokenizer.json" in there:
             path = folder / "tokenizer.json"
             refuse_pointer(path)
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_buffer(path.read_bytes())
         elif "vocab.txt" in there and not read_json(folder / "added_tokens.json"):
             path = folder / "vocab.txt"
             tokenizer = wordpiece(path, config)
@@ -138,8 +138,9 @@ def encode(tokenizer, texts, what):
 
     Names and single words should come with a space before them, as in the middle of a text: to a byte-level BPE
     "liver" and " liver" are different words, and the second is the one it mostly met. To others they are one.
+    A "[SEP]" inside a text is text here, while other libraries make the special token of it.
     """
-    tokenizer.encode_special_tokens = True  # a "[SEP]" inside a name is text
+    tokenizer.encode_special_tokens = True
     ids, lengths = [np.zeros(0, np.int32)], []
     with progress(what, len(texts)) as bar:
         for i in range(0, len(texts), 2048):

@@ -163,9 +163,11 @@ def write_mix(folder):
         configs.write_atomic(path, writer.write)
         files[path.name] = path.read_bytes()
     (folder / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    shares = {"columns": [], "groups": {}, "relations": {}, "largest_deviation": {}}
     manifest = {
         "name": "mix", "languages": ["fr"], "settings": {"seq_len": 256}, "special": special, "vocab_size": VOCAB,
-        "counts": {"fr": counts | {"shares": {}, "megabytes": 0}},
+        "counts": {"fr": counts | dict.fromkeys(("terms", "cuis", "relations", "megabytes"), 0) | {"shares": shares}},
+        "malformed_rows_left_out": {},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -5,6 +5,8 @@ tests/checkpoints holds tiny random ones that another library wrote, each with i
 
 import io
 import json
+import os
+import pickle
 import random
 import re
 import shutil
@@ -810,3 +812,137 @@ def test_embed_as_a_command(texts, tmp_path):
         else:
             assert (p.returncode, p.stdout) == (1, b"")
             assert p.stderr == b"model.py: error: standard input, line 2: not UTF-8\n"
+    p = subprocess.run(["sh", "-c", '"$0" model.py embed "$1" <&-', sys.executable, start], cwd=ROOT,
+                       capture_output=True, text=True)  # fmt: skip
+    assert p.returncode == 1 and re.fullmatch("model.py: error: standard input is closed; usage: .*\\n", p.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_embed_on_a_full_disk(texts, tmp_path, unbuffered):
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    with open("/dev/full", "wb") as full:
+        p = subprocess.run([sys.executable, "model.py", "embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
+                           stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})  # fmt: skip
+    said = b"model.py: error: the vectors cannot be written to standard output: No space left on device\n"
+    assert (p.returncode, p.stderr) == (1, said)
+
+
+class Narrow(io.RawIOBase):
+    """A raw stream that takes `most` bytes at a time, until it is full."""
+
+    def __init__(self, most, size):
+        self.most, self.size, self.content = most, size, b""
+
+    def writable(self):
+        return True
+
+    def write(self, content):
+        taken = bytes(content[: min(self.most, self.size - len(self.content))])
+        self.content += taken
+        return len(taken)
+
+
+def test_embed_to_a_stream_that_takes_little_at_a_time(texts, tmp_path, monkeypatch, capsys):
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    want = embedded(monkeypatch, start, b"foie\nrein\n" * 20)
+    for size, done in ((10**6, True), (1000, False)):
+        raw = Narrow(100, size)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"foie\nrein\n" * 20)))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, write_through=True))
+        if done:
+            models.main(["embed", str(start), "--device", "cpu"])
+        else:
+            with pytest.raises(UserError, match="the vectors cannot be written to standard output: it takes no more"):
+                models.main(["embed", str(start), "--device", "cpu"])
+        monkeypatch.undo()
+        assert not done or (np.load(io.BytesIO(raw.content)) == want).all()
+
+
+def pooled(start, pooling=None, **limits):
+    """The files of sentence-transformers in a checkpoint folder."""
+    (start / "1_Pooling").mkdir(exist_ok=True)
+    (start / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {}))
+    (start / "sentence_bert_config.json").write_text(json.dumps(limits))
+
+
+def test_embed_as_the_checkpoint_says(texts, tmp_path, monkeypatch, capsys):
+    """Pooling and limit of a folder of sentence-transformers, unless others are given."""
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    stdin = "\n".join(texts[:30] + ["foie " * 40]).encode()
+
+    def run(*args):
+        return embedded(monkeypatch, start, stdin, *args), capsys.readouterr().err
+
+    cls, mean, short = (run(*args)[0] for args in ([], ["--pooling", "mean"], ["--pooling", "mean", "--max_len", "7"]))
+    assert not np.allclose(cls, mean, atol=1e-3) and not np.allclose(mean, short, atol=1e-3)
+    modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+             "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}  # fmt: skip
+    for own in (modes, {"pooling_mode": "mean"}):
+        pooled(start, own, max_seq_length=7, do_lower_case=False)
+        got, said = run()
+        assert (got == short).all() and "start: --pooling mean --max_len 7, as its files of sentence-tr" in said
+        got, said = run("--max_len", "70")
+        assert (got == mean).all() and "start: --pooling mean, as its files" in said
+        got, said = run("--pooling", "cls", "--max_len", "70")
+        assert (got == cls).all() and said == ""
+    pooled(start, modes | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, max_seq_length=None)
+    assert (run()[0] == cls).all()
+    for more, name in (({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "max_tokens"),
+                       ({"pooling_mode_cls_token": True}, "cls and mean")):  # fmt: skip
+        pooled(start, modes | more)
+        with pytest.raises(UserError, match=f"start: its pooling, {name}, is not supported; give --pooling cls or"):
+            run()
+        assert (run("--pooling", "cls")[0] == cls).all()
+    for wrong in ("7", -1, 7.5, [7]):
+        pooled(start, modes, max_seq_length=wrong)
+        with pytest.raises(UserError, match="sentence_bert_config.json: max_seq_length = .* is not a number of tokens"):
+            run()
+    pooled(start, modes, max_seq_length=2)
+    with pytest.raises(UserError, match="max_len = 2 leaves no room"):
+        run()
+
+
+def test_fixed_positions_and_another_name_of_gelu(tmp_path):
+    said = []
+    models.load(folder_with(tmp_path / "a", "distilbert", written("distilbert")), say=said.append)
+    assert not any("sinusoidal" in line for line in said)
+    fixed = folder_with(tmp_path / "b", "distilbert", written("distilbert"), sinusoidal_pos_embds=True)
+    models.load(fixed, say=said.append)
+    assert f"{fixed}: its fixed sinusoidal positions become trainable ones" in said
+    ids, got = torch.arange(5, 15)[None], []
+    for name in ("gelu", "gelu_python"):
+        folder = folder_with(tmp_path / name, "bert", written("bert"), hidden_act=name)
+        got.append(models.load(folder, say=SILENT).eval().encoder(ids))
+    assert torch.equal(*got)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("false",)
+
+
+@pytest.mark.parametrize("thing", [Harmful(), torch.nn.Linear(1, 1), np.ones(2)], ids=["code", "module", "array"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_are_refused_without_advice(tmp_path, thing, zipped):
+    """Not torch's own words, which say how to load the file regardless."""
+    torch.save({"a": thing}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="x.bin: holds objects other than tensors, which could run code; refused$"):
+        models.read_torch(tmp_path / "x.bin")
+    (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": 1}, 2)[:-1] + b"\x95")
+    with pytest.raises(UserError, match="x.bin: damaged or not a weights file") as e:
+        models.read_torch(tmp_path / "x.bin")
+    assert "weights_only" not in str(e.value)
+
+
+@pytest.mark.parametrize("family", ["bert", "camembert"])
+def test_a_checkpoint_folder_whose_name_is_not_utf_8(texts, tmp_path, family, monkeypatch):
+    start = checkpoint(tmp_path / "start", family, texts).rename(tmp_path / os.fsdecode(b"mod\xe8le"))
+    assert embedded(monkeypatch, start, b"foie").shape == (1, 32)
+
+
+def test_a_model_card_of_a_folder_whose_name_is_not_utf_8(dataset, tmp_path):
+    out = tmp_path / os.fsdecode(b"essai-\xe9")
+    s = configs.Train(str(dataset), str(out), layers=1, heads=1, dim=8, ffn=8, **TINY)
+    kgi.Trainer(s).run()
+    assert "# essai-?\n" in (out / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,9 @@ import shutil
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import ipc
 from tokenizers import Tokenizer
 
 import configs
@@ -469,3 +471,126 @@ def test_damaged_data_sets(dataset, tmp_path):
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not the tokenizer this data set was built with"):
         data.read_tokenizer(copy)
+
+
+def nodes(value, path=()):
+    """The path of every value in a JSON document."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from nodes(part, (*path, key))
+
+
+def test_changed_manifests(dataset, tmp_path, capsys):
+    """Whatever stands in the place of a value: it does not matter, or one line says what is wrong."""
+    shutil.copytree(dataset, tmp_path / "en")
+    whole = (dataset / "manifest.json").read_text()
+    manifest = json.loads(whole)
+    paths = [path for path in nodes(manifest) if path and path[:2] != ("settings", "semantic_types")]
+    random.Random(0).shuffle(paths)
+    values = [None, True, -1, 10**9, 10**400, 1.5, float("nan"), "x", "", [], {}, [1], {"x": 1}, [[]], "DELETE"]
+    random.Random(1).shuffle(values)
+    refused = 0
+    for i, (*before, last) in enumerate(paths[:250]):
+        changed = json.loads(whole)
+        place = changed
+        for key in before:
+            place = place[key]
+        if (value := values[i % len(values)]) == "DELETE":
+            del place[last]
+        else:
+            place[last] = value
+        (tmp_path / "en" / "manifest.json").write_text(json.dumps(changed))
+        try:
+            data.show(tmp_path / "en")
+            for e in (data.Examples(tmp_path / "en", part) for part in data.PARTS):
+                e.batch(np.zeros(20, np.int64), e.rows[:20], 0, 0.15)
+        except UserError as e:
+            refused += 1
+            assert "damaged" in str(e) and "\n" not in str(e), (before, last, value)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("place, value, said", [
+    (["special"], [1], "special is"), (["special", "mask"], 10**6, "special token is not in the vocabulary"),
+    (["special", "relations"], [5, 6], "relations has 2 values"), (["special", "hrel"], None, "hrel is None"),
+    (["settings"], {}, "no seq_len in settings"), (["settings", "seq_len"], 10**9, "seq_len is 1000000000"),
+    (["nci_rows_left_out"], 3, "nci_rows_left_out is 3"),
+    (["vocab_size"], 2**40, "vocab_size 1099511627776"), (["languages"], ["fr"], "counts of other languages"),
+    (["counts", "en", "train"], {"mlm": 3}, "no ep, lp, tc in train"),
+    (["counts", "en", "shares", "columns"], ["graph"], "shares of other columns"),
+])  # fmt: skip
+def test_what_a_changed_manifest_is_told(dataset, tmp_path, place, value, said):
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    *before, last = place
+    part = manifest
+    for key in before:
+        part = part[key]
+    part[last] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"manifest.json: damaged or of another version \(.*{said}"):
+        data.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda b: b.drop_columns(["cuis"]), "not the columns of a data set"),
+    (lambda b: b.set_column(0, "task", b["task"].cast("int64")), "not the columns of a data set"),
+    (lambda b: b.set_column(0, "task", pa.array([None, *b["task"].to_pylist()[1:]], pa.uint8())), "values are missing"),
+    (lambda b: b.set_column(0, "task", pa.array([9] * len(b), pa.uint8())), "a task is out of range"),
+    (lambda b: b.set_column(1, "lang", pa.array([9] * len(b), pa.uint8())), "a language is out of range"),
+    (lambda b: b.set_column(2, "kind", pa.array([9] * len(b), pa.uint8())), "a kind of triple is out of range"),
+    (lambda b: ids_of(b, [[2, 10**6, 3]]), "a token is out of range"),
+    (lambda b: ids_of(b, [[2, -1, 3]]), "a token is out of range"),
+    (lambda b: ids_of(b, [[2]]), "example 0 has 1 tokens"),
+    (lambda b: ids_of(b, [[2] * 99]), "example 0 has 99 tokens"),
+    (lambda b: None, ""),
+])  # fmt: skip
+def test_changed_files_with_their_sum(dataset, tmp_path, change, said):
+    """A train.arrow that is not what a build writes, though its SHA-256 is in the manifest."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "train.arrow"
+    with open(path, "rb") as f:
+        batch = change(ipc.open_file(f).get_batch(0))
+    path.write_bytes(b"")
+    if batch is not None:
+        with ipc.new_file(path, batch.schema) as out:
+            out.write_batch(batch)
+    tell_the_sum(path)
+    with pytest.raises(UserError, match=rf"train.arrow: damaged \(.*{said}.*\); build the data set again"):
+        data.Examples(tmp_path, "train")
+
+
+def ids_of(batch, rows):
+    task = batch["task"].to_pylist()
+    rows = rows * (1 if task[0] != MLM else 0) + batch["ids"].to_pylist()[len(rows) :]
+    return batch.set_column(4, "ids", pa.array(rows, pa.large_list(pa.int32())))
+
+
+def tell_the_sum(path):
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_changed_tokenizers_with_their_sum(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    for content in (b"{}", b"\xff", json.dumps(whole | {"added_tokens": [], "model": {"type": "BPE"}}).encode()):
+        path.write_bytes(content)
+        tell_the_sum(path)
+        with pytest.raises(UserError, match="tokenizer.json: damaged .*; build the data set again"):
+            data.read_tokenizer(tmp_path)
+
+
+def test_files_that_cannot_be_read(dataset, tmp_path):
+    """The cause is told: here a folder in the place of the file, as no permission stops the superuser."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    for name in ("train.arrow", "manifest.json"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=f"{name}: cannot be read: Is a directory$"):
+            data.Examples(tmp_path, "train")
+    (tmp_path / "manifest.json").rmdir()
+    with pytest.raises(UserError, match="is not a data set"):
+        data.Examples(tmp_path, "train")

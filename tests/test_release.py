@@ -291,7 +291,7 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
     def read(lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **more):
         reads.clear()
         s = configs.Data(semantic_types=list(kept), **more)
-        graphs, _ = data.read_graphs(folder, [lang], s, tmp_path / "tables", lambda _: None, data.save_tables)
+        graphs, *_ = data.read_graphs(folder, [lang], s, tmp_path / "tables", lambda _: None, data.save_tables)
         return graphs[0], bool(reads)
 
     first, again, french = read(), read(), read("fr")
@@ -504,3 +504,90 @@ def test_a_packed_release_is_named(tmp_path):
     (tmp_path / "umls-2022AB-full.zip").write_bytes(b"x")
     with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack .*/umls-2022AB-full.zip first"):
         graph_of(tmp_path)
+
+
+def test_concepts_of_the_nci_metathesaurus_are_left_out(release, tmp_path, capsys):
+    """CL and digits is another numbering: such rows are no error, in any file and column, and counted once each."""
+    rows = {
+        "MRCONSO": [conso(cui, "x", lat="ENG") for cui in ("CL105989", "CL1", "CL12345678")],
+        "MRSTY": types(("CL105989", DISO), ("CL000001", ANAT)),
+        "MRREL": [rel("CL105989", "PAR", "CL105990"), rel("CL105989", "RO", "C0000001")],
+    }
+    rows["MRREL"] += [rel("C0000001", "PAR", "CL105989"), rel("CL105989", "PAR", "C0000001")]
+
+    def more(path, whole):
+        lines = "".join(rows.get(path.stem, [])).encode()
+        cut = whole.index(b"\n") + 1
+        path.write_bytes(whole[:cut] + lines + whole[cut:])
+
+    folder = rewrite(tmp_path, release, more)
+    assert same(graph_of(folder), graph_of(release))
+    kept = {"MRCONSO.RRF": 3, "MRSTY.RRF": 2, "MRREL.RRF": 3}
+    for _ in range(2):  # also where the tables are those of the build before
+        out = build(folder, tmp_path / "en", e3c="none", text=str(few_texts(tmp_path)))
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert (manifest["nci_rows_left_out"], manifest["malformed_rows_left_out"]) == (kept, {})
+        said = capsys.readouterr().out
+        for line in ("NCI Metathesaurus numbers (CL and digits) left out: MRSTY.RRF 2, MRCONSO.RRF 3, MRREL.RRF 3",
+                     "MRREL.RRF: 3 rows left out, of concepts"):  # fmt: skip
+            assert line in said
+    for cui in ("CL", "CLX", "CL123456789", "CL12 ", "XL105989"):
+        rows = [rel("CL105989", "PAR", cui)]
+        with pytest.raises(UserError, match=f"MRREL.RRF, row 1, column CUI2: '{cui}' is not C and 7 digits"):
+            graph_of(write(tmp_path / "bad", BASE, rows, TYPES))
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["MRSTY", "MRCONSO", "MRREL"])
+def test_utf_16(release, tmp_path, name, codec):
+    folder = rewrite(tmp_path, release, lambda path, whole: None)
+    path = folder / "META" / f"{name}.RRF"
+    path.write_bytes(("\ufeff" + path.read_text(encoding="utf-8")).encode(codec))
+    with pytest.raises(UserError, match=f"{name}.RRF: UTF-16, and an RRF file must be UTF-8; convert it with iconv"):
+        graph_of(folder)
+
+
+FEW = {"paths": 50, "classification": 60, "prediction": 30}
+
+
+def test_a_link_in_the_place_of_a_data_set_stays(release, tmp_path):
+    """Also one to a folder that is not there yet."""
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "en"
+    link.symlink_to(tmp_path / "disk" / "english")
+    for seed in range(3):
+        build(release, link, seed=seed, **FEW)
+        assert link.is_symlink() and data.read_manifest(link)["settings"]["seed"] == seed
+        assert [f.name for f in (tmp_path / "disk").iterdir()] == ["english"]
+
+
+def test_a_folder_whose_name_is_not_utf_8(release, tmp_path):
+    out = tmp_path / os.fsdecode(b"donn\xe9es") / os.fsdecode(b"fran\xe7ais")
+    few = [f"--{k}={v}" for k, v in (FEW | {"vocab_size": 300}).items()]
+    for said in ("MRCONSO: ", "made from the same files"):  # tables beside it are read again
+        p = command("data.py", "build", "--lang=en", f"--umls={release}", "--e3c=none", f"--out={out}", *few)
+        assert p.returncode == 0 and said in p.stdout, p.stderr
+    p = command("data.py", "show", out)
+    assert p.returncode == 0 and "link prediction" in p.stdout, p.stderr
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+                                 {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii:strict"}])  # fmt: skip
+def test_show_in_a_locale_without_the_letters(release, tmp_path, env):
+    texts = few_texts(tmp_path)
+    texts.write_text(texts.read_text(encoding="utf-8").replace("liver", "foie \u0153d\u00e9mateux \u80dd"), "utf-8")
+    out = build(release, tmp_path / "fr", lang="fr", e3c="none", text=str(texts), **FEW)
+    argv = [sys.executable, "data.py", "show", str(out)]
+    p = subprocess.run(argv, cwd=ROOT, env=os.environ | env, capture_output=True)
+    assert p.returncode == 0 and p.stdout.count(b"[CLS]") >= 9 and b"?" in p.stdout, p.stderr
+
+
+def test_wishes_beyond_the_graph(tmp_path):
+    """What a graph gives is all that takes memory; the wish alone takes none."""
+    rows = [rel("C0000001", "PAR", "C0000002"), rel("C0000002", "PAR", "C0000003"), rel("C0000003", "SIB", "C0000001")]
+    g = graph_of(write(tmp_path, BASE, rows, TYPES))
+    most = {f: configs.Data.__dataclass_fields__[f].metadata["most"] for f in ("classification", "prediction", "paths")}
+    s = configs.Data(max_relations=50, valid=1e-6)
+    sizes = {data.TC: most["classification"], data.EP: most["prediction"], data.LP: most["paths"]}
+    ep, tc, (concepts, relations) = data.sample(g, "train", sizes, s)
+    assert len(ep[0]) == 2 and 2 <= len(tc[0]) <= 4 and len(concepts) == 1

@@ -242,3 +242,18 @@ def test_the_split_is_by_unordered_pair():
     side = data.held_out(a, b, 7, 0.1)
     assert (side == data.held_out(b, a, 7, 0.1)).all() and abs(side.mean() - 0.1) < 0.01
     assert (side != data.held_out(a, b, 8, 0.1)).any()
+
+
+def test_the_memory_of_walks_goes_with_what_there_is(monkeypatch):
+    """A round draws no more walks than fit, however many paths are asked for, and rounds go on until they are found."""
+    graph, _ = random_graph(3)
+    pool, drawn, walk = data.Pool(np.arange(len(graph.h)), graph.strata, len(graph.counts)), [], data.random_walks
+    monkeypatch.setattr(data, "random_walks", lambda *a: drawn.append(len(a[3])) or walk(*a))
+    monkeypatch.setattr(data, "WALKS", 3000)
+    for n in (20, 2000, 3000):
+        drawn.clear()
+        assert len(data.sample_paths(np.random.default_rng(0), graph, pool, n, 10)[0]) == n
+        assert max(drawn) <= 2 * 300 + 1000 and len(drawn) >= n // 1600
+    drawn.clear()
+    assert 2000 < len(data.sample_paths(np.random.default_rng(0), graph, pool, 10**9, 2)[0]) < 10**4
+    assert max(drawn) <= 2 * 1500 + 1000 and len(drawn) < 100  # all there are, or nearly

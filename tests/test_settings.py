@@ -1,8 +1,10 @@
 """configs/__init__.py: defaults, TOML files, overrides, and what is said about mistakes."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,31 @@ def test_numbers_of_the_paper(lang):
     assert (t.layers, t.heads, t.lr, t.warmup, t.batch_size, t.epochs) == (8, 8, 5e-5, 30_000, 1536, 200)
     f = load("finetune", v1)
     assert (f.epochs, f.batch_size, f.lr, f.weight_decay) == (1, 4, 2e-5, 0.01)
+
+
+@pytest.mark.parametrize("table, key, value, most", [
+    ("data", "max_relations", 1_000_000, "50"),
+    ("data", "paths", 999_999_999_999_999, "2,000,000"),
+    ("data", "classification", 10**14, "1,000,000,000"),
+    ("data", "prediction", 10**14, "1,000,000,000"),
+    ("data", "vocab_size", 9_999_999_999_999, "1,000,000"),
+    ("data", "seq_len", 10**9, "16,384"),
+    ("train", "batch_size", 10**12, "1,000,000"),
+    ("train", "dim", 10**9, "16,384"),
+])  # fmt: skip
+def test_absurd_sizes(table, key, value, most):
+    with pytest.raises(UserError, match=rf"{key} = {value} must be between \d+ and {most}$"):
+        load(table, f"--{key}", str(value))
+
+
+def test_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[train]\nlayers = 3\n")
+    assert load("train", str(tmp_path / "x.toml")).layers == 3
+
+
+def test_pip_install_is_refused_in_one_line():
+    p = subprocess.run([sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True)
+    assert p.returncode == 1 and re.fullmatch("kgi is not installed but run from its folder: .*\n", p.stderr)
 
 
 def test_write_atomic_keeps_the_old_file(tmp_path):
