@@ -80,10 +80,21 @@ def renamed(kind, types, odd):
 def annotate(name, text, entities, types, odd):
     """Text and its entities, (type, fragments) each -> a Document. What labels cannot say is counted in `odd`.
 
+    Blanks at the ends of an entity are no part of it, and an entity that is marked twice counts once.
     Of entities that overlap the longest is labelled (then the first in the text, then in the file), from its first
     character to its last. A token belongs to an entity if they share a character; two in one token: to the earlier.
     """
-    entities = [(ours, where) for kind, where in entities if (ours := renamed(kind, types, odd))]
+    once = {}
+    for kind, where in entities:
+        if not (kind := renamed(kind, types, odd)):
+            continue
+        fragments = tuple(trimmed(text[a:b], a) for a, b in where if text[a:b].strip())
+        odd["entities with blanks at an end: trimmed"] += fragments != where
+        key = kind, tuple(sorted(fragments))
+        odd["entities marked twice: counted once"] += key in once
+        once.setdefault(key, (kind, fragments))
+    entities = list(once.values())
+    odd["entities of several fragments: one stretch, where labelled"] += sum(len(f) > 1 for _, f in entities)
     spans = [m.span() for m in TOKEN.finditer(text) if unicodedata.category(m[0][0])[0] != "C"]
     begin, end = [a for a, _ in spans], [b for _, b in spans]
     hulls = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
@@ -96,10 +107,9 @@ def annotate(name, text, entities, types, odd):
             taken[a:b] = True
             kept.append(i)
     for i in sorted(kept, key=lambda i: hulls[i]):
-        (kind, fragments), (a, b) = entities[i], hulls[i]
+        kind, (a, b) = entities[i][0], hulls[i]
         inside = range(bisect_right(end, a), bisect_left(begin, b))
         free = [k for k in inside if labels[k] == "O"]
-        odd["entities of several fragments: labelled from the first to the last"] += len(fragments) > 1
         if not free:
             odd["entities within the word of another: not labelled"] += 1
             continue
@@ -133,20 +143,19 @@ def read_brat(folder, types, odd):
             if not match:
                 raise UserError(f"{path}, row {row}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
             fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
-            words = " ".join(text[a:b] for a, b in fragments)
-            within = max(b for _, b in fragments) <= len(text)
-            if words.split() != fields[2].split() or not words.strip() or not within:
-                moved = [
-                    (abs(k), k) for k in range(-NEAR, NEAR + 1)
-                    if " ".join(text[a + k : b + k] for a, b in fragments).split() == fields[2].split() != []
-                    and min(fragments)[0] + k >= 0
-                ]  # fmt: skip
-                if not moved:
-                    said = f"{match[2]} is {words[:40]!r} in the text, not {fields[2][:40]!r}"
-                    raise UserError(f"{path}, row {row}: {said}; are both files of one version?")
-                odd["entities beside their offsets: moved"] += 1
-                fragments = [(a + min(moved)[1], b + min(moved)[1]) for a, b in fragments]
-            entities.append((match[1], tuple(fragments)))
+            for k in sorted(range(-NEAR, NEAR + 1), key=abs):  # 0 first: the offsets as they are
+                moved = tuple((a + k, b + k) for a, b in fragments)
+                words = " ".join(text[a:b] for a, b in moved).split()
+                # A slice ends at the end of the text without a word, so the offsets are compared with it.
+                if words == fields[2].split() != [] and all(0 <= a <= b <= len(text) for a, b in moved):
+                    break
+            else:
+                words = " ".join(text[a:b] for a, b in fragments)
+                past = f" (the text has {len(text):,} characters)" * (max(map(max, fragments)) > len(text))
+                said = f"{match[2]} is {words[:40]!r} in the text{past}, not {fields[2][:40]!r}"
+                raise UserError(f"{path}, row {row}: {said}; are both files of one version?")
+            odd["entities beside their offsets: moved"] += k != 0
+            entities.append((match[1], moved))
         documents.append(annotate(path.stem, text, entities, types, odd))
     return documents
 
@@ -176,7 +185,7 @@ def read_pubtator(path, types, odd):
         found = texts[pmid][a:b]
         if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
-        entities[pmid].append((kind, (trimmed(found, a),)))
+        entities[pmid].append((kind, ((a, b),)))
     return [annotate(pmid, text, entities[pmid], types, odd) for pmid, text in texts.items()]
 
 
@@ -199,7 +208,8 @@ def read_bioc(path, types, odd):
                     entities.append((a["infons"]["type"], tuple(where), a["text"]))
             for _, where, words in entities:
                 found = " ".join(text[a:b] for a, b in where)
-                if not found or found.strip() != words.strip():
+                within = all(0 <= a <= b <= len(text) for a, b in where)
+                if not found.strip() or found.strip() != words.strip() or not within:
                     raise UserError(f"{path}, document {document['id']}: {where} is {found[:40]!r}, not {words[:40]!r}")
             documents.append(annotate(str(document["id"]), text, [e[:2] for e in entities], types, odd))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -444,6 +454,21 @@ def read_part(path, types, odd):
     return (read_pubtator if PUBTATOR.match(first) else read_conll)(path, types, odd)
 
 
+def place(name, folder):
+    """The folder of a corpus itself; of E3C, which is cloned as a whole, the one language that is in `folder`.
+
+    Raises: UserError with the folders to choose from if there are several.
+    """
+    if name != "e3c" or not folder or Path(folder, "train.txt").is_file():
+        return folder
+    found = sorted(p.parent for p in Path(folder).rglob("train.txt") if p.with_name("test.txt").is_file())
+    found = [p for p in found if len(p.parts) == min(len(p.parts) for p in found)]
+    if len(found) > 1:
+        names = ", ".join(map(str, found[:10])) + " .." * (len(found) > 10)
+        raise UserError(f"{folder} holds {len(found)} folders of E3C; choose the one of a language as --data: {names}")
+    return found[0] if found else folder
+
+
 def read_corpus(name, folder):
     """({part: Documents}, {part: Counter of what was lost or mended}) of a corpus; dev may be absent.
 
@@ -453,7 +478,7 @@ def read_corpus(name, folder):
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py --list)")
     if not folder or not Path(folder).is_dir():
         raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {CORPORA[name].holds}")
-    corpus, parts, odd = CORPORA[name], {}, {}
+    corpus, folder, parts, odd = CORPORA[name], place(name, folder), {}, {}
     if corpus.read:
         odd["train"] = Counter()
         parts = corpus.read(folder, odd["train"])
@@ -768,6 +793,12 @@ def number(documents):
     return sum(len(d.gold if d.gold is not None else decode(d.labels)) for d in documents)
 
 
+TABLE5 = (
+    "Table 5 has what the authors' scripts kept and cut; the corpora themselves hold other numbers (--check): "
+    "QUAERO-MEDLINE has 833, 832, 833 titles and 10 types, for example. Classes are the labels of the training part."
+)
+
+
 def show_corpora():
     """--list: a line of what and where, and a line of what the folder must hold, for each corpus."""
     row = "{:<16}{:<16}{:<16}{:<36}{}"
@@ -775,6 +806,7 @@ def show_corpora():
     for name, c in CORPORA.items():
         print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
         print(f"    --data: a folder that holds {c.holds}")
+    print(TABLE5)
 
 
 def check(s):
@@ -847,7 +879,7 @@ def language_of(corpus, folder):
     """The language of a corpus; of one in several the first folder from the right that is named for one of them."""
     known = CORPORA[corpus].language.split()
     names = {name.lower(): lang for lang, (_, name) in data.LANGUAGES.items() if name} | {lang: lang for lang in known}
-    parts = [word for part in Path(folder).resolve().parts for word in re.split(r"[\W_]", part.lower())]
+    parts = [word for part in Path(place(corpus, folder)).resolve().parts for word in re.split(r"[\W_]", part.lower())]
     said = [names[word] for word in reversed(parts) if word in names]
     return known[0] if len(known) == 1 else next((lang for lang in said if lang in known), "")
 
