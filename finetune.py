@@ -16,7 +16,10 @@ the predictions, a token a line.
 """
 
 import copy
+import fcntl
+import hashlib
 import json
+import os
 import re
 import statistics
 import time
@@ -24,6 +27,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -80,10 +84,21 @@ def renamed(kind, types, odd):
 def annotate(name, text, entities, types, odd):
     """Text and its entities, (type, fragments) each -> a Document. What labels cannot say is counted in `odd`.
 
+    Blanks at the ends of an entity are no part of it, and an entity that is marked twice counts once.
     Of entities that overlap the longest is labelled (then the first in the text, then in the file), from its first
     character to its last. A token belongs to an entity if they share a character; two in one token: to the earlier.
     """
-    entities = [(ours, where) for kind, where in entities if (ours := renamed(kind, types, odd))]
+    once = {}
+    for kind, where in entities:
+        if not (kind := renamed(kind, types, odd)):
+            continue
+        fragments = tuple(trimmed(text[a:b], a) for a, b in where if text[a:b].strip())
+        odd["entities with blanks at an end: trimmed"] += fragments != where
+        key = kind, tuple(sorted(fragments))
+        odd["entities marked twice: counted once"] += key in once
+        once.setdefault(key, (kind, fragments))
+    entities = list(once.values())
+    odd["entities of several fragments: one stretch, where labelled"] += sum(len(f) > 1 for _, f in entities)
     spans = [m.span() for m in TOKEN.finditer(text) if unicodedata.category(m[0][0])[0] != "C"]
     begin, end = [a for a, _ in spans], [b for _, b in spans]
     hulls = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
@@ -96,10 +111,9 @@ def annotate(name, text, entities, types, odd):
             taken[a:b] = True
             kept.append(i)
     for i in sorted(kept, key=lambda i: hulls[i]):
-        (kind, fragments), (a, b) = entities[i], hulls[i]
+        kind, (a, b) = entities[i][0], hulls[i]
         inside = range(bisect_right(end, a), bisect_left(begin, b))
         free = [k for k in inside if labels[k] == "O"]
-        odd["entities of several fragments: labelled from the first to the last"] += len(fragments) > 1
         if not free:
             odd["entities within the word of another: not labelled"] += 1
             continue
@@ -133,20 +147,19 @@ def read_brat(folder, types, odd):
             if not match:
                 raise UserError(f"{path}, row {row}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
             fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
-            words = " ".join(text[a:b] for a, b in fragments)
-            within = max(b for _, b in fragments) <= len(text)
-            if words.split() != fields[2].split() or not words.strip() or not within:
-                moved = [
-                    (abs(k), k) for k in range(-NEAR, NEAR + 1)
-                    if " ".join(text[a + k : b + k] for a, b in fragments).split() == fields[2].split() != []
-                    and min(fragments)[0] + k >= 0
-                ]  # fmt: skip
-                if not moved:
-                    said = f"{match[2]} is {words[:40]!r} in the text, not {fields[2][:40]!r}"
-                    raise UserError(f"{path}, row {row}: {said}; are both files of one version?")
-                odd["entities beside their offsets: moved"] += 1
-                fragments = [(a + min(moved)[1], b + min(moved)[1]) for a, b in fragments]
-            entities.append((match[1], tuple(fragments)))
+            for k in sorted(range(-NEAR, NEAR + 1), key=abs):  # 0 first: the offsets as they are
+                moved = tuple((a + k, b + k) for a, b in fragments)
+                words = " ".join(text[a:b] for a, b in moved).split()
+                # A slice ends at the end of the text without a word, so the offsets are compared with it.
+                if words == fields[2].split() != [] and all(0 <= a <= b <= len(text) for a, b in moved):
+                    break
+            else:
+                words = " ".join(text[a:b] for a, b in fragments)
+                past = f" (the text has {len(text):,} characters)" * (max(map(max, fragments)) > len(text))
+                said = f"{match[2]} is {words[:40]!r} in the text{past}, not {fields[2][:40]!r}"
+                raise UserError(f"{path}, row {row}: {said}; are both files of one version?")
+            odd["entities beside their offsets: moved"] += k != 0
+            entities.append((match[1], moved))
         documents.append(annotate(path.stem, text, entities, types, odd))
     return documents
 
@@ -176,7 +189,7 @@ def read_pubtator(path, types, odd):
         found = texts[pmid][a:b]
         if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
-        entities[pmid].append((kind, (trimmed(found, a),)))
+        entities[pmid].append((kind, ((a, b),)))
     return [annotate(pmid, text, entities[pmid], types, odd) for pmid, text in texts.items()]
 
 
@@ -199,7 +212,8 @@ def read_bioc(path, types, odd):
                     entities.append((a["infons"]["type"], tuple(where), a["text"]))
             for _, where, words in entities:
                 found = " ".join(text[a:b] for a, b in where)
-                if not found or found.strip() != words.strip():
+                within = all(0 <= a <= b <= len(text) for a, b in where)
+                if not found.strip() or found.strip() != words.strip() or not within:
                     raise UserError(f"{path}, document {document['id']}: {where} is {found[:40]!r}, not {words[:40]!r}")
             documents.append(annotate(str(document["id"]), text, [e[:2] for e in entities], types, odd))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -444,6 +458,21 @@ def read_part(path, types, odd):
     return (read_pubtator if PUBTATOR.match(first) else read_conll)(path, types, odd)
 
 
+def place(name, folder):
+    """The folder of a corpus itself; of E3C, which is cloned as a whole, the one language that is in `folder`.
+
+    Raises: UserError with the folders to choose from if there are several.
+    """
+    if name != "e3c" or not folder or Path(folder, "train.txt").is_file():
+        return folder
+    found = sorted(p.parent for p in Path(folder).rglob("train.txt") if p.with_name("test.txt").is_file())
+    found = [p for p in found if len(p.parts) == min(len(p.parts) for p in found)]
+    if len(found) > 1:
+        names = ", ".join(map(str, found[:10])) + " .." * (len(found) > 10)
+        raise UserError(f"{folder} holds {len(found)} folders of E3C; choose the one of a language as --data: {names}")
+    return found[0] if found else folder
+
+
 def read_corpus(name, folder):
     """({part: Documents}, {part: Counter of what was lost or mended}) of a corpus; dev may be absent.
 
@@ -453,7 +482,7 @@ def read_corpus(name, folder):
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py --list)")
     if not folder or not Path(folder).is_dir():
         raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {CORPORA[name].holds}")
-    corpus, parts, odd = CORPORA[name], {}, {}
+    corpus, folder, parts, odd = CORPORA[name], place(name, folder), {}, {}
     if corpus.read:
         odd["train"] = Counter()
         parts = corpus.read(folder, odd["train"])
@@ -573,7 +602,7 @@ def score(documents, preds, corpus, constant="O"):
 
     Returns: {"paper": [P, R, F1], "entity": micro [P, R, F1] (of parts of speech: token accuracy thrice),
         "macro": [P, R, F1] over the types in gold or predictions, "labels": {type: [P, R, F1, number in gold]},
-        "floor": paper F1 of the constant tagger,
+        "floor" and "floor_entity": paper and entity F1 (of parts of speech: token accuracy) of the constant tagger,
         "interval": {"paper" and "entity": 95 % interval of the F1 from resampled documents}}.
     """
 
@@ -586,6 +615,8 @@ def score(documents, preds, corpus, constant="O"):
     for d, p in zip(documents, preds):
         gold, found = marked(d, corpus.pos), units(d, p, corpus.pos)
         counts.append(Counter((k[0], what) for what, of in enumerate((gold & found, found, gold)) for k in of))
+    always = [units(d, [constant] * len(p), corpus.pos) for d, p in zip(documents, preds)]
+    hit = sum(len(said & marked(d, corpus.pos)) for said, d in zip(always, documents))
     types = sorted({kind for c in counts for kind, _ in c})
     table = {kind: [sum(c[kind, what] for c in counts) for what in range(3)] for kind in types}
     labels = {kind: [*(100 * float(x) for x in prf(*n)), n[2]] for kind, n in table.items()}
@@ -597,6 +628,7 @@ def score(documents, preds, corpus, constant="O"):
         "entity": [100 * float(x) for x in prf(*totals.sum(axis=0))],
         "macro": np.mean([n[:3] for n in labels.values()] or [[0.0] * 3], axis=0).tolist(),
         "labels": labels, "floor": 100 * float(np.mean(floor)),
+        "floor_entity": 100 * float(prf(hit, sum(map(len, always)), totals[:, 2].sum())[2]),
         "interval": {
             "paper": np.percentile(100 * draws[:, 3] / draws[:, 4], [2.5, 97.5]).tolist(),
             "entity": np.percentile(100 * prf(*draws[:, :3].T)[2], [2.5, 97.5]).tolist(),
@@ -687,6 +719,66 @@ def predict(tagger, test, labels, pad, device, dtype):
     return pred
 
 
+def sign(s, checkpoint, encoder, tokenizer, max_len, train, test):
+    """What the scores of a seed depend on but the device, as plain values: results of one folder have one signature."""
+    weights = hashlib.sha256(Path(checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
+    for name, tensor in encoder.state_dict().items():
+        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    corpus = hashlib.sha256()
+    for d in (*train, None, *test):
+        corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
+    values = {"checkpoint": str(Path(checkpoint).resolve()), "corpus": s.corpus}
+    values |= {"data": str(Path(place(s.corpus, s.data)).resolve()), "max_len": max_len}
+    values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
+    return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
+
+
+def differences(old, new):
+    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
+    keys = [k for k in new if old.get(k) != new[k]]
+    return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
+
+
+@contextmanager
+def alone(out):
+    """Keeps other processes out of a results folder; the system lets go of it when this one ends, however it does."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: another process writes results into it; wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks, as some of clusters are
+            pass
+        yield
+    finally:
+        os.close(lock)
+
+
+def earlier_runs(out, signature):
+    """{seed: its scores} in a results folder. Raises: UserError if they are of another signature, or of none."""
+    path = out / "scores.json"
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(read_utf8(path))
+        old, runs = record.get("signature"), {r["seed"]: r for r in record["runs"]}
+        if isinstance(old, dict):
+            table_row([*runs.values()])
+            [is_a(int, seed) for seed in runs]
+    except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
+    if not isinstance(old, dict):
+        raise UserError(f"{out} holds results without a record of all their settings; choose another --out")
+    if other := differences(old, signature):
+        told = ", ".join(f"{k} {str(old.get(k))[:200]}, now {signature[k]}" for k in other)
+        raise UserError(f"{out} holds results of {told}; choose another --out")
+    return runs
+
+
 def run(s, checkpoint):
     """--runs taggers from a checkpoint, their scores printed and written, and what they predicted."""
     if s.precision == "fp16":
@@ -702,6 +794,7 @@ def run(s, checkpoint):
     if max_len < 8:
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
     tokenizer = tokenization.load(checkpoint, config.vocab_size)
+    signature = sign(s, checkpoint, encoder, tokenizer, max_len, train, test)
     special = tokenization.special_ids(tokenizer)
     often = Counter(t for d in train for t in d.labels)
     labels = sorted(often, key=lambda t: (t != "O", t[2:], t))
@@ -725,29 +818,38 @@ def run(s, checkpoint):
         task += f"-{language or Path(s.data).resolve().name}"
     task += f"-{s.epochs}-epochs" * (s.epochs > 1)
     out = Path(s.out or Path("results", name, task))
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("predictions-*.conll"):  # of other runs than those of scores.json
-        old.unlink()
-    results = []
+    settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs", "check", "dataset")}
     record = {"checkpoint": str(checkpoint), "corpus": s.corpus, "task": task, "language": language}
-    record |= {"settings": asdict(s), "runs": results}
-    for seed in range(s.seed, s.seed + s.runs):
-        began = time.time()
-        tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
-        pred = predict(tagger, cut[1], labels, special["pad"], device, dtype)
-        results.append({"seed": seed} | score(test, pred, corpus, often.most_common(1)[0][0]))
-        write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
-        rows = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(test, pred)]
-        write_atomic(out / f"predictions-{seed}.conll", lambda f, rows=rows: f.write("".join(rows).encode()))
-        print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
-    if s.runs > 1:
-        print(f"mean of {s.runs}: {table_row(results)}")
+    record |= {"settings": settings, "signature": signature}
+    constant, results = often.most_common(1)[0][0], []
+    with alone(out):
+        runs = earlier_runs(out, signature)
+        seeds = range(s.seed, s.seed + s.runs)
+        if runs:
+            held, again = (", ".join(map(str, sorted(x))) for x in (runs, runs.keys() & seeds))
+            print(f"{out} holds seeds {held} of the same settings; the new ones are added to them")
+            if again:
+                print(f"seeds {again} are replaced, each when its new result is whole", flush=True)
+        for seed in seeds:
+            began = time.time()
+            tagger = train_once(s, seed, encoder, cut[0], labels, special["pad"], device, dtype)
+            pred = predict(tagger, cut[1], labels, special["pad"], device, dtype)
+            results.append({"seed": seed} | score(test, pred, corpus, constant))
+            rows = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(test, pred)]
+            write_atomic(out / f"predictions-{seed}.conll", lambda f, rows=rows: f.write("".join(rows).encode()))
+            runs[seed] = results[-1]
+            record["runs"] = [runs[k] for k in sorted(runs)]
+            write_atomic(out / "scores.json", lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
+            print(f"seed {seed}: {table_row(results[-1:])}  ({time.time() - began:.0f} s)", flush=True)
+    if len(runs) > 1:
+        print(f"mean of {len(runs)}: {table_row(record['runs'])}")
     of = "documents" if test[0].text is not None or test[0].group else "sentences"
     for kind in ("paper", "entity"):
         ends = ", ".join("{:.2f} to {:.2f}".format(*r["interval"][kind]) for r in results)
         print(f"95 % interval of the {kind} F1, {of} drawn anew: {ends}")
-    print(f"(a tagger that always says {often.most_common(1)[0][0]}: paper F1 {results[0]['floor']:.2f}", end="")
-    print(", entity F1 0)" if not corpus.pos else ")")
+    what = "token accuracy" if corpus.pos else "entity F1"
+    floor = f"paper F1 {results[0]['floor']:.2f}, {what} {results[0]['floor_entity']:.2f}"
+    print(f"(a tagger that always says {constant}: {floor})")
     print(f"\n{'of seed ' + str(s.seed):<32} {'P':>7} {'R':>7} {'F1':>7} {'gold':>7}")
     for kind, (p, r, f1, n) in results[0]["labels"].items():
         print(f"  {kind:<30} {p:7.2f} {r:7.2f} {f1:7.2f} {n:7,}")
@@ -768,6 +870,12 @@ def number(documents):
     return sum(len(d.gold if d.gold is not None else decode(d.labels)) for d in documents)
 
 
+TABLE5 = (
+    "Table 5 has what the authors' scripts kept and cut; the corpora themselves hold other numbers (--check): "
+    "QUAERO-MEDLINE has 833, 832, 833 titles and 10 types, for example. Classes are the labels of the training part."
+)
+
+
 def show_corpora():
     """--list: a line of what and where, and a line of what the folder must hold, for each corpus."""
     row = "{:<16}{:<16}{:<16}{:<36}{}"
@@ -775,6 +883,7 @@ def show_corpora():
     for name, c in CORPORA.items():
         print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
         print(f"    --data: a folder that holds {c.holds}")
+    print(TABLE5)
 
 
 def check(s):
@@ -847,7 +956,7 @@ def language_of(corpus, folder):
     """The language of a corpus; of one in several the first folder from the right that is named for one of them."""
     known = CORPORA[corpus].language.split()
     names = {name.lower(): lang for lang, (_, name) in data.LANGUAGES.items() if name} | {lang: lang for lang in known}
-    parts = [word for part in Path(folder).resolve().parts for word in re.split(r"[\W_]", part.lower())]
+    parts = [word for part in Path(place(corpus, folder)).resolve().parts for word in re.split(r"[\W_]", part.lower())]
     said = [names[word] for word in reversed(parts) if word in names]
     return known[0] if len(known) == 1 else next((lang for lang in said if lang in known), "")
 
@@ -858,38 +967,74 @@ def plain_name(run):
 
 
 def read_records(folder, pattern, take):
-    """take(record) of each JSON file below a folder, and its path; what is not a file of results is told."""
+    """take(record) of each JSON file below a folder, and its path; what is not a file of results is told in a line."""
     for path in sorted(Path(folder).rglob(pattern)):
         try:
-            yield path, take(json.loads(read_utf8(path)))
-        except (UserError, ValueError, KeyError, TypeError, AttributeError) as e:
-            print(f"{path}: not a file of results, left out ({type(e).__name__}: {e})")
+            taken = take(json.loads(read_utf8(path)))
+        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
+            why = " ".join(f"{type(e).__name__}: {e}"[:200].split())
+            print(f"{path}: not a file of results, left out ({why})")
+        else:
+            yield path, taken
+
+
+def is_a(kind, value):
+    """The value of a file of results, if it is of this kind. Raises: TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
+    if kind is str:
+        value.encode()  # half of a surrogate pair is no text
+    return value
+
+
+def finite(value, least=0, most=1e9):
+    """A number of a file of results. Raises: TypeError or ValueError if it is none, or cannot be a result."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{repr(value)[:40]} is not a number")
+    if not least <= value <= most:  # nor is NaN
+        raise ValueError(f"{repr(value)[:40]} is not a score")
+    return float(value)
+
+
+def percent(value):
+    return finite(value, most=100 + 1e-6)
 
 
 def read_results(folder):
     """{(language, task): {run: its scores of all seeds}} of the scores.json below a folder.
 
     Runs that differ only in the seed of pre-training (name-s0, name-s1 ...) are one; the same seed of the same
-    checkpoint counts once.
+    checkpoint counts once, and of results with different settings the first.
     """
 
     def take(record):
-        name = Path(record["checkpoint"]).name + "-untrained" * record["settings"]["untrained"]
-        runs = [
-            (r["seed"], {k: [*map(float, r[k])] for k in ("paper", "entity")}, float(r["floor"]))
-            for r in record["runs"]
-        ]
-        if not all(len(x) == 3 for _, scores, _ in runs for x in scores.values()):
-            raise ValueError("not three scores")
-        return name, record["language"], record["task"], runs
+        name = Path(is_a(str, is_a(dict, record)["checkpoint"])).name
+        name += "-untrained" * is_a(bool, is_a(dict, record["settings"])["untrained"])
+        runs = {}
+        for r in is_a(list, record["runs"]):
+            scores = {k: [percent(x) for x in is_a(list, is_a(dict, r)[k])] for k in ("paper", "entity")}
+            if not all(len(x) == 3 for x in scores.values()):
+                raise ValueError("not three scores")
+            runs[is_a(int, r["seed"])] = scores | {"floor": percent(r["floor"])}
+        if len(runs) < len(record["runs"]):
+            raise ValueError("a seed is in it twice")
+        # Where a folder lies is not a setting; digests say whether the contents are the same.
+        signature = is_a(dict, record.get("signature", {}))
+        signature = {k: v for k, v in signature.items() if k not in ("checkpoint", "data")}
+        return name, is_a(str, record["language"]), is_a(str, record["task"]), runs, signature
 
-    found, seen = defaultdict(lambda: defaultdict(list)), {}
-    for path, (name, language, task, runs) in read_records(folder, "scores.json", take):
-        for seed, scores, floor in runs:
+    found, seen, first_of = defaultdict(lambda: defaultdict(list)), {}, {}
+    for path, (name, language, task, runs, signature) in read_records(folder, "scores.json", take):
+        if signature:  # files of before it was written have none
+            first, of_first = first_of.setdefault((name, task), (path, signature))
+            if other := sorted(differences(signature, of_first)):
+                print(f"{path}: of other settings ({', '.join(other)}) than {first}, left out")
+                continue
+        for seed, scores in runs.items():
             if (first := seen.setdefault((name, task, seed), path)) != path:
                 print(f"{path}: seed {seed} of {name} is in {first} already, left out")
                 continue
-            found[language, task][plain_name(name)].append(scores | {"floor": floor})
+            found[language, task][plain_name(name)].append(scores)
     return found
 
 
@@ -904,8 +1049,9 @@ KNOWN = {  # columns of what encoders know: where they are in kgi.py's record
 
 def reach(record, path):
     """The numbers at a path of keys; "*" is the mean over all languages. An empty list where there is none."""
-    if not path or not isinstance(record, dict):
-        return [record] if not path else []
+    if not path:
+        return [finite(record)]
+    is_a(dict, record)
     if path[0] == "*":
         found = [x for value in record.values() for x in reach(value, path[1:])]
         return [statistics.mean(found)] if found else []
@@ -917,13 +1063,19 @@ def knowledge_table(folder):
     found = defaultdict(lambda: defaultdict(list))
 
     def take(record):
-        values = {k: [float(x) for x in reach(record, path.split())] for k, path in KNOWN.items()}
-        return f"{record['data']}, {record['settings']['terms']:,} terms", Path(record["checkpoint"]).name, values
+        values = {k: reach(record, path.split()) for k, path in KNOWN.items()}
+        values = {k: [x if k == "MLM loss" else percent(x) for x in found] for k, found in values.items()}
+        if record.get("tasks") is not None:  # the head of a task that was not trained knows nothing
+            never = {*data.TASKS} - {is_a(str, task) for task in is_a(list, record["tasks"])}
+            values = {k: [] if KNOWN[k].split()[0] in never else x for k, x in values.items()}
+        terms = is_a(int, is_a(dict, record["settings"])["terms"])
+        return f"{is_a(str, record['data'])}, {terms:,} terms", Path(is_a(str, record["checkpoint"])).name, values
 
     for _, (block, name, values) in read_records(folder, "knowledge-*.json", take):
         found[block][plain_name(name)].append(values)
     lines = ["# What encoders know of held-out pairs, and of synonyms", ""]
-    lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
+    lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>.", ""]
+    lines += ["–: not run, or a task that the encoder was not trained on.", ""]
     for name, runs in sorted(found.items()):
         grid = {(run, k): [x for r in records for x in r[k]] for run, records in runs.items() for k in KNOWN}
         lines += [f"| {name} | " + " | ".join(KNOWN) + " |", "|---|" + "---:|" * len(KNOWN)]

@@ -1,6 +1,7 @@
 """What a checkpoint knows (kgi.py --evaluate, --map), and results as the paper's tables (finetune.py --tables)."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -215,6 +216,94 @@ def test_tables(tmp_path, capsys):
     assert rows_of(tmp_path / "table-9.md")["KGI-BERT m-v2"] == [
         f"– [{x}]" for x in ("74.82", "72.14", "91.35", "93.59")
     ]
+
+
+def scores_record(name, task="meddocan", seeds=(0,), **more):
+    both = {"paper": [90.0, 80.0, 70.0], "entity": [50.0, 40.0, 45.0], "floor": 31.5}
+    record = {"checkpoint": f"runs/{name}", "corpus": task, "task": task, "language": "es"}
+    return record | {"settings": {"untrained": False}, "runs": [{"seed": i} | both for i in seeds]} | more
+
+
+def knowledge_record(name, **more):
+    synonyms = {"en": {"mean": {"at_1": 50.0, "at_5": 60.0, "mrr": 55.0}, "cls": {"mrr": 40.0}, "terms": 9}}
+    record = {"checkpoint": name, "data": "en", "settings": {"terms": 9}, "mlm": {"en": {"loss": 2.0}}}
+    record |= {"ep": {"tokens": 20.0}, "lp": {"accuracy": 30.0, "macro_f1": 10.0}, "synonyms": synonyms}
+    return record | {"tc": {"accuracy": 50.0, "other_pair": {"auc": 51.0}, "other_relation": {"auc": 52.0}}} | more
+
+
+def places(value, path=()):
+    """The paths of all that is within a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for k, x in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(x, (*path, k))
+
+
+OTHERS = [
+    "{}", "[]", "null", "true", "7", '"70"', '"abc"', "NaN", "-Infinity", "1e999", "1" + "0" * 400, '"\\ud800"',
+    "[[1, 2, 3]]", '{"a": []}', "[NaN, 1, 2]", '["1", "2", "3"]', "-5", "[" * 100_000 + "]" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["scores", "knowledge"])
+def test_any_other_json_is_told_in_one_line(tmp_path, capsys, kind):
+    """Each value of a good file replaced by each other shape: the tables come, and no figure is made up."""
+    make = scores_record if kind == "scores" else knowledge_record
+    n = 0
+    for path in places(make("x")):
+        for other in OTHERS:
+            name, record = f"file-{n:04}", make(f"x{n}")
+            inner = record
+            for k in path[:-1]:
+                inner = inner[k]
+            if path:
+                inner[path[-1]] = "HERE"
+            text = json.dumps(record if path else "HERE").replace('"HERE"', other)
+            (tmp_path / name).mkdir()
+            (tmp_path / name / ("scores.json" if kind == "scores" else "knowledge-en.json")).write_text(text)
+            n += 1
+    (tmp_path / "dir" / "scores.json").mkdir(parents=True)
+    finetune.tables(tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    bad = [line.split(": ")[0] for line in said if ": not a file of results, left out (" in line]
+    assert len(bad) == len({*bad}) and n > len(bad) > n / 3
+    tables = "".join(p.read_text() for p in tmp_path.glob("*.md"))
+    assert not re.search(r"\bnan\b|\binf\b|-5\.00", tables)
+
+
+def test_numbers_of_results_are_numbers(tmp_path, capsys):
+    """A string is no list of figures, and NaN no figure."""
+    for i, text in enumerate(('"789"', '["70", 70, 70]', "[NaN, 70, 70]", "[70, 70, 700]", "[70, 70]")):
+        (tmp_path / f"{i}").mkdir()
+        good = json.dumps(scores_record(f"x{i}"))
+        (tmp_path / f"{i}" / "scores.json").write_text(good.replace("[90.0, 80.0, 70.0]", text))
+    assert not finetune.read_results(tmp_path)
+    assert capsys.readouterr().out.count("left out") == 5
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):
+    """Seeds of one checkpoint and task with other settings are no seeds more. Where the corpus lies is no setting."""
+    of = {"checkpoint": "/x", "data": "/a", "lr": 2e-5, "data sha256": "1"}
+    for folder, seeds, more in (("a", (0, 1), {}), ("b", (2,), {"lr": 2e-4}), ("c", (3,), {"data": "/b"})):
+        (tmp_path / folder).mkdir()
+        record = scores_record("x", seeds=seeds, signature=of | more)
+        (tmp_path / folder / "scores.json").write_text(json.dumps(record))
+    assert len(finetune.read_results(tmp_path)["es", "meddocan"]["x"]) == 3
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path}/b/scores.json: of other settings (lr) than {tmp_path}/a/scores.json, left out\n"
+
+
+def test_heads_that_were_not_trained_have_no_figures(tmp_path):
+    """An encoder of MLM alone has a head of link prediction all the same: what it says is chance."""
+    records = (("mlm", {"tasks": ["mlm"]}), ("all", {"tasks": ["mlm", "ep", "lp", "tc"]}), ("old", {}))
+    for name, more in records:
+        write = {"lp": {"accuracy": 35.0, "macro_f1": 10.0}} if name == "mlm" else {}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "knowledge-en.json").write_text(json.dumps(knowledge_record(name, **more, **write)))
+    lines = "\n".join(finetune.knowledge_table(tmp_path)).splitlines()
+    rows = {c[1].strip(): [x.strip() for x in c[2:-1]] for line in lines if len(c := line.split("|")) > 9}
+    assert rows["mlm"] == ["2.00", *["–"] * 6, "50.00", "60.00", "55.00", "40.00", "–"]
+    assert rows["all"][2] == rows["old"][2] == "30.00" and "–: not run, or a task that" in "".join(lines)
 
 
 def test_the_papers_figures_are_whole():

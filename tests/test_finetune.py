@@ -110,6 +110,17 @@ def test_parts_of_speech_are_scored_by_token():
     assert got["floor"] == pytest.approx(100 * (2 * 0.8 / 2 / 2) / 2)  # F1 of NOM 0.8, of PUN 0; of the second 0
 
 
+def test_a_tagger_that_always_says_the_same_is_scored():
+    """Of B-X each token is an entity; a lone I-X is none, nor is O."""
+    gold = documents([["B-x", "B-x", "I-x"], ["B-x", "O"], ["B-y"]])
+    pred = [["O"] * len(d.tokens) for d in gold]
+    want = {"B-x": 100 * 2 * 2 / (6 + 4), "O": 0, "I-x": 0, "B-y": 100 * 2 * 1 / (6 + 4)}
+    assert {k: finetune.score(gold, pred, E3C, k)["floor_entity"] for k in want} == pytest.approx(want)
+    of_speech = documents([["NOM", "PUN", "NOM", "ADJ"]])
+    got = finetune.score(of_speech, [["ADJ"] * 4], finetune.CORPORA["cas-pos"], "NOM")
+    assert got["floor_entity"] == pytest.approx(50)
+
+
 def test_the_interval_is_of_documents():
     """Sentences of one document are drawn together: with a single one the interval has no width."""
     gold = [["B-x", "O"], ["O", "O"], ["B-y", "B-x"]]
@@ -209,6 +220,111 @@ def test_the_command(release, checkpoint, tmp_path):
     assert {len(p.read_text().split("\n\n")) for p in (tmp_path / "two").glob("predictions-[01].conll")} == {41}
     assert command(*base, "--untrained", "--max_len", 12, "--out", tmp_path / "none").returncode == 0
     assert json.loads((tmp_path / "none" / "scores.json").read_text())["runs"][0] != two[0]
+
+
+CORPUS = {"train.txt": "foie B-x\nva B-x\n\nmal B-x\n", "test.txt": "foie B-x\nva O\n"}
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_corpus(folder, **more):
+    folder.mkdir(parents=True)
+    for name, text in (CORPUS | more).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkeypatch, capsys):
+    """A folder holds results of one checkpoint, corpus and set of settings. What is in it stays until its successor is
+    whole, and files of others stay."""
+    monkeypatch.chdir(tmp_path)
+    data, out = write_corpus(tmp_path / "A" / "fr"), tmp_path / "results" / "tiny" / "custom-fr"
+
+    def tune(*more, data=data, run=checkpoint):
+        finetune.main([str(run), "--data", str(data), "--device", "cpu", *map(str, more)])
+        return capsys.readouterr().out
+
+    said = tune("--runs", 2)
+    assert "(a tagger that always says B-x: paper F1 33.33, entity F1 66.67)" in said and "holds seeds" not in said
+    (out / "predictions-mine.conll").write_text("mine")
+    (out / "predictions-7.conll").write_text("mine too")
+    two = json.loads((out / "scores.json").read_text())["runs"]
+    said = tune("--seed", 1, "--runs", 2)
+    assert f"{out.relative_to(tmp_path)} holds seeds 0, 1 of the same settings" in said
+    assert "seeds 1 are replaced, each when its new result is whole" in said and "mean of 3: " in said
+    record = json.loads((out / "scores.json").read_text())
+    assert [r["seed"] for r in record["runs"]] == [0, 1, 2] and record["runs"][:2] == two
+    assert (out / "scores.json").read_text().count('"floor"') == 3  # as the Makefile counts them
+    tune("--max_len", 64)  # what 0 means with this checkpoint
+    before = tree(out)
+    assert before["predictions-mine.conll"] == b"mine" and before["predictions-7.conll"] == b"mine too"
+    assert len(finetune.read_results("results")["", "custom-fr"]["tiny"]) == 3
+    capsys.readouterr()
+
+    other = tmp_path / "other" / "tiny"
+    shutil.copytree(checkpoint, other)
+    for argv, where, wrong in (
+        (["--lr", "1e-3"], {}, "lr 2e-05, now 0.001"),
+        (["--max_len", "12", "--batch_size", "2"], {}, "max_len 64, now 12, batch_size 4, now 2"),
+        ([], {"run": other}, f"checkpoint {checkpoint}, now {other}"),
+        ([], {"data": write_corpus(tmp_path / "B" / "fr")}, f"data {data}, now {tmp_path / 'B' / 'fr'}"),
+    ):
+        with pytest.raises(UserError) as e:
+            tune(*argv, **where)
+        assert str(e.value) == f"results/tiny/custom-fr holds results of {wrong}; choose another --out"
+    (data / "test.txt").write_text("foie O\n")
+    with pytest.raises(UserError, match="results of data sha256 [0-9a-f]{64}, now"):
+        tune()
+    (data / "test.txt").write_text(CORPUS["test.txt"])
+    settings = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(settings | {"note": "changed"}))
+    try:
+        with pytest.raises(UserError, match="results of checkpoint sha256"):
+            tune()
+    finally:
+        (checkpoint / "config.json").write_text(json.dumps(settings))
+    for content, why in (
+        ("{", "is not a file of results"), ("[]", "is not a file of results"), ('{"runs": 3}', "is not a file"),
+        (json.dumps(record | {"runs": [{"seed": 0}]}), "is not a file of results"),
+        (json.dumps({k: v for k, v in record.items() if k != "signature"}), "without a record of all their settings"),
+    ):  # fmt: skip
+        (out / "scores.json").write_text(content)
+        with pytest.raises(UserError, match=f"{why}.*choose another --out"):
+            tune()
+        assert tree(out) == before | {"scores.json": content.encode()}
+
+
+def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, monkeypatch):
+    argv = [
+        str(checkpoint),
+        "--data",
+        str(write_corpus(tmp_path / "A")),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    finetune.main(argv)
+    before = tree(tmp_path / "r")
+
+    def fail(*_):
+        raise UserError("the loss is nan")
+
+    monkeypatch.setattr(finetune, "train_once", fail)
+    with pytest.raises(UserError, match="nan"):
+        finetune.main(argv)
+    assert tree(tmp_path / "r") == before
+
+
+def test_one_process_writes_into_a_folder(checkpoint, tmp_path):
+    argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r"]
+    with finetune.alone(tmp_path / "r"):
+        p = command("finetune.py", *argv)
+    assert p.returncode == 1 and "another process writes results into it" in p.stderr and p.stderr.count("\n") == 1
+    assert not tree(tmp_path / "r")
+    finetune.main([*map(str, argv)])
 
 
 @pytest.mark.parametrize("argv, said", [
