@@ -5,1023 +5,888 @@
     torchrun --nproc_per_node 4 kgi.py configs/v1-fr.toml --precision fp16
     torchrun --nproc_per_node 4 kgi.py configs/drbert-fr.toml --init DrBERT-4GB
     torchrun --nproc_per_node 2 kgi.py --data datasets/es --layers 6 --heads 6 --dim 384 --ffn 1536
-    python kgi.py configs/v1-fr.toml --budget 24h --tasks mlm,ep,lp --out runs/no-triples
+    python kgi.py configs/v1-fr.toml --time_budget 24h --tasks mlm ep lp --out runs/no-triples
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, queued again until it is done
+    python kgi.py evaluate runs/kgi-fr [OTHER ...]           what they know of held-out pairs, and of synonyms
+    python kgi.py map runs/kgi-fr                            a picture of its terms by semantic group
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
-    python kgi.py --evaluate runs/kgi-fr [OTHER ...]         what they know of held-out pairs, and of synonyms
-    python kgi.py --map runs/kgi-fr                          a picture of its terms by semantic group
 
-Each step takes one effective batch, whatever the number of ranks and the size of the micro-batches:
-they change the speed and nothing else. Started again, the same command goes on from the last checkpoint; SIGTERM,
-SIGUSR1 and Ctrl-C have it save after the step it is at and leave with status 75, a second one at once.
-Written to runs/<name>/: metrics.jsonl, the last two checkpoints, and the model (config.json, weights, tokenizer).
+Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
+the micro-batches. These decide the speed, and which units dropout drops. The same command run again resumes from the
+last checkpoint. At SIGTERM, SIGUSR1 or Ctrl-C it saves after the current step and exits with status 75. A run folder
+holds metrics.jsonl, the last two checkpoints, and the model.
 """
 
-import fcntl
-import hashlib
 import json
 import math
-import os
-import re
-import signal
+import statistics
 import sys
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import configs
 import data
 import model as models
-from configs import UserError, tokenization, write_atomic
-from data import TASKS
+from configs import UserError
+from data import TASK_NAMES, TASKS
+from support import checkpoints, hardware, reports, retrieval, runs, tokenizers
+from support.arrays import splitmix64
+from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
+from support.files import folder_lock, run_command, write_atomic, write_json
 
 VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
-CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")  # the last one and the one before it
-LAYOUT = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
-SKIPS = 20  # fp16 overflows in a row, each at half the scale before, that end a run
-SPELLED = 50_000  # terms, at most, that are also compared by spelling: it takes 16 kB each
-STOPPED = 75  # exit status after a signal that asked to stop: "try again later" (EX_TEMPFAIL of sysexits.h)
+MAY_CHANGE_ON_RESUME = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
+MAX_OVERFLOWS = 20  # fp16 steps in a row without an update, each at half the scale before, that end a run
+EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
+MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
+
+
+# ---------------------------------------------------------------- the objective and its schedule (section 4.1)
 
 
 def alphas(n):
-    """Weights of EP, LP and TC from their numbers of training examples (section 4.1).
+    """Weights of EP, LP and TC: alpha_i = sum_{j != i} n_j / (2 sum_k n_k), n_k examples of each task.
 
-    alpha_i = sum_{j != i} n_j / (2 sum_k n_k), j and k over the three tasks: they sum to 1, the weight
-    of MLM, and the more examples a task has, the less each counts. The 2 is the number of tasks less one, so that
-    it also holds for two tasks, where an ablation leaves one out (n = 0); a task alone has the weight 1.
+    The more examples a task has, the less each counts. The paper's sums run from 0 to 3 but speak of "each UMLS-based
+    task": over those three alone the alphas sum to 1, the weight of MLM, as "the same weighting" asks. The 2 is the
+    number of tasks less one. So it also holds for an ablation, which has two tasks; a task alone has the weight 1.
+
+    Args: n: training examples of each task, 0 for a task that is left out.
     """
-    total, others = sum(n), sum(x > 0 for x in n) - 1
-    return [(total - x) / (others * total) if others > 0 and x else float(x > 0) for x in n]
+    total, n_other_tasks = sum(n), sum(x > 0 for x in n) - 1
+    return [(total - x) / (n_other_tasks * total) if n_other_tasks > 0 and x else float(x > 0) for x in n]
 
 
-def seconds(text):
-    """Seconds of a length of time such as 24h, 1h30m, 90m or 45s."""
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
-    if not 0 < total < 1e8:
-        raise UserError(f"budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")
-    return total
+def coefficients(s, manifest):
+    """(tasks,) float32: the coefficients of equation (2), 1 for MLM and the alphas."""
+    counts = [c["train"] for c in manifest["counts"].values()]
+    n = [sum(c[name] for c in counts) if name in s.tasks else 0 for name in TASK_NAMES[1:]]
+    if s.alphas and len(s.alphas) != len(n):
+        raise UserError(f"alphas = {s.alphas}: there must be {len(n)}, for {', '.join(TASK_NAMES[1:]).upper()}")
+    return torch.tensor([1.0, *(s.alphas or alphas(n))])
 
 
 def learning_rate(step, steps, warmup, peak):
-    """Triangle: from zero up to `peak` over the warm-up, then linearly down to zero (appendix B)."""
+    """The triangle of appendix B: "increases from zero over the warmup period ... before decaying linearly".
+
+    Neither end is 0, or its step would do nothing: the first has peak / warmup, the last peak / (steps - warmup).
+
+    Args: step: 0 to steps - 1. warmup: steps up to the peak.
+    """
     return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
-def read_record(line):
-    """A line of metrics.jsonl, {} if it is damaged: cut off, not JSON, or not a step with numbers."""
-    try:
-        record = json.loads(line)
-        step, both = record["step"], record | record.get("valid", {})
-        numbers = [x for key, x in both.items() if key != "valid"]
-        good = all(type(x) is float or type(x) is int and abs(x) < 2**53 for x in numbers)
-        return record if good and type(step) is int and step >= 0 else {}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
+def warmup_steps(s, steps):
+    """Steps up to the peak; a setting below 1 is a share of the run."""
+    return s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
 
 
-def read_metrics(path):
-    """(the records of a metrics.jsonl, the number of its damaged lines); none of either if there is no file."""
-    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
-    records = [record for line in lines if (record := read_record(line))]
-    return records, len(lines) - len(records)
-
-
-def find_data(folder, checkpoint=""):
-    """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer)."""
-    if folder:
-        return Path(folder)
-    found, faults = [], ""
-    tokenizer = data.load_tokenizer(checkpoint).to_str() if checkpoint else ""
-    for path in sorted(Path("datasets").glob("[!.]*")):
-        try:
-            if (path / "manifest.json").exists() and (not checkpoint or tokenizer_of(path) == tokenizer):
-                found.append(path)
-        except (UserError, OSError) as e:  # a data set that cannot be read; another one may do
-            faults += f"; {e}"
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"several data sets: say --data with one of {', '.join(map(str, found))}")
-    if checkpoint:
+def check_schedule(s, steps, n_examples):
+    """Raises UserError if a run would end before its learning rate has reached the peak."""
+    if warmup_steps(s, steps) >= steps > 1:
+        length = f"{s.epochs:g} epochs of {n_examples:,} examples"
+        length = f"in {s.time_budget}" if s.time_budget else f"steps = {s.steps}" if s.steps else length
         raise UserError(
-            f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
-            f"(--evaluate and --map can do with another one, given as --data){faults}"
+            f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); give a share, such as --warmup 0.5"
         )
-    raise UserError(
-        "no data set under datasets/; build one with 'make data LANG=fr', or say --data (of 'make demo': demo/fr)"
-        f"{faults}"
-    )
 
 
-def tokenizer_of(folder):
-    """The tokenizer of a data set, as a text that can be compared."""
-    return Tokenizer.from_str(data.read_tokenizer(folder).decode()).to_str()
+# ---------------------------------------------------------------- the parts of a run
 
 
-def has_tokenizer_of(checkpoint, folder):
-    """Whether a data set was built with the tokenizer of a checkpoint (relation tokens added if it had none)."""
-    return tokenizer_of(folder) == data.load_tokenizer(checkpoint).to_str()
+class Batches:
+    """Effective batches, masked and laid out for this rank; a thread assembles the next one meanwhile.
 
-
-def how_to_build(checkpoint):
-    return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"
-
-
-def digest(paths):
-    """A short hash of what is in files."""
-    out = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as f:
-            out.update(hashlib.file_digest(f, "sha256").digest())
-    return out.hexdigest()[:16]
-
-
-def read_checkpoint(path):
-    """The state in a file that Trainer.save wrote.
-
-    Raises: FileNotFoundError; UserError if it is damaged, by a single bit too (torch.load does not look at check sums).
+    EpochSampler chooses the examples of a step, whatever their task. PretrainingDataset.masked_batch masks them.
+    micro_batches takes this rank's share and pads it, and tensors makes the arguments of the model.
     """
-    try:
-        with zipfile.ZipFile(path) as z:
-            damaged = z.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError):
-        damaged = path.name
-    if damaged:
-        raise UserError(f"{path}: damaged")
-    state = models.read_torch(path)
-    if not isinstance(state, dict) or "identity" not in state:
-        raise UserError(f"{path} is not a checkpoint of this program")
-    return state
+
+    def __init__(self, s, dataset, ranks, micro_tokens):
+        self.dataset, self.ranks, self.s = dataset, ranks, s
+        self.sampler = data.EpochSampler(len(dataset), s.batch_size, s.seed)
+        on_gpu = ranks.device.type == "cuda"
+        self.micro_tokens, self.max_padding = micro_tokens, 1024 if on_gpu else 64
+        # A thread begins on the first GPU, where pinned memory would open a context for every rank.
+        gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
+        self.thread, self.prefetched = ThreadPoolExecutor(1, **gpu), {}
+
+    def get(self, step):
+        """(micro-batches as arguments of KGIBert.forward, the whole MaskedBatch) of effective batch `step`."""
+        now = self.prefetched.pop(step, None) or self.thread.submit(self.assemble, step)
+        self.prefetched = {step + 1: self.thread.submit(self.assemble, step + 1)}
+        return now.result()
+
+    def assemble(self, step):
+        positions, epochs = self.sampler(step)
+        batch = self.mask(self.dataset, self.dataset.rows[positions], epochs)
+        return self.lay_out(batch), batch
+
+    def mask(self, dataset, rows, epochs):
+        return dataset.masked_batch(rows, epochs, self.s.seed, self.s.mlm_probability)
+
+    def lay_out(self, batch):
+        pin = self.ranks.device.type == "cuda"
+        share = self.ranks.rank, self.ranks.world
+        micros = data.micro_batches(batch, self.micro_tokens, self.max_padding, *share)
+        return [tensors(micro, pin) for micro in micros]
 
 
 def tensors(micro, pin):
-    """A micro-batch of data.micro_batches as the arguments of KGIBert.forward. pin: for copies to a GPU meanwhile."""
-    ids = torch.from_numpy(micro["ids"])
-    mask = torch.arange(ids.shape[1]) < torch.from_numpy(micro["length"])[:, None]
-    sizes = torch.bincount(torch.from_numpy(micro["task"]), minlength=len(TASKS)).tolist()
-    out = [ids, None if mask.all() else mask, torch.from_numpy(micro["position"]), torch.from_numpy(micro["label"])]
-    return *(x.pin_memory() if pin and x is not None else x for x in out), sizes
+    """A data.MicroBatch as the arguments of KGIBert.forward. pin: a GPU copies pinned memory meanwhile."""
+    ids = torch.from_numpy(micro.ids)
+    mask = torch.arange(ids.shape[1]) < torch.from_numpy(micro.length)[:, None]
+    out = ids, None if mask.all() else mask, torch.from_numpy(micro.target_index), torch.from_numpy(micro.label)
+    n_targets = np.bincount(micro.task, minlength=len(TASKS)).tolist()
+    targets_per_task = [(task.head, n) for task, n in zip(TASKS, n_targets)]
+    return *(x.pin_memory() if pin and x is not None else x for x in out), targets_per_task
 
 
-def to_device(args, device):
-    return [x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in args]
+def to_device(arguments, device):
+    return [x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in arguments]
 
 
-class Trainer:
-    """Everything of one run. State beyond the weights: optimizer, scaler and the step, no more, since the
-    order, the masks and the dropout are functions of (seed, step, micro-batch, rank)."""
+@dataclass
+class TrainState:
+    """Where a run is. A checkpoint holds this beside model, optimizer and scaler, and no more.
 
-    asked = 0  # the number of the signal that asked to stop
+    The order, the masks and the dropout are functions of (seed, step, micro-batch, rank).
+    """
 
-    def __init__(self, s):
-        self.s, self.began = s, time.perf_counter()
-        self.device, self.dtype = models.choose_device(s.device, s.precision)
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.folder = folder = find_data(s.data, s.init)
-        if not s.tasks or not set(s.tasks) <= set(TASKS):
-            raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASKS)}")
-        s.tasks = [task for task in TASKS if task in s.tasks]
-        self.train, self.valid = (data.Examples(folder, part, s.tasks) for part in data.PARTS)
-        if not len(self.train):
-            raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
-        there = np.unique(self.train.task[self.train.rows])
-        self.trained = [task for i, task in enumerate(TASKS) if i in there]
-        self.tokenizer = data.read_tokenizer(folder)
-        self.out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
-        n = len(self.train)
-        self.order = data.Order(n, s.batch_size, s.seed)
-        self.steps = 0  # with a budget not known before the machine's speed is
-        if s.budget and s.steps:
-            raise UserError(f"budget = {s.budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)")
-        self.allowed = seconds(s.budget) if s.budget else None
-        if not s.budget:
-            self.schedule(s.steps or max(1, round(s.epochs * n / s.batch_size)))
-        self.valid_every = s.valid_every or max(1, round(n / s.batch_size))
-        self.save_every = s.save_every or self.valid_every
-        counts = [
-            sum(c["train"][t] for c in self.train.manifest["counts"].values()) * (t in s.tasks) for t in TASKS[1:]
-        ]
-        if s.alphas and len(s.alphas) != 3:
-            raise UserError(f"alphas = {s.alphas}: there must be three, for EP, LP and TC")
-        self.weights = torch.tensor([1.0, *(s.alphas or alphas(counts))])
+    step: int = 0
+    steps: int = 0  # of the whole run; 0: not yet known, with a time budget
+    skipped: int = 0  # fp16 steps whose gradients overflowed
+    overflows: int = 0  # of them in a row, up to now
+    statistics: list = field(default_factory=list)  # since the last line of the log: sum of losses, correct, targets
+    work: dict = field(default_factory=dict)  # since the last line of the log
 
-        self.init = None
-        if not s.init:
-            vocab, pad = self.train.manifest["vocab_size"], self.train.special["pad"]
-            config = models.Config(vocab, self.train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, pad)
-        models.must_fit(config if not s.init else models.load_config(s.init), self.device)
-        torch.manual_seed(s.seed)
-        if s.init:
-            self.model = self.begin_with(s.init)
-            self.init = digest([Path(s.init, "config.json"), *models.weight_files(s.init)])
-        else:
-            self.model = models.KGIBert(config)
-        extra = self.model.encoder.config.handed_on
-        extra["kgi_tasks"] = [t for t in TASKS if t in self.trained or t in extra.get("kgi_tasks", ())]
-        self.model.to(self.device)
-        self.budget = s.micro_tokens or models.micro_tokens(self.model, self.device)
-        cuda = self.device.type == "cuda"
-        self.padding = 1024 if cuda else 64  # tokens; see data.micro_batches
-        self.ddp = self.model
-        if self.world > 1:
-            dist.init_process_group("nccl" if cuda else "gloo")
-            self.ddp = DistributedDataParallel(self.model)
-        self.begin()
-        # A thread begins on the first GPU, where pinned memory would open a context for every rank.
-        gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if cuda else {}
-        self.assembler, self.ahead = ThreadPoolExecutor(1, **gpu), {}
-        self.fell_back = False  # the last checkpoint on disk is damaged: not to be kept as the one before
-
-    def begin(self):
-        """Step 0: nothing that was learnt by the optimizer, nothing counted."""
-        s = self.s
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step = self.skipped = 0
-        self.clear()
-
-    def clear(self):
-        """An interval of the log begins: per task summed loss, right answers and targets; and the work done."""
-        self.interval = np.zeros((4, 3))
+    def begin_interval(self):
+        """A line of the log was written: the next one counts from here."""
+        self.statistics = np.zeros((len(TASKS), 3)).tolist()
         self.work = dict.fromkeys(("seconds", "tokens", "computed", "flops"), 0.0)
 
-    def schedule(self, steps):
-        """The run's number of steps, and of those up to the peak."""
-        s, self.steps = self.s, steps
-        self.warmup = s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
-        if self.warmup >= steps and steps > 1:
-            length = f"{s.epochs:g} epochs of {len(self.train):,} examples"
-            length = f"in {s.budget}" if s.budget else f"steps = {s.steps}" if s.steps else length
-            raise UserError(
-                f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); "
-                "give a share, such as --warmup 0.5"
-            )
 
-    def begin_with(self, folder):
-        """The model of a checkpoint folder, with room for the tokens that the data set has beside its own."""
-        if Path(folder).resolve() == self.out.resolve():
-            raise UserError(f"--init and --out are both {folder}; to go on with that run leave --init as it was")
-        c, special = models.load_config(folder), self.train.special
-        for size in ("layers", "heads", "dim", "ffn"):
-            asked = getattr(self.s, size)
-            if asked not in (getattr(configs.Train, size), getattr(c, size)):
-                raise UserError(f"{size} = {asked}, but {folder} has {getattr(c, size)}; leave it out")
-        theirs = tokenization.load(folder, c.vocab_size)
-        if not has_tokenizer_of(folder, self.folder):
-            raise UserError(f"{self.folder} has another tokenizer than {folder}; {how_to_build(folder)}")
-        if c.pad != special["pad"]:
-            raise UserError(f"{folder}: its config.json pads with token {c.pad}, its tokenizer with {special['pad']}")
-        if c.max_positions < self.train.seq_len:
-            raise UserError(
-                f"{folder} has {c.max_positions} positions and {self.folder} sequences of up to "
-                f"{self.train.seq_len} tokens; build it with a smaller --seq_len"
-            )
-        model = models.load(folder, self.s.dropout, say=lambda text: self.rank == 0 and print(text, flush=True))
-        new = [i for i in (*special["relations"], special["hrel"]) if theirs.id_to_token(i) is None]
-        models.grow(model, new, self.train.manifest["vocab_size"])
-        return model
+@dataclass
+class Run:
+    """What the functions below share."""
 
-    def identity(self):
-        """What must be the same for a checkpoint to be gone on from."""
-        settings = {k: v for k, v in asdict(self.s).items() if k not in LAYOUT}
-        return settings | {"data": self.train.manifest["sha256"], "init": self.init}
+    s: configs.Train
+    ranks: runs.Ranks
+    out: Path
+    train: data.PretrainingDataset
+    valid: data.PretrainingDataset
+    tokenizer: bytes  # of the data set as it is now: it may be built again while the run goes on
+    coefficients: torch.Tensor  # (tasks,), equation (2)
+    model: models.KGIBert
+    ddp: torch.nn.Module  # the model, or the model in DistributedDataParallel
+    batches: Batches
+    stop_signal: runs.StopSignal
+    init: str | None  # a hash of the checkpoint that it started from
+    began: float
+    valid_every: int
+    save_every: int
+    budget: int | None  # seconds of --time_budget
+    state: TrainState = field(default_factory=TrainState)
+    optimizer: torch.optim.Optimizer = None
+    scaler: torch.amp.GradScaler = None
+    matmul_flops: float = 0.0  # the best operations a second of all ranks so far, for the MFU
+    matmul_measured: float = 0.0  # when
+    fell_back: bool = False  # the last checkpoint on disk is damaged: not to be kept as the previous one
 
-    def save(self):
-        """checkpoint.pt (to go on from) and the model as a folder that finetune.py opens.
-
-        Never of a model that has diverged: the checkpoint before it stays.
-        """
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            self.diverged(self.step, "the weights are not finite")
-        if self.rank:
-            return
-        state = {
-            "step": self.step, "identity": self.identity(), "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps,
-            "interval": self.interval.tolist(), "work": self.work, "skipped": self.skipped,
-        }  # fmt: skip
-        # The one before stays until this one is whole on disk, and after: a disk can lose what it said it has.
-        last, before = (self.out / name for name in CHECKPOINTS)
-        new = last.with_suffix(".new")
-        write_atomic(new, lambda f: torch.save(state, f))
-        if last.exists() and not self.fell_back:
-            last.replace(before)
-        new.replace(last)
-        self.fell_back = False
-        self.publish()
-
-    def publish(self):
-        """The model as a folder that finetune.py, and AutoModel of the wider ecosystem, open."""
-        c = self.model.encoder.config
-        tokenization.save(self.tokenizer, self.out, c.max_positions, c.segments)
-        write_atomic(self.out / "README.md", lambda f: f.write(self.card().encode(errors="replace")))
-        models.save(self.model, self.out)
-
-    def card(self):
-        """The model card: what it was trained on and with, and the last validation of metrics.jsonl, as Markdown."""
-        s, c, manifest = self.s, self.model.encoder.config, self.train.manifest
-        languages, text, graph = manifest["languages"], "mlm" in self.trained, self.trained != ["mlm"]
-        lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
-        lines += ["pipeline_tag: fill-mask"] * ("mlm" in c.handed_on["kgi_tasks"])
-        lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * graph]
-        lines += ["---", "", f"# {self.out.resolve().name}", ""]
-        begun = f"goes on from `{Path(s.init).resolve().name}`" if s.init else "was trained from scratch"
-        lines += [
-            f"A UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023): it {begun} on "
-            + " and on ".join(["sequences from the UMLS knowledge graph"] * graph + ["documents"] * text)
-            + f". The encoder opens with any library that reads the layout `{c.family}`; `tokenizer.json` holds the "
-            f"relation tokens {' '.join(data.RELATION_TOKENS)}. What it was trained on has licences of its own"
-            + " (for the UMLS, that of the US National Library of Medicine)" * graph + ".",
-            "",
-        ]  # fmt: skip
-        columns = ["terms", "CUIs", "relations"] * graph
-        names = [f"{name} examples" for task, name in zip(TASKS, data.NAMES) if task in self.trained]
-        lines += ["| " + " | ".join(["language", *columns, *names]) + " |"]
-        lines += ["|---" * (1 + len(columns) + len(names)) + "|"]
-        for lang in languages:
-            n = manifest["counts"][lang]
-            cells = [*(n[x.lower()] for x in columns), *(n["train"][task] for task in self.trained)]
-            lines.append(f"| {lang} | " + " | ".join(f"{x:,}" for x in cells) + " |")
-        sizes = {"layers": c.layers, "heads": c.heads, "hidden size": c.dim, "feed-forward": c.ffn}
-        sizes |= {"vocabulary": c.vocab_size, "positions": c.max_positions}
-        run = {"steps": f"{self.step:,} of {self.steps:,}", "effective batch": s.batch_size, "peak learning rate": s.lr}
-        run |= {"warm-up steps": f"{self.warmup:,.0f}", "dropout": s.dropout, "MLM probability": s.mlm_probability}
-        weights = [f"{task.upper()} {w:.3f}" for task, w in zip(TASKS, self.weights) if task in self.trained]
-        run |= {"weights of the tasks": ", ".join(weights), "seed": s.seed}
-        lines += ["", "| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in (sizes | run).items())]
-        valid = [r for r in read_metrics(self.out / "metrics.jsonl")[0] if "valid" in r]
-        if valid:
-            lines += ["", f"| held out, at step {valid[-1]['step']:,} | loss | accuracy |", "|---|---|---|"]
-            for task, name in zip(TASKS, data.NAMES):
-                loss, accuracy = (valid[-1]["valid"].get(f"{task}_{x}") for x in ("loss", "accuracy"))
-                if loss is not None and accuracy is not None:
-                    lines.append(f"| {name} | {loss:.3f} | {100 * accuracy:.1f} % |")
-        return "\n".join(lines) + "\n"
-
-    def diverged(self, step, what):
-        path = self.out / CHECKPOINTS[0]
-        kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
-        raise UserError(f"step {step}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out")
-
-    def resume(self):
-        """Goes on from the last checkpoint that is whole; lines of metrics.jsonl after it are dropped."""
-        faults, state, metrics = [], None, self.out / "metrics.jsonl"
-        records, damaged = read_metrics(metrics)
-        for path in (self.out / name for name in CHECKPOINTS):
-            try:
-                state = read_checkpoint(path)
-                break
-            except FileNotFoundError:
-                faults += [f"no {path}"] * (path.name == CHECKPOINTS[0])
-            except UserError as e:
-                faults.append(str(e))
-        if state:
-            self.fell_back = bool(faults)
-            if faults and self.rank == 0:
-                print(f"{faults[0]}; going on from the one before it, of step {state['step']:,}", flush=True)
-            for key, value in self.identity().items():
-                before = state["identity"].get(key)
-                undecided = key == "budget" and not state["steps"]
-                if before != value and not undecided:
-                    values = "" if key in ("data", "init") else f" ({before}, now {value})"
-                    raise UserError(
-                        f"{path} was made with another '{key}'{values}; "
-                        f"use the same settings, another --out, or delete {self.out}"
-                    )
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if state["scaler"]:  # empty if that run had none
-                self.scaler.load_state_dict(state["scaler"])
-            self.step, self.skipped, self.work = state["step"], state["skipped"], state["work"]
-            self.interval = np.array(state["interval"])
-            if state["steps"]:  # 0: stopped while the steps that a budget allows were being found out
-                self.schedule(state["steps"])
-            if damaged and self.rank == 0:
-                print(f"{metrics}: damaged lines dropped: {damaged:,}", flush=True)
-            elif not records and self.step and self.rank == 0:
-                print(f"{metrics} is not there: what it held up to step {self.step:,} is lost", flush=True)
-            records = [record for record in records if self.step and record["step"] <= self.step]
-        elif (self.out / CHECKPOINTS[0]).exists() or len(faults) > 1:
-            raise UserError(f"{faults[-1]}; no checkpoint is left to go on from: choose another --out")
-        else:
-            # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
-            foreign = damaged or any("valid" not in record and "mfu" not in record for record in records)
-            records = []
-            for name in ("config.json", "README.md", "tokenizer.json", *models.WEIGHTS, *[metrics.name] * foreign):
-                if (self.out / name).exists():
-                    raise UserError(
-                        f"{self.out} holds a {name}, but no checkpoint.pt to go on from; choose another --out"
-                    )
-        if self.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_atomic(metrics, lambda f: f.write(lines.encode()))
-
-    def assemble(self, step):
-        """(this rank's micro-batches of a step, targets of each task and lengths in the whole effective batch)."""
-        epochs, at = self.order(step)
-        batch = self.train.batch(epochs, self.train.rows[at], self.s.seed, self.s.mlm_probability)
-        micros = data.micro_batches(batch, self.budget, self.padding, self.rank, self.world)
-        return [tensors(m, self.device.type == "cuda") for m in micros], batch.counts, batch.length
-
-    def batch(self, step):
-        """assemble(step), which a thread has done while the step before was computed; it then goes on to the next."""
-        now = self.ahead.pop(step, None) or self.assembler.submit(self.assemble, step)
-        self.ahead = {step + 1: self.assembler.submit(self.assemble, step + 1)} if step + 1 < self.steps else {}
-        return now.result()
-
-    def optimizer_step(self):
-        """One effective batch: forward and backward of every micro-batch, then the update.
-
-        Loss, equation (2): per task the sum over all micro-batches and ranks divided by the number of
-        targets in the whole effective batch, so that how it was cut does not matter. If gradients overflow in fp16,
-        the scaler skips the update and halves its scale, and the step is done again: it has its update in the end,
-        and the schedule its number of them.
-
-        Returns: (statistics (4, 3), float64: summed loss, right answers, targets of each task, the same on all ranks;
-        whether a rank was asked to stop).
-        """
-        s, began = self.s, time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.warmup, s.lr)
-        micros, counts, length = self.batch(self.step)
-        # DDP averages over the ranks; times world makes it the sum.
-        scale = self.weights * self.world / torch.from_numpy(counts).clamp(min=1)
-        scale = scale.to(self.device, torch.float32)
-        computed = sum(m[0].numel() for m in micros)
-        for _ in range(SKIPS):
-            sums = torch.zeros(4, 2, device=self.device)
-            for i, micro in enumerate(micros):
-                torch.manual_seed(int(data.mix(s.seed, self.step, i, self.rank)) >> 1)
-                alone = self.ddp.no_sync() if self.world > 1 and i < len(micros) - 1 else nullcontext()
-                with alone:
-                    with models.autocast(self.device, self.dtype):
-                        out = self.ddp(*to_device(micro, self.device))
-                    self.scaler.scale((out[:, 0] * scale).sum()).backward()
-                sums += out.detach()
-            self.scaler.unscale_(self.optimizer)
-            if s.clip:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            *total, all_computed, stop = self.over_ranks([*sums.flatten().tolist(), computed, float(self.asked > 0)])
-            statistics = np.column_stack([np.reshape(total, (4, 2)), counts])
-            loss = self.summary(statistics)["loss"]
-            if not math.isfinite(loss):
-                self.diverged(self.step + 1, f"the loss is {loss}")
-            if self.scaler.get_scale() >= before:
-                break
-            self.skipped += 1
-        else:
-            self.diverged(
-                self.step + 1, f"the gradients overflowed fp16 {SKIPS} times, in the end scaled by {before:g}"
-            )
-        self.step += 1
-        self.interval += statistics
-        self.work["flops"] += models.flops(self.model.encoder.config, length, counts[:2].sum())
-        self.work["tokens"] += int(length.sum())
-        self.work["computed"] += all_computed
-        self.work["seconds"] += time.perf_counter() - began
-        return statistics, stop > 0
-
-    def over_ranks(self, numbers):
-        """A list of numbers, summed over all ranks."""
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(total)
-        return total.tolist()
-
-    @torch.no_grad()
-    def validate(self, limit=math.inf):
-        """Loss and accuracy of each task over the whole validation part, as summary has them.
-
-        Raises: UserError, on all ranks, if one of them needs more than `limit` seconds.
-        """
-        self.model.eval()
-        began, done, late = time.perf_counter(), 0.0, False
-        sums, counts = torch.zeros(4, 2, device=self.device), np.zeros(4)
-        batches = np.split(self.valid.rows, range(self.s.batch_size, len(self.valid), self.s.batch_size))
-        for rows in batches:
-            epochs = np.full(len(rows), VALID_EPOCH)
-            batch = self.valid.batch(epochs, rows, self.s.seed, self.s.mlm_probability)
-            counts += batch.counts
-            for micro in data.micro_batches(batch, self.budget, self.padding, self.rank, self.world):
-                with models.autocast(self.device, self.dtype):
-                    sums += self.model(*to_device(tensors(micro, False), self.device))
-                done += micro["length"].sum() * self.world / batch.length.sum()
-                if late := time.perf_counter() - began > limit:
-                    break
-            if late:
-                break
-        self.model.train()
-        estimate = (time.perf_counter() - began) * len(batches) / (done or 1)
-        *total, estimates, late = self.over_ranks([*sums.flatten().tolist(), estimate, float(late)])
-        if late:
-            lasts = estimates / self.world
-            self.too_short(2 * lasts, f"validations before and after the training ({lasts:.1f} s each)")
-        return self.summary(np.column_stack([np.reshape(total, (4, 2)), counts]))
-
-    def summary(self, statistics):
-        """(4, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
-        out = {"loss": 0.0}
-        for task, weight, (loss, right, n) in zip(TASKS, self.weights.tolist(), statistics.tolist()):
-            if n:
-                out |= {f"{task}_loss": loss / n, f"{task}_accuracy": right / n}
-                out["loss"] += weight * loss / n
-        return out
-
-    def write(self, record):
-        if self.rank == 0:
-            with open(self.out / "metrics.jsonl", "a") as f:
-                f.write(json.dumps(record) + "\n")
-
-    def plan(self):
-        """--budget: after a measured warm-up, as many steps as end inside it, with validations and checkpoints.
-
-        The warm-up is whole steps of the run, at a rate of almost zero and then undone. What is decided goes into
-        the first checkpoint, so that going on is exact. Runs after the validation of step 0, at self.began + its time.
-        """
-        start = {k: v.clone() for k, v in self.model.state_dict().items()}
-        # A step is at least a forward and a backward pass, each as long as validating as many examples.
-        least = 2 * self.validating * self.s.batch_size / max(1, len(self.valid))
-        passed = self.over_ranks([time.perf_counter() - self.began])[0] / self.world
-        if passed + least + self.validating > self.allowed:
-            self.too_short(
-                2 * self.validating + least,
-                f"validations before and after the training ({self.validating:.1f} s each) and one step "
-                f"({least:.1f} s or more)",
-            )
-        self.steps = self.warmup = 10**9
-        took, measured = [], 0.0
-        # Two steps at least, unless the first has already used the budget up; not without end on any clock.
-        while len(took) < 2 or measured < min(0.02 * self.allowed, 60) and len(took) < 10_000:
-            began = time.perf_counter()
-            self.optimizer_step()
-            both = self.over_ranks([time.perf_counter() - began, time.perf_counter() - self.began])
-            took.append(both[0] / self.world)
-            measured += took[-1]
-            if both[1] / self.world + self.validating > self.allowed:
-                break
-        step = np.mean(took[1:] or took)  # the first warms caches up
-        self.model.load_state_dict(start)
-        self.steps, self.ahead = 0, {}
-        self.begin()
-        began = time.perf_counter()
-        self.save()
-        self.over_ranks([0.0])  # the others wait for rank 0, which writes, so that all measure the same
-        saving = time.perf_counter() - began
-        left = self.allowed - (time.perf_counter() - self.began) - self.validating - saving
-        a_step = max(1e-6, step + self.validating / self.valid_every + saving / self.save_every)
-        # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
-        steps = int(self.over_ranks([0.95 * left / a_step])[0] / self.world)
-        if steps < 1:
-            self.too_short(
-                self.validating + saving + a_step / 0.95,
-                f"one step ({step:.1f} s), validations before and after it "
-                f"({self.validating:.1f} s each) and a checkpoint ({saving:.1f} s)",
-            )
-        self.schedule(steps)
-        self.save()
-
-    def too_short(self, needed, what):
-        """--budget is not enough for `what`. needed: seconds, beside those that have passed."""
-        needed = math.ceil(time.perf_counter() - self.began + needed) + 1
-        raise UserError(f"budget = {self.s.budget} is not enough for {what}: give at least {needed}s")
-
-    @contextmanager
-    def alone(self):
-        """Keeps other processes out of the run folder; the system lets go of it when this one ends, however it does."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.out, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.out}: another process is training into it; wait for it, or end it") from None
-            except OSError:  # a file system without locks, as some of clusters are
-                pass
-            yield
-        finally:
-            os.close(lock)
-
-    def run(self):
-        """Trains to the end, or until a signal asks to stop. Returns: whether it came to the end."""
-        try:
-            with nullcontext() if self.rank else self.alone():
-                return self.go()
-        except (RuntimeError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError
-            if "out of memory" not in str(e) and "allocate memory" not in str(e) and not isinstance(e, MemoryError):
-                raise
-            # From whatever rank it is: the others do not know.
-            half = self.budget // 2
-            advice = f"half, --micro_tokens {half}: it changes nothing but the speed, and a run begun goes on"
-            if half < self.train.seq_len:  # a micro-batch of one sequence cannot be halved
-                advice = "a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
-            sys.exit(
-                f"kgi.py: error: rank {self.rank}: out of memory with micro-batches of {self.budget:,} tokens. "
-                f"Give {advice}"
-            )
-
-    def go(self):
-        s, first = self.s, self.rank == 0
-        self.resume()
-        begun = self.step
-        if self.over_ranks([begun])[0] != begun * self.world:
-            raise UserError(f"the ranks see different checkpoints in {self.out}; all nodes must share the folder")
-        if self.step == self.steps > 0:  # at once, so that calling again what is done costs nothing
-            if first and not self.published():  # killed before this
-                self.publish()
-            if first:
-                print(f"done: {self.out}", flush=True)
-            return True
-        self.rate, self.measured = self.world * models.matrix_rate(self.device, self.dtype), time.perf_counter()
-        if first:
-            size = sum(p.numel() for p in self.model.parameters())
-            print(
-                f"{self.out}: {size:,} parameters, {len(self.train):,} examples, {self.world} x {self.device.type} "
-                f"{str(self.dtype or torch.float32)[6:]}, {self.rate / 1e12:.3g} TFLOP/s, "
-                f"micro-batches of {self.budget:,} tokens, "
-                f"weights {' '.join(f'{t} {w:.3f}' for t, w in zip(TASKS, self.weights) if t in s.tasks)}",
-                flush=True,
-            )
-        if self.step == 0:
-            began = time.perf_counter()
-            # With a budget another one comes at the end.
-            limit = math.inf if self.steps else (self.allowed - (began - self.began)) / 2
-            record = self.validate(limit)
-            self.validating = self.over_ranks([time.perf_counter() - began])[0] / self.world
-            if not self.steps:
-                self.plan()
-            self.write({"step": 0, "valid": record})
-            self.show(0, "valid", record)
-        if first:
-            print(f"steps {self.step:,} to {self.steps:,} of {s.batch_size:,} examples", flush=True)
-        since = time.perf_counter()
-        hidden = None if first else True  # None: a bar on a terminal, nothing elsewhere
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
-        stop = False
-        while self.step < self.steps and not stop:
-            _, stop = self.optimizer_step()
-            bar.update()
-            last = self.step == self.steps
-            validate, save = self.step % self.valid_every == 0 or last, self.step % self.save_every == 0 or last
-            if self.step % s.log_every == 0 or validate or save:
-                left = (time.perf_counter() - since) / (self.step - begun) * (self.steps - self.step)
-                work, took = self.work, self.work["seconds"] or math.inf  # no clock is fine enough for everything
-                epoch = self.step * s.batch_size / len(self.train)
-                record = {"step": self.step, "epoch": epoch, **self.summary(self.interval)}
-                record |= {
-                    "lr": self.optimizer.param_groups[0]["lr"], "tokens_per_s": work["tokens"] / took,
-                    "mfu": self.mfu(work["flops"] / took), "padding": 1 - work["tokens"] / work["computed"],
-                    "skipped": self.skipped, "memory_gb": models.peak_memory(self.device) / 1e9, "left_s": left,
-                }  # fmt: skip
-                self.write(record)
-                self.show(self.step, "train", record)
-                self.clear()
-            if validate:
-                record = self.validate()
-                if not math.isfinite(record["loss"]):
-                    self.diverged(self.step, f"the validation loss is {record['loss']}")
-                self.write({"step": self.step, "valid": record})
-                self.show(self.step, "valid", record)
-            if save or stop:
-                self.save()
-        bar.close()
-        if first and self.step < self.steps:
-            name = signal.Signals(self.asked).name if self.asked else "a signal to another rank"
-            print(f"stopped by {name} after step {self.step:,}, saved; the same command goes on from there", flush=True)
-        elif first:
-            print(f"done: {self.out}", flush=True)
-        return self.step == self.steps
-
-    def published(self):
-        """Whether the run folder holds the model as it is now."""
-        try:
-            there = models.load(self.out, say=lambda _: None).state_dict()
-        except UserError:
-            return False
-        same = all(torch.equal(x.cpu(), there[name]) for name, x in self.model.state_dict().items())
-        return same and all((self.out / name).exists() for name in ("README.md", "tokenizer.json"))
-
-    def mfu(self, achieved):
-        """The share that `achieved` operations a second are of the best rate so far, be it the run's own.
-
-        The rate of a product of matrices is measured again once a minute, since the machine may have been busy before.
-        """
-        if self.over_ranks([float(time.perf_counter() - self.measured > 60)])[0]:
-            self.measured = time.perf_counter()
-            with suppress(torch.OutOfMemoryError):  # the run may need all there is
-                again = models.matrix_rate.__wrapped__(self.device, self.dtype, repeat=1)
-                self.rate = max(self.rate, self.world * again)
-        self.rate = max(self.rate, achieved)
-        return achieved / self.rate if self.rate else 0.0
-
-    def show(self, step, what, record):
-        """One line: losses and accuracies per task, and how the run goes."""
-        if self.rank:
-            return
-        parts = [f"step {step:>6}/{self.steps}", f"{what} loss {record['loss']:.3f}"]
-        for task in TASKS:
-            if f"{task}_loss" in record:
-                parts.append(f"{task} {record[f'{task}_loss']:.3f} ({100 * record[f'{task}_accuracy']:.1f} %)")
-        if what == "train":
-            parts.insert(1, f"epoch {record['epoch']:.2f}")
-            parts += [
-                f"lr {record['lr']:.2e}", f"{record['tokens_per_s']:,.0f} tokens/s", f"MFU {100 * record['mfu']:.0f} %",
-                f"padding {100 * record['padding']:.1f} %", f"skipped {record['skipped']}",
-                f"{record['memory_gb']:.1f} GB", f"left {timedelta(seconds=round(record['left_s']))}",
-            ]  # fmt: skip
-        tqdm.write("  ".join(parts), file=sys.stdout)
-        sys.stdout.flush()
+    def start_over(self):
+        """A new optimizer and scaler, and step 0; the number of steps stays."""
+        s, ranks = self.s, self.ranks
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=ranks.dtype == torch.float16)
+        self.state = TrainState(steps=self.state.steps)
+        self.state.begin_interval()
 
 
-def blank_figure(size):
-    """A figure of matplotlib, which is an extra."""
+def set_up(s):
+    """The Run of settings `s`, before its first step. Raises: UserError."""
+    began, stop_signal = time.monotonic(), runs.StopSignal()
+    ranks = runs.Ranks(s)
+    folder = find_data(s.data, s.init, data.NEW_TOKENS)
+    if not s.tasks or not set(s.tasks) <= set(TASK_NAMES):
+        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
+    s.tasks = [name for name in TASK_NAMES if name in s.tasks]
+    if s.time_budget and s.steps:
+        raise UserError(
+            f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
+        )
+    budget = runs.budget_seconds(s.time_budget) if s.time_budget else None
+    train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
+    tokenizer = read_tokenizer(folder)
+    if not len(train):
+        raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
+    out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
+    weights = coefficients(s, train.manifest)
+    torch.manual_seed(s.seed)
+    model, init = load_initial_model(s, train, folder, out, ranks) if s.init else (new_model(s, train, ranks), None)
+    model.to(ranks.device)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    micro_tokens = s.micro_tokens or hardware.auto_micro_tokens(model.encoder.config, n_parameters, ranks.device)
+    epoch = max(1, round(len(train) / s.batch_size))
+    run = Run(
+        s, ranks, out, train, valid, tokenizer, weights, model, ranks.wrap(model),
+        Batches(s, train, ranks, micro_tokens), stop_signal, init, began, valid_every=s.valid_every or epoch,
+        save_every=s.save_every or s.valid_every or epoch, budget=budget,
+    )  # fmt: skip
+    if not s.time_budget:
+        run.state.steps = s.steps or max(1, round(s.epochs * len(train) / s.batch_size))
+        check_schedule(s, run.state.steps, len(train))
+    run.start_over()
+    return run
+
+
+def new_model(s, train, ranks):
+    """A model initialised randomly, in the sizes of the settings."""
+    pad = train.special["pad"]
+    c = models.Config(train.manifest["vocab_size"], train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, pad)
+    check_size(c, ranks)
+    model = models.KGIBert(c)
+    c.extra_config["kgi_tasks"] = trained_tasks(train)
+    return model
+
+
+def load_initial_model(s, train, folder, out, ranks):
+    """Supplementary training (section 4.1): the model of --init, with room for the tokens that it lacks.
+
+    Returns: (model, a hash of its files). Raises: UserError if it does not fit the data set or the settings.
+    """
+    if Path(s.init).resolve() == out.resolve():
+        raise UserError(f"--init and --out are both {s.init}; to resume that run leave --init as it was")
+    c = models.load_config(s.init)
+    # A size that equals the default passes as not given: the checkpoint's counts.
+    for size in ("layers", "heads", "dim", "ffn"):
+        if getattr(s, size) not in (getattr(configs.Train, size), getattr(c, size)):
+            raise UserError(f"{size} = {getattr(s, size)}, but {s.init} has {getattr(c, size)}; leave it out")
+    tokenizer = tokenizers.load(s.init, max_entries=c.vocab_size)
+    if not has_tokenizer_of(s.init, folder, data.NEW_TOKENS):
+        raise UserError(f"{folder} has another tokenizer than {s.init}; {how_to_build(s.init)}")
+    if c.pad_token_id != train.special["pad"]:
+        raise UserError(
+            f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {train.special['pad']}"
+        )
+    if c.max_positions < train.seq_len:
+        raise UserError(
+            f"{s.init} has {c.max_positions} positions and {folder} sequences of up to {train.seq_len} tokens; "
+            "build it with a smaller --seq_len"
+        )
+    check_size(c, ranks)
+    model = models.load(s.init, s.dropout, log=ranks.print)
+    new_ids = [i for i in (*train.special["relations"], train.special["hrel"]) if tokenizer.id_to_token(i) is None]
+    models.resize_token_embeddings(model, new_ids, train.manifest["vocab_size"])
+    extra, known = model.encoder.config.extra_config, c.extra_config.get("kgi_tasks", ())
+    extra["kgi_tasks"] = [name for name in TASK_NAMES if name in trained_tasks(train) or name in known]
+    return model, runs.digest([Path(s.init, "config.json"), *checkpoints.weight_files(s.init)])
+
+
+def check_size(c, ranks):
+    hardware.check_model_fits(sum(math.prod(shape) for shape in models.parameter_shapes(c).values()), ranks.device)
+
+
+def trained_tasks(train):
+    """Names of the tasks that a data set has examples of."""
+    return [TASK_NAMES[index] for index in np.unique(train.task[train.rows]).tolist()]
+
+
+# ---------------------------------------------------------------- the training loop
+
+
+def train(s):
+    """Trains to the end, or until a signal asks to stop."""
+    run = set_up(s)
+    lock = folder_lock(run.out, "another process is training into it; wait for it, or end it")
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("drawing needs matplotlib: pip install -r requirements-plot.txt") from None
-    return Figure(size, layout="constrained")
+        with lock if run.ranks.is_first else nullcontext():
+            resume(run)
+            is_done = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
+            if not is_done:
+                begin(run)
+            training_loop(run)
+            finish(run)
+    except (RuntimeError, MemoryError) as e:
+        if not runs.is_out_of_memory(e):
+            raise
+        message = runs.out_of_memory_message(run.ranks.rank, run.batches.micro_tokens, run.train.seq_len)
+        sys.exit(f"kgi.py: error: {message}")  # from whatever rank it is: the others do not know
 
 
-def plot(argv):
-    """Loss and accuracy of each task over the steps, of one or several runs, as one picture."""
-    usage = "usage: python kgi.py plot RUN [RUN ...] [--out curves.png]"
-    at = argv.index("--out") if "--out" in argv[:-1] else len(argv)
-    runs, out = [*argv[:at], *argv[at + 2 :]], argv[at + 1] if at < len(argv) else None
-    runs = [Path(run) for run in runs]
-    if not runs or any(str(run).startswith("-") for run in runs):
-        raise UserError(usage)
-    axes = blank_figure((16, 7)).subplots(2, len(TASKS), sharex=True)
-    for k, run in enumerate(runs):
-        path, color = run / "metrics.jsonl", f"C{k}"
-        if not path.is_file():
-            raise UserError(f"{path} not found; is {run} a run folder?")
-        records, damaged = read_metrics(path)
-        if damaged:
-            print(f"{path}: damaged lines left out: {damaged:,}")
-        if not any("valid" in r for r in records):
-            raise UserError(f"{path}: no validation in it yet")
-        for row, what in zip(axes, ("loss", "accuracy")):
-            for ax, task, name in zip(row, TASKS, data.NAMES):
-                train = [(r["step"], r[key]) for r in records if (key := f"{task}_{what}") in r]
-                valid = [(r["step"], r["valid"][key]) for r in records if key in r.get("valid", ())]
-                ax.set(title=name, xlabel="step", ylabel=what)
-                ax.plot(*zip(*train), color=color, alpha=0.4) if train else None
-                ax.plot(*zip(*valid), color=color, marker="o", label=run.name) if valid else None
-    axes[0, 0].legend(title="held out (pale: training)")
-    out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
-    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
-    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:].lower()))
-    print(out)
+def training_loop(run):
+    """One step after another, until the last one or until a signal asks to stop."""
+    s, state, bar, stop = run.s, run.state, progress_bar(run), False
+    first_step, loop_began = state.step, time.monotonic()
+    while state.step < state.steps and not stop:
+        # Batch: the same examples whatever the layout, each masked by (seed, epoch, example).
+        step_began = time.monotonic()
+        micro_batches, batch = run.batches.get(state.step)
+
+        # Forward and backward: equation (2), summed over micro-batches and ranks.
+        sums = forward_backward(run, micro_batches, batch.targets_per_task)
+
+        # Update: AdamW at the learning rate of the triangle.
+        lr = learning_rate(state.step, state.steps, warmup_steps(s, state.steps), s.lr)
+        state.step += 1
+        update(run, lr)
+        stop = collect(run, sums, micro_batches, batch)
+        state.work["seconds"] += time.monotonic() - step_began  # only now has a GPU done what it was given
+        bar.update()
+
+        # Log, validate and save, each at its interval and at the end.
+        is_last = state.step == state.steps
+        validate_now = is_last or state.step % run.valid_every == 0
+        save_now = is_last or state.step % run.save_every == 0
+        if validate_now or save_now or state.step % s.log_every == 0:
+            seconds_per_step = (time.monotonic() - loop_began) / (state.step - first_step)
+            log_training(run, lr, eta=(state.steps - state.step) * seconds_per_step)
+        if validate_now:
+            log_validation(run, validate(run))
+        if save_now or stop:
+            save_checkpoint(run)
+    bar.close()
 
 
-# ---------------------------------------------------------------- what the encoder knows (the paper's future work)
+def forward_backward(run, micro_batches, targets_per_task):
+    """Gradients of equation (2) on one effective batch: L = L_MLM + a1 L_EP + a2 L_LP + a3 L_TC.
+
+    The paper does not say over what it averages. Here the loss of a task is the sum over its targets, divided by their
+    number in the whole effective batch. So a long sequence counts more than a short one, and it does not matter how the
+    batch was cut into micro-batches and dealt to the ranks.
+
+    Args: targets_per_task: (tasks,) of the effective batch.
+    Returns: (tasks, 2) float32, of this rank: summed loss and correct predictions.
+    """
+    s, ranks, step = run.s, run.ranks, run.state.step
+    # DDP averages over the ranks; times world makes it the sum.
+    scale = run.coefficients * ranks.world / torch.from_numpy(targets_per_task).clamp(min=1)
+    scale = scale.to(ranks.device, torch.float32)
+    sums = torch.zeros(len(TASKS), 2, device=ranks.device)
+    for i, micro_batch in enumerate(micro_batches):
+        torch.manual_seed(int(splitmix64(s.seed, step, i, ranks.rank)) >> 1)
+        is_last = i == len(micro_batches) - 1
+        exchange = nullcontext() if ranks.world == 1 or is_last else run.ddp.no_sync()
+        with exchange:
+            with hardware.autocast(ranks.device, ranks.dtype):
+                loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device))
+            loss = (loss_and_correct[:, 0] * scale).sum()
+            run.scaler.scale(loss).backward()
+        sums += loss_and_correct.detach()
+    return sums
+
+
+def update(run, lr):
+    """Clips the gradients and takes one step of AdamW. A step whose gradients overflow fp16 is skipped and counted."""
+    state = run.state
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.scaler.unscale_(run.optimizer)
+    if run.s.clip:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.s.clip)
+    scale_before = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    overflow = run.scaler.get_scale() < scale_before
+    state.skipped += overflow
+    state.overflows = state.overflows + 1 if overflow else 0
+    if state.overflows == MAX_OVERFLOWS:
+        stop_diverged(
+            run, f"the gradients overflowed fp16 {MAX_OVERFLOWS} times, in the end scaled by {scale_before:g}"
+        )
+
+
+def collect(run, sums, micro_batches, batch):
+    """Adds one step to the statistics of the log, the same on all ranks. Returns: whether a rank was asked to stop."""
+    state = run.state
+    computed = sum(ids.numel() for ids, *_ in micro_batches)
+    *sums, computed, stop = run.ranks.all_reduce_sum(
+        [*sums.flatten().tolist(), computed, float(run.stop_signal.number > 0)]
+    )
+    statistics = np.column_stack([np.reshape(sums, (len(TASKS), 2)), batch.targets_per_task])
+    if not math.isfinite(loss := summarise(run, statistics)["loss"]):
+        stop_diverged(run, f"the loss is {loss}")
+    state.statistics = (np.array(state.statistics) + statistics).tolist()
+    vocabulary_targets = sum(n for task, n in zip(TASKS, batch.targets_per_task) if task.head == "mlm_head")
+    state.work["flops"] += hardware.training_flops(run.model.encoder.config, batch.length, vocabulary_targets)
+    state.work["tokens"] += int(batch.length.sum())
+    state.work["computed"] += computed
+    return stop > 0
+
+
+def summarise(run, statistics):
+    """(tasks, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
+    out = {"loss": 0.0}
+    for name, weight, (loss, correct, n) in zip(TASK_NAMES, run.coefficients.tolist(), np.asarray(statistics).tolist()):
+        if n:
+            out |= {f"{name}_loss": loss / n, f"{name}_accuracy": correct / n}
+            out["loss"] += weight * loss / n
+    return out
 
 
 @torch.no_grad()
-def answers(model, examples, seed, dtype):
-    """All targets of the held-out part, masked as at a validation: arrays (targets,) of
+def validate(run, rows=None):
+    """Loss and accuracy of each task over the validation split (or some rows of it), as summarise gives them."""
+    rows = run.valid.rows if rows is None else rows
+    run.model.eval()
+    sums, counts = torch.zeros(len(TASKS), 2, device=run.ranks.device), np.zeros(len(TASKS))
+    for some in np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size)):
+        batch = run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH))
+        counts += batch.targets_per_task
+        for micro_batch in run.batches.lay_out(batch):
+            with hardware.autocast(run.ranks.device, run.ranks.dtype):
+                sums += run.model(*to_device(micro_batch, run.ranks.device))
+    run.model.train()
+    sums = run.ranks.all_reduce_sum(sums.flatten().tolist())
+    return summarise(run, np.column_stack([np.reshape(sums, (len(TASKS), 2)), counts]))
 
-    example (row of the part), task, label, answer (the class with the best score), and value: the cross-entropy, of
-    triples the log odds of "true" instead.
+
+def stop_diverged(run, what):
+    """Ends a run whose numbers are no longer finite. Its last checkpoint stays."""
+    path = run.out / runs.CHECKPOINT
+    kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
+    raise UserError(
+        f"step {run.state.step:,}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out"
+    )
+
+
+# ---------------------------------------------------------------- before and after the loop
+
+
+def begin(run):
+    """Prints what the run is, validates before the first step, and finds out the steps that a time budget allows."""
+    s, ranks, state = run.s, run.ranks, run.state
+    run.matmul_flops = ranks.world * hardware.measure_matmul_flops(ranks.device, ranks.dtype)
+    run.matmul_measured = time.monotonic()
+    size = sum(p.numel() for p in run.model.parameters())
+    weights = " ".join(f"{name} {w:.3f}" for name, w in zip(TASK_NAMES, run.coefficients.tolist()) if name in s.tasks)
+    ranks.print(f"{run.out}: {size:,} parameters, {len(run.train):,} examples, weights {weights}")
+    ranks.print(
+        f"{ranks.world} x {ranks.device.type} {str(ranks.dtype or torch.float32)[6:]}, "
+        f"{run.matmul_flops / 1e12:.3g} TFLOP/s, micro-batches of {run.batches.micro_tokens:,} tokens"
+    )
+    if ranks.world > 1:
+        fix_bucket_order(run)
+    if state.step == 0:
+        validation = None
+        if not state.steps:
+            validation = fit_steps_to_budget(run)
+        log_validation(run, validation or validate(run))
+    ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
+
+
+def fix_bucket_order(run):
+    """Makes one backward pass whose gradients are thrown away.
+
+    After its first pass DistributedDataParallel orders its buckets again, and the order decides how sums over three or
+    more ranks are rounded. Without this the first step of a resumed run would differ from that of a run never stopped.
     """
-    out, device = [], model.vocab_bias.device
-    for rows in np.array_split(examples.rows, -(-len(examples) // 1024)):
-        batch = examples.batch(np.full(len(rows), VALID_EPOCH), rows, seed, configs.Train.mlm_probability)
+    rows = run.train.rows[: run.ranks.world]
+    batch = run.batches.mask(run.train, rows, np.zeros(len(rows), np.int64))
+    forward_backward(run, run.batches.lay_out(batch)[:1], batch.targets_per_task)
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def fit_steps_to_budget(run):
+    """Sets the number of steps, so that the run ends inside its time budget with validations and checkpoints.
+
+    Whole steps are measured at a learning rate of 0, and what they counted is forgotten. The number of steps is kept in
+    the first checkpoint, so that a resumed run has the same.
+
+    Returns: the validation before the first step. Raises: UserError if the budget is too short.
+    """
+    ranks = run.ranks
+
+    def seconds_of(function, *arguments):
+        began = time.monotonic()
+        result = function(*arguments)
+        return ranks.mean(time.monotonic() - began), result
+
+    def check_time(what, needed):
+        elapsed = ranks.mean(time.monotonic() - run.began)
+        if elapsed + needed > run.budget:
+            enough = math.ceil(elapsed + needed) + 1
+            raise UserError(f"time_budget = {run.s.time_budget} is too short for {what}: give at least {enough}s")
+
+    probe = run.valid.rows[:: max(1, len(run.valid) // 64)]  # some of each task: the rows are in the order of tasks
+    seconds, _ = seconds_of(validate, run, probe)
+    estimate = seconds * len(run.valid) / max(1, len(probe))
+    check_time(f"validations before and after the training ({estimate:.1f} s each)", 2 * estimate)
+    validating, validation = seconds_of(validate, run)
+    # A step is at least a forward and a backward pass, each as long as a validation of as many examples.
+    least = 2 * validating * run.s.batch_size / max(1, len(run.valid))
+    check_time(f"one step ({least:.1f} s or more) and a validation ({validating:.1f} s) after it", least + validating)
+    left = run.budget - validating - ranks.mean(time.monotonic() - run.began)
+    a_step = time_steps(run, seconds_of, min(60, 0.02 * run.budget), left)
+    saving, _ = seconds_of(save_checkpoint, run)
+    check_time(
+        f"one step ({a_step:.1f} s), a validation ({validating:.1f} s) and a checkpoint ({saving:.1f} s) after it",
+        validating + saving + a_step,
+    )
+    left = run.budget - (time.monotonic() - run.began) - validating - saving
+    a_step += validating / run.valid_every + saving / run.save_every
+    # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
+    run.state.steps = max(1, int(ranks.mean(0.95 * left / max(1e-6, a_step))))
+    check_schedule(run.s, run.state.steps, len(run.train))
+    save_checkpoint(run)
+    return validation
+
+
+def time_steps(run, seconds_of, at_least, at_most):
+    """Seconds of one training step, measured for a while at a learning rate of 0, which leaves the weights as they are.
+
+    There are two or more, for `at_least` seconds, but none after `at_most` seconds.
+    """
+
+    def step():
+        micro_batches, batch = run.batches.get(run.state.step)
+        sums = forward_backward(run, micro_batches, batch.targets_per_task)
+        run.state.step += 1
+        update(run, lr=0.0)
+        collect(run, sums, micro_batches, batch)
+
+    took = []
+    while len(took) < 10_000:  # not without end on any clock
+        took.append(seconds_of(step)[0])
+        measured = len(took) > 1 and sum(took) >= at_least
+        if measured or sum(took) > at_most:
+            break
+    run.start_over()
+    run.batches.prefetched = {}
+    return statistics.mean(took[1:] or took)  # the first warms caches up
+
+
+def finish(run):
+    """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
+    ranks, state = run.ranks, run.state
+    if state.step < state.steps:
+        name = run.stop_signal.name
+        ranks.print(f"stopped by {name} after step {state.step:,}, saved; the same command resumes from there")
+        ranks.exit(EXIT_REQUEUE)
+    if ranks.is_first and not is_exported(run):  # killed before the model was written
+        export_checkpoint(run)
+    ranks.print(f"done: {run.out}")
+    ranks.exit(0)
+
+
+# ---------------------------------------------------------------- log and console
+
+
+def progress_bar(run):
+    """A bar over the steps: on a terminal from the first rank, nothing elsewhere."""
+    disable = None if run.ranks.is_first else True  # None: only where there is no terminal
+    state = run.state
+    return tqdm(total=state.steps, initial=state.step, unit="step", disable=disable, leave=False, dynamic_ncols=True)
+
+
+def log_training(run, lr, eta):
+    """A line of the console and of metrics.jsonl about the steps since the last one. eta: seconds left."""
+    state = run.state
+    work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
+    losses = summarise(run, state.statistics)
+    achieved = work["flops"] / seconds
+    raise_matmul_flops(run, achieved)
+    speed = work["tokens"] / seconds
+    record = {"step": state.step, "epoch": state.step * run.s.batch_size / len(run.train), **losses}
+    record |= {
+        "lr": lr, "tokens_per_s": speed, "mfu": achieved / run.matmul_flops if run.matmul_flops else 0.0,
+        "padding": 1 - work["tokens"] / work["computed"], "skipped": state.skipped,
+        "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
+    }  # fmt: skip
+    write_metrics(run, record)
+    by_task = [f"{name} {losses[f'{name}_loss']:.3f}" for name in TASK_NAMES if f"{name}_loss" in losses]
+    parts = [f"step {state.step:>6}/{state.steps}", f"loss {losses['loss']:.3f}", *by_task]
+    parts += [f"{speed:,.0f} tokens/s", f"left {timedelta(seconds=round(eta))}"]
+    run.ranks.print("  ".join(parts))
+    state.begin_interval()
+
+
+def raise_matmul_flops(run, achieved):
+    """Keeps the best rate seen so far, so that the MFU is not above 1: it may have been measured on a busy machine.
+
+    It is measured again once a minute. achieved: operations a second of the run itself.
+    """
+    if run.ranks.mean(time.monotonic() - run.matmul_measured) > 60:  # all ranks at once, as they share the machine
+        run.matmul_measured = time.monotonic()
+        with suppress(torch.OutOfMemoryError):  # the run may need all there is
+            again = hardware.measure_matmul_flops(run.ranks.device, run.ranks.dtype, repeat=1)
+            run.matmul_flops = max(run.matmul_flops, run.ranks.world * again)
+    run.matmul_flops = max(run.matmul_flops, achieved)
+
+
+def log_validation(run, losses):
+    """A line of the console and of metrics.jsonl about a validation: loss and accuracy of each task."""
+    if not math.isfinite(losses["loss"]):
+        stop_diverged(run, f"the validation loss is {losses['loss']}")
+    write_metrics(run, {"step": run.state.step, "valid": losses})
+    parts = [f"step {run.state.step:>6}/{run.state.steps}", f"valid {losses['loss']:.3f}"]
+    for name in TASK_NAMES:
+        if f"{name}_loss" in losses:
+            parts.append(f"{name} {losses[f'{name}_loss']:.3f} ({100 * losses[f'{name}_accuracy']:.1f} %)")
+    run.ranks.print("  ".join(parts))
+
+
+def write_metrics(run, record):
+    if run.ranks.is_first:
+        with open(run.out / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(record) + "\n")
+
+
+# ---------------------------------------------------------------- checkpoints and resume
+
+
+def run_signature(run):
+    """What must be the same for a checkpoint to be resumed."""
+    settings = {k: v for k, v in asdict(run.s).items() if k not in MAY_CHANGE_ON_RESUME}
+    return settings | {"data": run.train.manifest["sha256"], "init": run.init}
+
+
+def save_checkpoint(run):
+    """Writes checkpoint.pt, to resume from, and the model as other programs open it.
+
+    A model that has diverged is not written: the checkpoint before it stays.
+    """
+    if not all(p.isfinite().all() for p in run.model.parameters()):
+        stop_diverged(run, "the weights are not finite")
+    if run.ranks.is_first:
+        content = {
+            "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        }  # fmt: skip
+        runs.write_checkpoint(run.out, content, keep_previous=not run.fell_back)
+        run.fell_back = False
+        export_checkpoint(run)
+    run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
+
+
+def resume(run):
+    """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
+    path, content, faults = runs.find_checkpoint(run.out)
+    metrics = run.out / "metrics.jsonl"
+    records, n_damaged = reports.read_metrics(metrics)
+    if content:
+        now, before = run_signature(run), content["signature"]
+        if not content["state"]["steps"]:  # stopped while a time budget was being measured: another one may be given
+            now["time_budget"] = before["time_budget"]
+        runs.check_signature(path, before, now)
+        run.model.load_state_dict(content["model"])
+        run.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:  # empty if that run had none
+            run.scaler.load_state_dict(content["scaler"])
+        run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
+        step = run.state.step
+        if faults:
+            run.ranks.print(f"{faults[0]}; resuming from the previous checkpoint, of step {step:,}")
+        if n_damaged:
+            run.ranks.print(f"{metrics}: {n_damaged:,} damaged lines are dropped")
+        elif not records and step:
+            run.ranks.print(f"{metrics} is missing: what it held up to step {step:,} is lost")
+        records = [record for record in records if step and record["step"] <= step]
+    else:
+        runs.refuse_foreign_folder(run.out, records, n_damaged)
+        records = []  # of a run that ended before its first checkpoint
+    if run.ranks.mean(run.state.step) != run.state.step:
+        raise UserError(f"the ranks see different checkpoints in {run.out}; all nodes must share the folder")
+    if run.ranks.is_first:
+        run.out.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomic(metrics, lambda f: f.write(lines.encode()))
+
+
+def export_checkpoint(run):
+    """Writes the model as a folder that finetune.py, and AutoModel of other libraries, open; with a model card."""
+    s, state, c, folder = run.s, run.state, run.model.encoder.config, run.out
+    tokenizers.save(run.tokenizer, folder, c.max_positions, c.type_vocab_size)
+    weights = dict(zip(TASK_NAMES, run.coefficients.tolist()))
+    values = {
+        "steps": f"{state.step:,} of {state.steps:,}", "effective batch": s.batch_size, "peak learning rate": s.lr,
+        "warm-up steps": f"{warmup_steps(s, state.steps):,.0f}", "dropout": s.dropout,
+        "MLM probability": s.mlm_probability, "seed": s.seed,
+    }  # fmt: skip
+    card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
+    write_atomic(folder / "README.md", lambda f: f.write(card.encode("utf-8", "replace")))
+    models.save(run.model, folder)
+
+
+def is_exported(run):
+    """Whether the run folder holds the model as it is now."""
+    try:
+        saved = models.load(run.out, log=lambda _: None).state_dict()
+    except UserError:
+        return False
+    same = all(torch.equal(x.cpu(), saved[name]) for name, x in run.model.state_dict().items())
+    return same and all((run.out / name).exists() for name in ("README.md", "tokenizer.json"))
+
+
+# ---------------------------------------------------------------- what was learnt ("intrinsic evaluation", section 5)
+
+
+@torch.no_grad()
+def predict_targets(model, dataset, seed, dtype):
+    """The model's predictions for all targets of a validation split.
+
+    The masks follow from this seed and Table 8's probability, so that all checkpoints are compared on the same ones.
+
+    Returns: arrays (targets,): example (row of the split), task, label, prediction (the class with the best score), and
+    score (the cross-entropy; of triples the log odds of "true" instead).
+    """
+    out, device = [], model.mlm_bias.device
+    for rows in np.array_split(dataset.rows, -(-len(dataset) // 1024)):
+        epochs = np.full(len(rows), VALID_EPOCH)
+        batch = dataset.masked_batch(rows, epochs, seed, configs.Train.mlm_probability)
         for micro in data.micro_batches(batch, 4096, 64):
-            ids, mask, position, label, sizes = to_device(tensors(micro, False), device)
-            with models.autocast(device, dtype):
-                logits = [x.float() for x in model.logits(ids, mask, position, sizes)]
-            value = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, label.split(sizes))]
-            value[data.TC] = logits[data.TC][:, 1] - logits[data.TC][:, 0]
-            answer = torch.cat([x.argmax(-1) for x in logits])
-            mine = rows[micro["example"]], micro["task"], micro["label"], answer.cpu().numpy()
-            out.append((*mine, torch.cat(value).cpu().numpy()))
+            ids, mask, target_index, label, targets_per_task = to_device(tensors(micro, False), device)
+            with hardware.autocast(device, dtype):
+                logits = [x.float() for x in model.logits(ids, mask, target_index, targets_per_task)]
+            labels = label.split([n for _, n in targets_per_task])
+            score = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, labels)]
+            score[data.TC] = logits[data.TC][:, 1] - logits[data.TC][:, 0]
+            prediction = torch.cat([x.argmax(-1) for x in logits]).cpu().numpy()
+            out.append((rows[micro.example], micro.task, micro.label, prediction, torch.cat(score).cpu().numpy()))
     return [np.concatenate(column) for column in zip(*out)]
 
 
-def knowledge(model, folder, seed, dtype):
-    """What a model of this program knows of the held-out pairs and documents of a data set, in per cent but the loss.
+def evaluate_tasks(model, folder, seed, dtype):
+    """What a model knows of the held-out pairs and documents of a data set, in per cent but the loss.
 
-    Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is right if
+    Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is correct if
     all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
     and for each kind of negative "accuracy" of the negatives and "auc": of them against all true triples}}.
     """
     from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score  # a second that training need not wait
 
-    examples = data.Examples(folder, "valid")
-    example, task, label, answer, value = answers(model, examples, seed, dtype)
-    right, out = answer == label, {}
-    for i, lang in enumerate(examples.manifest["languages"]):
-        if (at := (task == data.MLM) & (examples.lang[example] == i)).any():
-            out.setdefault("mlm", {})[lang] = {"loss": value[at].mean(), "accuracy": 100 * right[at].mean()}
+    dataset = data.PretrainingDataset(folder, "valid")
+    example, task, label, prediction, score = predict_targets(model, dataset, seed, dtype)
+    correct, out = label == prediction, {}
+    for i, lang in enumerate(dataset.manifest["languages"]):
+        if (at := (task == data.MLM) & (dataset.lang[example] == i)).any():
+            out.setdefault("mlm", {})[lang] = {"loss": score[at].mean(), "accuracy": 100 * correct[at].mean()}
     if (at := task == data.EP).any():
-        wrong = np.bincount(example[at], ~right[at])[np.unique(example[at])]
-        out["ep"] = {"tokens": 100 * right[at].mean(), "entities": 100 * (wrong == 0).mean()}
+        n_wrong = np.bincount(example[at], ~correct[at])[np.unique(example[at])]
+        out["ep"] = {"tokens": 100 * correct[at].mean(), "entities": 100 * (n_wrong == 0).mean()}
     if (at := task == data.LP).any():
-        confusion = confusion_matrix(label[at], answer[at], labels=range(models.RELATION_CLASSES))
-        there = np.unique(label[at])  # a relation that the held-out pairs lack has no F1
-        macro = 100 * f1_score(label[at], answer[at], labels=there, average="macro", zero_division=0)
-        out["lp"] = {"accuracy": 100 * right[at].mean(), "macro_f1": macro, "confusion": confusion.tolist()}
+        confusion = confusion_matrix(label[at], prediction[at], labels=range(models.RELATION_CLASSES))
+        present = np.unique(label[at])  # a relation that the held-out pairs lack has no F1
+        macro_f1 = f1_score(label[at], prediction[at], labels=present, average="macro", zero_division=0)
+        accuracy = 100 * correct[at].mean()
+        out["lp"] = {"accuracy": accuracy, "macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
     if (at := task == data.TC).any():
-        kind = examples.kind[example]
-        out["tc"] = {"accuracy": 100 * right[at].mean()}
-        for name, k in (("other_pair", data.OTHER_PAIR), ("other_relation", data.OTHER_RELATION)):
-            those = at & ((kind == data.TRUE) | (kind == k))
-            if (kind[those] == k).any() and label[those].any():
-                auc = 100 * roc_auc_score(label[those], value[those])
-                out["tc"][name] = {"accuracy": 100 * right[those & (kind == k)].mean(), "auc": auc}
+        kind = dataset.kind[example]
+        out["tc"] = {"accuracy": 100 * correct[at].mean()}
+        negatives = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
+        for name, k in negatives.items():
+            these = at & ((kind == data.TRUE) | (kind == k))
+            if (kind[these] == k).any() and label[these].any():
+                auc = 100 * roc_auc_score(label[these], score[these])
+                out["tc"][name] = {"accuracy": 100 * correct[these & (kind == k)].mean(), "auc": auc}
     return json.loads(json.dumps(out, default=float))
 
 
-def some_terms(folder, lang, n, seed):
-    """(graph, strings, term, concept): all terms of concepts of a language, drawn until there are n strings (0: all).
-
-    They are those of the release that the data set in `folder` was built from, which stay beside it in tables/. A
-    string that names several concepts is there once; term and concept (P,) say which string names which concept.
-    """
-    tables = data.load_tables(place := folder.parent / "tables" / lang, lang)
-    if not tables or len(tables[0].terms) != data.read_manifest(folder)["counts"][lang].get("terms"):
-        raise UserError(f"{place}: not the terms of {folder}, not there or damaged; build the data set again")
-    graph = tables[0]
-    concepts = np.argsort(data.uniform(seed, graph.cui), kind="stable")
-    sizes = np.diff(graph.first_term)[concepts]
-    concepts = concepts[: np.searchsorted(np.cumsum(sizes), n) + 1 if n else None]
-    sizes = np.diff(graph.first_term)[concepts]
-    at = data.ragged(graph.first_term[concepts], sizes)
-    strings, term = np.unique(np.array(graph.terms.take(at).to_pylist(), object), return_inverse=True)
-    return graph, strings.tolist(), term, np.repeat(concepts, sizes)
-
-
-def vectors(encoder, tokenizer, strings, pooling, dtype):
-    """(strings, dim) float32 tensor, on the encoder's device."""
-    ids, length = tokenization.encode(tokenizer, [" " + x for x in strings], "terms")
-    special, room = tokenization.special_ids(tokenizer), encoder.config.max_positions - 2
-    blocks = list(models.embed(encoder, special, ids, length, pooling, room, dtype))
-    return torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
-
-
-def synonyms(embeddings, term, concept):
-    """Whether the nearest other terms are of the same concept: accuracy at 1 and 5, mean reciprocal rank (per cent)."""
-    queries, ranks = models.nearest_synonym(embeddings, torch.from_numpy(term), torch.from_numpy(concept))
-    if not len(queries):
-        return {}
-    hits = [100 * (ranks <= k).double().mean().item() for k in (1, 5)]
-    return {"at_1": hits[0], "at_5": hits[1], "mrr": 100 * (1 / ranks).mean().item(), "queries": len(queries)}
-
-
-def evaluate(argv):
-    """--evaluate: knowledge and synonyms of one or several checkpoints, printed and kept in results/."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    usage = "python kgi.py --evaluate CHECKPOINT [CHECKPOINT ...] [--data DATASET] [--key value ...]"
-    s, checkpoints = configs.load("evaluate", argv, usage, positionals=None)
-    device, dtype = models.choose_device(s.device, s.precision)
-    names = [Path(checkpoint).resolve().name for checkpoint in checkpoints]
+def evaluate(s):
+    """Measures what checkpoints know of the four tasks and of synonyms; printed, and kept in results/."""
+    device, dtype = hardware.choose_device(s.device, s.precision)
+    names = [Path(checkpoint).resolve().name for checkpoint in s.checkpoints]
     if len({*names}) < len(names):
         raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
-    for checkpoint, name in zip(checkpoints, names):
-        folder, began = find_data(s.data, checkpoint), time.perf_counter()
-        manifest = data.read_manifest(folder)
-        c = models.load_config(checkpoint)
-        tokenizer = tokenization.load(checkpoint, c.vocab_size)
-        own = tokenizer.to_str() == tokenizer_of(folder)  # the model may have more rows than its tokenizer has entries
-        model = models.load(checkpoint, heads=own).to(device).eval()
+    for checkpoint, name in zip(s.checkpoints, names):
+        began, folder = time.monotonic(), find_data(s.data, checkpoint, data.NEW_TOKENS)
         print(f"{checkpoint} on {folder}", flush=True)
-        record = {"checkpoint": str(checkpoint), "data": folder.resolve().name, "settings": asdict(s)}
-        if "kgi_tasks" in c.handed_on:
-            record["tasks"] = c.handed_on["kgi_tasks"]  # of the heads of others nothing can be expected
-        if own:
-            record |= knowledge(model, folder, s.seed, dtype)
-        else:
-            print(f"  not a model of the tokens of {folder}: synonyms alone")
-        record["synonyms"] = {}
-        for lang in manifest["languages"]:
-            _, strings, term, concept = some_terms(folder, lang, s.terms, s.seed)
-            ways = {}
-            if len(strings) <= SPELLED:
-                spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
-                ways["spelling"] = torch.from_numpy(spelling.transform(strings).toarray())
-            ways |= {how: vectors(model.encoder, tokenizer, strings, how, dtype) for how in ("cls", "mean")}
-            record["synonyms"][lang] = {how: synonyms(x, term, concept) for how, x in ways.items()}
-            record["synonyms"][lang]["terms"] = len(strings)
-        report(record)
-        path = Path(s.out or "results", name, f"knowledge-{folder.resolve().name}.json")
+        record = evaluate_checkpoint(s, checkpoint, folder, device, dtype)
+        reports.print_evaluation(record, TASKS, data.RELATIONS)
+        path = Path(s.out, name, f"knowledge-{folder.resolve().name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda f, record=record: f.write((json.dumps(record, indent=1) + "\n").encode()))
-        print(f"  -> {path} ({time.perf_counter() - began:.0f} s)", flush=True)
+        write_json(path, record)
+        print(f"  -> {path} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def report(record):
-    """The record of evaluate as lines."""
-    for lang, x in record.get("mlm", {}).items():
-        print(f"  {data.NAMES[0]}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f}")
-    if x := record.get("ep"):
-        print(f"  {data.NAMES[1]}: {x['tokens']:.1f} of the tokens, {x['entities']:.1f} of the entities")
-    if x := record.get("lp"):
-        confusion = np.array(x["confusion"])
-        print(f"  {data.NAMES[2]}: accuracy {x['accuracy']:.1f} (always the most frequent relation: ", end="")
-        print(f"{100 * confusion.sum(1).max() / confusion.sum():.1f}), macro F1 {x['macro_f1']:.1f}")
-        names = data.RELATIONS[: len(confusion)]
-        print("    gold \\ answer" + "".join(f"{name:>7}" for name in names))
-        for name, row in zip(names, confusion.tolist()):
-            print(f"    {name:<13}" + "".join(f"{n:>7,}" for n in row))
-    if x := record.get("tc"):
-        print(f"  {data.NAMES[3]}: accuracy {x['accuracy']:.1f}")
-        for kind in ("other_pair", "other_relation"):
-            if kind in x:
-                told = f"accuracy {x[kind]['accuracy']:.1f}, ROC AUC against true ones {x[kind]['auc']:.1f}"
-                print(f"    negatives with an{kind.replace('_', ' ')}: {told}")
-    for lang, ways in record["synonyms"].items():
-        if not ways["mean"]:
-            print(f"  synonyms, {lang}: no concept has two of the {ways['terms']:,} terms")
-        for how, x in ways.items():
-            if how != "terms" and x:
-                told = f"accuracy at 1 {x['at_1']:.1f}, at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
-                what = "trigrams of letters" if how == "spelling" else how
-                print(f"  synonyms, {lang}, {x['queries']:,} among {ways['terms']:,} terms, {what}: {told}")
+def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
+    """The record of one checkpoint: its tasks (evaluate_tasks), and synonym retrieval in each language."""
+    c = models.load_config(checkpoint)
+    tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
+    # The model may have more rows than its tokenizer has entries.
+    has_heads = tokenizer.to_str() == tokenizer_of(folder)
+    model = models.load(checkpoint, heads=has_heads).to(device).eval()
+    settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
+    record = {"checkpoint": str(checkpoint), "data": folder.resolve().name, "settings": settings}
+    if "kgi_tasks" in c.extra_config:
+        record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
+    seq_len = read_manifest(folder)["settings"]["seq_len"]
+    if has_heads and c.max_positions < seq_len:
+        raise UserError(
+            f"{checkpoint} has {c.max_positions} positions and {folder} sequences of up to {seq_len} tokens"
+        )
+    if has_heads:
+        record |= evaluate_tasks(model, folder, s.seed, dtype)
+    else:
+        print(f"  not a model of the tokens of {folder}: synonyms alone")
+    record["synonyms"] = {}
+    for lang in read_manifest(folder)["languages"]:
+        _, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
+        vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
+        for pooling in configs.POOLINGS:
+            vectors[pooling] = models.embed_terms(model.encoder, tokenizer, strings, pooling, dtype)
+        metrics = {how: retrieval.retrieval_metrics(x, term, concept) for how, x in vectors.items()}
+        record["synonyms"][lang] = metrics | {"terms": len(strings)}
+    return record | {"scores": flat_scores(record)}
 
 
-def draw_map(argv):
-    """--map: the preferred terms of some concepts on the first two principal components of their vectors."""
-    usage = "python kgi.py --map CHECKPOINT [--data DATASET] [--terms 20000] [--pooling mean|cls]"
-    s, (checkpoint,) = configs.load("evaluate", argv, usage, positionals=1)
-    if s.pooling not in ("cls", "mean"):
-        raise UserError(f"pooling = '{s.pooling}' is not cls or mean")
-    figure = blank_figure((11, 9))
-    device, dtype = models.choose_device(s.device, s.precision)
-    folder = find_data(s.data, checkpoint)
-    encoder = models.load(checkpoint, heads=False).encoder.to(device).eval()
-    tokenizer = tokenization.load(checkpoint, encoder.config.vocab_size)
-    for lang in data.read_manifest(folder)["languages"]:
-        graph, _, _, concept = some_terms(folder, lang, s.terms, s.seed)
+def flat_scores(record):
+    """The numbers of a record under one key each, the mean over the languages: what tables show."""
+    out = {}
+    if losses := [x["loss"] for x in record.get("mlm", {}).values()]:
+        out["mlm_loss"] = statistics.mean(losses)
+    for task, keys in {"ep": ("tokens", "entities"), "lp": ("accuracy", "macro_f1"), "tc": ("accuracy",)}.items():
+        out |= {f"{task}_{key}": record[task][key] for key in keys if task in record}
+    for kind in ("corrupted_entities", "corrupted_relation"):
+        if kind in record.get("tc", {}):
+            out[f"tc_auc_{kind}"] = record["tc"][kind]["auc"]
+    for suffix, how in (("", "mean"), ("_cls", "cls"), ("_spelling", "spelling")):
+        found = [x[how] for x in record["synonyms"].values() if x.get(how)]
+        for key in ("at_1", "at_5", "mrr") if found else ():
+            out[f"synonyms_{key}{suffix}"] = statistics.mean(x[key] for x in found)
+    return out
+
+
+def draw_map(s):
+    """Draws the preferred terms of some concepts on the first two principal components of their vectors."""
+    device, dtype = hardware.choose_device(s.device, s.precision)
+    folder = find_data(s.data, s.checkpoint, data.NEW_TOKENS)
+    encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    name = Path(s.checkpoint).resolve().name
+    for lang in read_manifest(folder)["languages"]:
+        tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
-        strings = graph.terms.take(graph.first_term[concept]).to_pylist()
-        x = vectors(encoder, tokenizer, strings, s.pooling, dtype)
-        if len(x) < 3:
-            raise UserError(f"a map of {len(x)} terms shows nothing; give more --terms")
-        x = (x - x.mean(0)).cpu()
-        torch.manual_seed(s.seed)
-        _, size, axes = torch.pca_lowrank(x, q=min(8, *x.shape), center=False)
-        at, shares = (x @ axes[:, :2]).numpy(), (size[:2] ** 2 / x.square().sum() * 100).tolist()
-        figure.clear()
-        ax = figure.subplots()
-        group = graph.group[concept]
-        for g in np.argsort(-np.bincount(group, minlength=len(graph.groups))):  # the rare ones above
-            if (mine := group == g).any():
-                ax.scatter(*at[mine].T, s=3, alpha=0.5, label=f"{graph.groups[g]} ({mine.sum():,})")
-        ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
-        ax.set_title(f"{Path(checkpoint).resolve().name}: {len(strings):,} terms, {lang}, {s.pooling}")
-        ax.legend(markerscale=4)
-        path = Path(s.out or "results", Path(checkpoint).resolve().name, f"map-{lang}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda f: figure.savefig(f, format="png"))
+        strings = tables.terms.take(tables.first_term[concept]).to_pylist()
+        if len(strings) < 3:
+            raise UserError(f"a map of {len(strings)} terms shows nothing; give more --terms")
+        vectors = models.embed_terms(encoder, tokenizer, strings, s.pooling, dtype)
+        points, shares = retrieval.principal_components(vectors, s.seed)
+        groups = [tables.groups[g] for g in tables.group[concept]]
+        path = Path(s.out, name, f"map-{lang}.png")
+        reports.draw_map(path, points, shares, groups, f"{name}: {len(strings):,} terms, {lang}, {s.pooling}")
         print(path)
 
 
-def main(argv):
-    commands = {"plot": plot, "--evaluate": evaluate, "--map": draw_map}
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
-    settings, _ = configs.load("train", argv, "python kgi.py [config.toml] [--key value ...]")
+def plot(s):
+    """Draws the curves of runs."""
+    print(reports.draw_curves([Path(run) for run in s.runs], s.out, TASKS))
 
-    def ask(number, _):
-        Trainer.asked, name = number, signal.Signals(number).name
-        if os.environ.get("RANK", "0") == "0":  # not print, which the signal may have interrupted
-            line = f"{name} received: saving after this step; a second {name} exits immediately\n"
-            os.write(2, ("\n" * os.isatty(2) + line).encode())
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, ask)
-    trainer = Trainer(settings)
-    code = 0 if trainer.run() else STOPPED
-    if trainer.world > 1:
-        # Leave together and at once. Everything is on disk; a rank that takes its threads down in the usual way
-        # aborts now and then ("terminate called without an active exception"), and torchrun then kills the rest.
-        dist.barrier()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
+COMMANDS = {
+    "train": (train, configs.Train),
+    "evaluate": (evaluate, configs.Evaluate),
+    "map": (draw_map, configs.Map),
+    "plot": (plot, configs.Plot),
+}
 
 if __name__ == "__main__":
-    configs.run(main)
+    run_command(__doc__, COMMANDS, default="train")

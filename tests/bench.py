@@ -1,21 +1,20 @@
 """Measurements that anyone can repeat; each prints ratios of things measured side by side in one run.
 
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
-    python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3] [--levers]        (make bench)
+    python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
 
-data: makes a release as large as 2022AB once (kept in the folder), then in turn reads the needed columns with
-pyarrow.csv (the floor: no build can do without reading) and builds the English data set at the sizes of Table 1,
-with the time and the peak memory of each stage. Last, another seed on the tables that were kept.
+data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
+pyarrow.csv (the floor: no build can do without reading) and builds the English data set at the sizes of Table 1, with
+the time and the peak memory of each stage. Last, it builds with another seed on the tables that were kept.
 
-train: forward and backward over the paper's mix of lengths, (a) everything padded to 256 and (b) the paper's random
-micro-batches of 15 padded to their longest, both with PyTorch's own encoder and the vocabulary head at all positions,
-and (c) ours. On a CPU each takes a sample of the micro-batches of effective batches: every k-th by width. A useful
-token is one that is not padding. --levers: what each part of (c) brings, by doing it otherwise.
+train: forward and backward over the paper's mix of lengths, in three ways: (a) everything padded to 256, (b) the
+paper's random micro-batches of 15 padded to their longest, and (c) ours. The first two have PyTorch's own encoder, with
+the vocabulary head at all positions. On a CPU each takes a sample of the micro-batches of effective batches, every k-th
+by width. A useful token is one that is not padding.
 """
 
 import argparse
 import hashlib
-import json
 import re
 import shutil
 import statistics
@@ -24,14 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -42,7 +40,10 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from tests import sample  # noqa: E402
+from support import hardware, rrf  # noqa: E402
+from support.arrays import concat_ranges  # noqa: E402
+from support.files import write_atomic, write_json  # noqa: E402
+from tests import synthetic_umls  # noqa: E402
 
 NEEDED = {
     "MRSTY": ["CUI", "TUI", "STN"],
@@ -65,7 +66,7 @@ def floor(folder):
     """Seconds that pyarrow.csv takes to stream the needed columns of the three files."""
     seconds = 0
     for name, needed in NEEDED.items():
-        argv = [str(folder / "META" / f"{name}.RRF"), " ".join(data.RRF[name]), " ".join(needed)]
+        argv = [str(folder / "META" / f"{name}.RRF"), " ".join(rrf.COLUMNS[name]), " ".join(needed)]
         began = time.time()
         subprocess.run([sys.executable, "-c", FLOOR, *argv], check=True, capture_output=True)
         seconds += time.time() - began
@@ -106,7 +107,7 @@ def bench_data(folder, scale, repeat):
     if not made.is_file():
         began = time.time()
         shutil.rmtree(folder, ignore_errors=True)
-        sample.write_full(folder, scale)
+        synthetic_umls.write_full(folder, scale)
         made.touch()
         print(f"made {folder} in {time.time() - began:.0f} s")
     floors, runs = [], []
@@ -142,11 +143,11 @@ def write_mix(folder):
     """A data set of random tokens with the paper's shares of the tasks and lengths."""
     rng, special = np.random.default_rng(0), dict(pad=0, unk=1, cls=2, sep=3, mask=4, hrel=5)
     special["relations"] = list(range(6, 13))
-    counts = {part: {task: n // size for task, n in TABLE_1.items()} for part, size in (("train", 10), ("valid", 500))}
+    counts = {split: {task: n // k for task, n in TABLE_1.items()} for split, k in (("train", 10), ("valid", 500))}
     files = {"tokenizer.json": Tokenizer(WordLevel({str(i): i for i in range(VOCAB)}, "1")).to_str().encode()}
-    for part in data.PARTS:
-        writer = data.Writer()
-        for task, n in counts[part].items():
+    for split in data.SPLITS:
+        writer = data.ExampleWriter()
+        for task, n in counts[split].items():
             mean, spread = LENGTHS[task]
             length = np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread, n).round().astype(int), 6, 256)
             length -= 2 * (task == "mlm")  # documents are kept without [CLS] and [SEP]
@@ -155,22 +156,24 @@ def write_mix(folder):
             if task != "mlm":
                 ids[start], ids[start + length - 1] = special["cls"], special["sep"]
                 hops = np.maximum(length // 12, 2) if task == "lp" else np.ones(n, int)
-                nth = data.ragged(np.zeros(n, int), hops)
+                nth = concat_ranges(np.zeros(n, int), hops)
                 at = np.repeat(start, hops) + (nth + 1) * np.repeat(length // (hops + 1), hops)
                 ids[at] = rng.integers(6, 12, len(at))
-            writer.add(data.TASKS.index(task), 0, np.zeros(n, int), np.ones(n, int), ids, length)
-        path = folder / f"{part}.arrow"
-        configs.write_atomic(path, writer.write)
+            n_cuis = np.ones(n, int)
+            writer.add(data.TASK_NAMES.index(task), 0, 0, np.zeros(n, int), n_cuis, ids, length)
+        path = folder / f"{split}.arrow"
+        write_atomic(path, writer.write)
         files[path.name] = path.read_bytes()
     (folder / "tokenizer.json").write_bytes(files["tokenizer.json"])
-    shares = {"columns": [], "groups": {}, "relations": {}, "largest_deviation": {}}
+    distribution = {"columns": [], "groups": {}, "relations": {}, "largest_deviation": {}}
+    nothing = dict.fromkeys(("terms", "cuis", "relations", "megabytes"), 0)
     manifest = {
         "name": "mix", "languages": ["fr"], "settings": {"seq_len": 256}, "special": special, "vocab_size": VOCAB,
-        "counts": {"fr": counts | dict.fromkeys(("terms", "cuis", "relations", "megabytes"), 0) | {"shares": shares}},
-        "malformed_rows_left_out": {},
+        "counts": {"fr": counts | nothing | {"distribution": distribution}},
+        "malformed_rows_left_out": {}, "nci_rows_left_out": {},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_json(folder / "manifest.json", manifest)
 
 
 class Plain(nn.Module):
@@ -182,55 +185,73 @@ class Plain(nn.Module):
         layer = nn.TransformerEncoderLayer(c.dim, c.heads, c.ffn, c.dropout, "gelu", batch_first=True)
         self.start = nn.Sequential(nn.LayerNorm(c.dim), nn.Dropout(c.dropout))
         self.encoder = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
-        self.transform = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim))
+        self.mlm_dense = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim))
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
-        self.link, self.triple = nn.Linear(c.dim, models.RELATION_CLASSES), nn.Linear(c.dim, 2)
+        self.relation_head, self.triple_head = nn.Linear(c.dim, models.RELATION_CLASSES), nn.Linear(c.dim, 2)
 
-    def forward(self, ids, mask, position, label, sizes):
+    def forward(self, ids, mask, target_index, label, targets_per_task):
         x = self.start(self.word(ids) + self.position.weight[: ids.shape[1]])
         x = self.encoder(x, src_key_padding_mask=None if mask is None else ~mask).flatten(0, 1)
-        logits = F.linear(self.transform(x), self.word.weight, self.bias)
-        words = sizes[0] + sizes[1]
-        gold = torch.full_like(ids.flatten(), -100).index_copy(0, position[:words], label[:words])
-        links, triples = x[position[words:]].split(sizes[2:])
+        logits = F.linear(self.mlm_dense(x), self.word.weight, self.bias)
+        sizes = [n for _, n in targets_per_task]
+        words = sizes[data.MLM] + sizes[data.EP]
+        gold = torch.full_like(ids.flatten(), -100).index_copy(0, target_index[:words], label[:words])
+        relations, triples = x[target_index[words:]].split(sizes[2:])
         loss = F.cross_entropy(logits.float(), gold, reduction="sum")
-        for scores, right in zip((self.link(links), self.triple(triples)), label[words:].split(sizes[2:])):
-            loss = loss + F.cross_entropy(scores.float(), right, reduction="sum")
+        scores = self.relation_head(relations), self.triple_head(triples)
+        for logits, labels in zip(scores, label[words:].split(sizes[2:])):
+            loss = loss + F.cross_entropy(logits.float(), labels, reduction="sum")
         return loss[None, None]
 
 
-def rectangles(trainer, step, rows, width):
-    """The micro-batches of effective batch `step` as the paper cuts them: `rows` examples in random order, padded to
-    their longest, or to `width`. Yields (arguments of forward, lengths, targets of the vocabulary head)."""
-    epochs, at = trainer.order(step)
-    for k in range(0, len(at), rows):
-        batch = trainer.train.batch(epochs[k : k + rows], trainer.train.rows[at[k : k + rows]], 0, 0.15)
+class Timed(NamedTuple):
+    """A micro-batch to be timed."""
+
+    arguments: tuple  # of forward
+    length: np.ndarray  # of its examples
+    vocabulary_targets: int
+
+
+def paper_micro_batches(run, step, n_rows, width):
+    """The micro-batches of effective batch `step` as the paper cuts them: n_rows examples in random order, padded to
+    their longest, or to `width`."""
+    positions, epochs = run.batches.sampler(step)
+    for k in range(0, len(positions), n_rows):
+        rows = run.train.rows[positions[k : k + n_rows]]
+        batch = run.batches.mask(run.train, rows, epochs[k : k + n_rows])
         (micro,) = data.micro_batches(batch, 10**9, 10**9)
         if width:
-            more = width - micro["ids"].shape[1]
-            row, col = np.divmod(micro["position"], micro["ids"].shape[1])
-            micro |= {"ids": np.pad(micro["ids"], ((0, 0), (0, more))), "position": row * width + col}
-        yield kgi.tensors(micro, False), micro["length"], (micro["task"] < 2).sum()
+            row, col = np.divmod(micro.target_index, micro.ids.shape[1])
+            ids = np.pad(micro.ids, ((0, 0), (0, width - micro.ids.shape[1])))
+            micro = micro._replace(ids=ids, target_index=row * width + col)
+        yield timed_micro_batch(micro)
 
 
-def ours(trainer, step):
-    epochs, at = trainer.order(step)
-    batch = trainer.train.batch(epochs, trainer.train.rows[at], 0, 0.15)
-    for micro in data.micro_batches(batch, trainer.budget, trainer.padding):
-        yield kgi.tensors(micro, False), micro["length"], (micro["task"] < 2).sum()
+def our_micro_batches(run, step):
+    positions, epochs = run.batches.sampler(step)
+    batch = run.batches.mask(run.train, run.train.rows[positions], epochs)
+    return [
+        timed_micro_batch(micro)
+        for micro in data.micro_batches(batch, run.batches.micro_tokens, run.batches.max_padding)
+    ]
+
+
+def timed_micro_batch(micro):
+    n_targets = np.isin(micro.task, (data.MLM, data.EP)).sum()
+    return Timed(kgi.tensors(micro, False), micro.length, n_targets)
 
 
 def every(micros, k):
     """Every k-th by width, so that all widths are there as often as they come."""
-    return sorted(micros, key=lambda m: m[0][0].shape[1])[k // 2 :: k]
+    return sorted(micros, key=lambda m: m.arguments[0].shape[1])[k // 2 :: k]
 
 
-def timed(model, micros, device, dtype):
+def time_passes(model, micros, device, dtype):
     """Seconds of forward and backward over micro-batches."""
     began = time.perf_counter()
-    for args, _, _ in micros:
-        with models.autocast(device, dtype):
-            loss = model(*kgi.to_device(args, device))[:, 0].sum()
+    for micro in micros:
+        with hardware.autocast(device, dtype):
+            loss = model(*kgi.to_device(micro.arguments, device))[:, 0].sum()
         loss.backward()
         if device.type == "cpu":
             model.zero_grad()
@@ -247,116 +268,77 @@ def precisions(device):
     return ["fp32"] + ["bf16"] * (info.is_file() and "bf16" in info.read_text())
 
 
-def bench_train(sizes, repeat, levers):
+def bench_train(sizes, repeat):
     with tempfile.TemporaryDirectory() as folder:
         write_mix(Path(folder))
         for layers, dim in sizes:
             size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
-            trainer = kgi.Trainer(configs.Train(data=folder, out=f"{folder}/run", steps=100, **size))
-            (bench_levers if levers else compare)(trainer, f"{layers}x{dim}", repeat)
+            compare(kgi.set_up(configs.Train(data=folder, out=f"{folder}/run", steps=100, **size)), repeat)
 
 
-def compare(trainer, size, repeat):
-    device, c = trainer.device, trainer.model.encoder.config
+def compare(run, repeat):
+    device, c = run.ranks.device, run.model.encoder.config
     share = 1 if device.type == "cuda" else 12
     plain = Plain(c).to(device)
     ways = {}  # name: (model, dtype, micro-batches)
     paper = {"(a) padded to 256": (256, 4 * share), "(b) 15 at random, padded to their longest": (0, share)}
     for precision in precisions(device):
-        _, dtype = models.choose_device("auto", precision)
+        _, dtype = hardware.choose_device("auto", precision)
         for what, (width, k) in paper.items():
             if precision == precisions(device)[0]:
-                ways[f"{what}, {precision}"] = plain, dtype, every(rectangles(trainer, 0, 15, width), k)
-        micros = [m for step in range(1 if share == 1 else 3) for m in ours(trainer, step)]
-        ways[f"(c) ours, {precision}"] = trainer.model, dtype, every(micros, -(-share // 2))
-    rates = {}
-    for dtype in {dtype for _, dtype, _ in ways.values()}:
-        rates[dtype] = [0.0]
-    took = {name: [] for name in ways}
+                ways[f"{what}, {precision}"] = plain, dtype, every(paper_micro_batches(run, 0, 15, width), k)
+        micros = [m for step in range(1 if share == 1 else 3) for m in our_micro_batches(run, step)]
+        ways[f"(c) ours, {precision}"] = run.model, dtype, every(micros, -(-share // 2))
+    rates, took = {dtype: [] for _, dtype, _ in ways.values()}, {name: [] for name in ways}
     for i in range(repeat + 1):  # the first round warms up
         for name, (model, dtype, micros) in ways.items():
-            rates[dtype].append(models.matrix_rate.__wrapped__(device, dtype))
-            took[name].append(timed(model, micros if i else micros[-1:], device, dtype))
+            rates[dtype].append(hardware.measure_matmul_flops(device, dtype))
+            took[name].append(time_passes(model, micros if i else micros[-1:], device, dtype))
     print(f"\n{c.layers} layers of dim {c.dim}, {device.type}, {torch.get_num_threads()} threads, medians of {repeat}")
+    tokens_per_second = print_speeds(c, ways, rates, took)
+    for dtype, rate in rates.items():
+        print(f"matrices alone, {str(dtype or torch.float32)[6:]}: {statistics.median(rate[1:]) / 1e12:.3g} TFLOP/s")
+    print_other_costs(run, repeat, tokens_per_second)
+
+
+def print_speeds(c, ways, rates, took):
+    """A line for each way. Returns: tokens a second of the last one."""
     print(f"{'':<46}{'tokens/s':>9}{'examples/s':>11}{'padding':>8}{'MFU':>6}{'x (b)':>7}")
     base = None
     for name, (_, dtype, micros) in ways.items():
-        length = np.concatenate([m[1] for m in micros])
-        speed = [length.sum() / t for t in took[name][1:]]
-        base = speed if "(b)" in name else base
-        ratio = f"{statistics.median(x / y for x, y in zip(speed, base)):.2f}" if base else ""
-        flops = models.flops(c, length, sum(m[2] for m in micros)) / length.sum()
-        padding = 1 - length.sum() / sum(m[0][0].numel() for m in micros)
-        mfu = statistics.median(speed) * flops / statistics.median(rates[dtype][1:])
+        length = np.concatenate([m.length for m in micros])
+        speeds = [length.sum() / seconds for seconds in took[name][1:]]
+        base = speeds if "(b)" in name else base
+        ratio = f"{statistics.median(x / y for x, y in zip(speeds, base)):.2f}" if base else ""
+        flops = hardware.training_flops(c, length, sum(m.vocabulary_targets for m in micros)) / length.sum()
+        padding = 1 - length.sum() / sum(m.arguments[0].numel() for m in micros)
+        speed = statistics.median(speeds)
+        mfu = speed * flops / statistics.median(rates[dtype][1:])
+        examples = speed / length.mean()
         print(
-            f"{name:<46}{statistics.median(speed):>9,.0f}{statistics.median(speed) / length.mean():>11,.1f}"
-            f"{100 * padding:>6.1f} %{100 * mfu:>4.0f} %{ratio:>7}",
+            f"{name:<46}{speed:>9,.0f}{examples:>11,.1f}{100 * padding:>6.1f} %{100 * mfu:>4.0f} %{ratio:>7}",
             flush=True,
         )
-    for dtype, rate in rates.items():
-        print(f"matrices alone, {str(dtype or torch.float32)[6:]}: {statistics.median(rate[1:]) / 1e12:.3g} TFLOP/s")
+    return speed
+
+
+def print_other_costs(run, repeat, tokens_per_second):
+    """What a step costs beside forward and backward."""
     assembly, update = [], []
     for step in range(repeat + 2):
         began = time.perf_counter()
-        _, _, length = trainer.assemble(step)
+        _, batch = run.batches.assemble(step)
         assembly.append(time.perf_counter() - began)
-        for p in trainer.model.parameters():
+        for p in run.model.parameters():
             p.grad = torch.zeros_like(p)
         began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.optimizer.step()
         update.append(time.perf_counter() - began)
-    step = length.sum() / statistics.median(speed)
-    for what, x in (("assembly of a batch, in a thread of its own", assembly), ("clipping and AdamW", update)):
-        print(
-            f"{what}: {statistics.median(x):.3f} s, {100 * statistics.median(x) / step:.2f} % of a step of {step:.1f} s"
-        )
-
-
-def bench_levers(trainer, size, repeat):
-    """(c) with one thing done otherwise, each against (c) measured just before it."""
-    device, dtype = trainer.device, trainer.dtype
-    k, usual, least = (1 if device.type == "cuda" else 12), trainer.budget, trainer.padding
-
-    def cut(budget, padding=trainer.padding):
-        trainer.budget, trainer.padding = budget, padding
-        micros = every([m for step in range(3) for m in ours(trainer, step)], max(1, k * usual // budget))
-        trainer.budget, trainer.padding = usual, least
-        return micros
-
-    def torch_dropout():
-        models.dropout = F.dropout
-        models.attention = lambda q, k, v, mask, p: F.scaled_dot_product_attention(q, k, v, mask, p)
-
-    def chunks(n):
-        whole = models.KGIBert.vocabulary
-        models.KGIBert.vocabulary = lambda self, x: torch.cat([
-            torch.utils.checkpoint.checkpoint(partial(whole, self), part, use_reentrant=False) for part in x.split(n)
-        ])  # fmt: skip
-
-    def compiled():
-        trainer.model.encoder.compile(dynamic=True)
-
-    kept = models.dropout, models.attention, models.KGIBert.vocabulary
-    levers = {f"micro-batches of {n:,} tokens": (lambda: None, cut(n)) for n in (usual // 4, usual // 2, 2 * usual)}
-    levers["cut at their budget alone, not at their padding"] = lambda: None, cut(usual, usual)
-    levers["PyTorch's dropout and fused attention"] = torch_dropout, cut(usual)
-    levers["vocabulary head in chunks of 512, recomputed"] = partial(chunks, 512), cut(usual)
-    levers["torch.compile of the encoder"] = compiled, cut(usual)
-    base = cut(usual)
-    print(f"\n{size}, {device.type}: speed beside (c), medians of {repeat}")
-    for name, (switch, micros) in levers.items():
-        ratios = []
-        for i in range(repeat + 1):
-            models.dropout, models.attention, models.KGIBert.vocabulary = kept
-            trainer.model.encoder._compiled_call_impl = None
-            a = timed(trainer.model, base, device, dtype) / sum(m[1].sum() for m in base)
-            switch()
-            if i == 0:
-                timed(trainer.model, micros, device, dtype)
-            b = timed(trainer.model, micros, device, dtype) / sum(m[1].sum() for m in micros)
-            ratios.append(a / b)
-        print(f"  {name:<50}{statistics.median(ratios[1:]):.2f}", flush=True)
+    step = batch.length.sum() / tokens_per_second
+    for what, seconds in (("assembly of a batch, in a thread of its own", assembly), ("clipping and AdamW", update)):
+        median = statistics.median(seconds)
+        print(f"{what}: {median:.3f} s, {100 * median / step:.2f} % of a step of {step:.1f} s")
 
 
 def layers_and_dim(text):
@@ -371,9 +353,8 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
-    parser.add_argument("--levers", action="store_true")
     args = parser.parse_args()
     if args.what == "data":
         bench_data(args.folder, args.scale, args.repeat)
     else:
-        bench_train(args.sizes, args.repeat, args.levers)
+        bench_train(args.sizes, args.repeat)

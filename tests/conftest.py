@@ -4,6 +4,7 @@ Tests marked `real` run when the environment variables UMLS and E3C name real fo
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,18 +18,27 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 import configs  # noqa: E402
 import data  # noqa: E402
-from tests import sample  # noqa: E402
+from support import hardware, umls  # noqa: E402
+from tests import synthetic_umls  # noqa: E402
 
-SMALL = {"classification": 1200, "prediction": 600, "paths": 500, "vocab_size": 700, "seq_len": 64, "valid": 0.1}
+SMALL = {
+    "tc_examples": 1200,
+    "ep_examples": 600,
+    "lp_paths": 500,
+    "vocab_size": 700,
+    "seq_len": 64,
+    "valid_fraction": 0.1,
+}
+FEW = {"lp_paths": 50, "tc_examples": 60, "ep_examples": 30}  # where the examples do not matter
 
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory):
-    """A folder as tests/sample.py writes it."""
+    """A folder as tests/synthetic_umls.py writes it."""
     folder = tmp_path_factory.mktemp("sample")
-    terms = sample.write_release(folder, 700)
-    sample.write_documents(folder, terms, 60)
-    sample.write_corpus(folder, terms, 40, 40)
+    terms = synthetic_umls.write_release(folder, 700)
+    synthetic_umls.write_documents(folder, terms, 60)
+    synthetic_umls.write_corpus(folder, terms, 40, 40)
     return folder
 
 
@@ -41,10 +51,11 @@ def build(release, out, **settings):
 
 
 def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settings):
-    """The graph of a release folder, read anew."""
+    """The graph of a release folder, read again."""
     s = configs.Data(semantic_types=list(kept), **settings)
-    with tempfile.TemporaryDirectory() as tables:
-        return data.read_graphs(release, [lang], s, Path(tables), lambda _: None, data.save_tables)[0][0]
+    with tempfile.TemporaryDirectory() as cache:
+        found = umls.read_release(release, [lang], s, Path(cache), data.RELATIONS, lambda _: None)
+    return data.Graph(**vars(found.tables[0]))
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +77,13 @@ def command(*args, cwd=ROOT):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
     )
+
+
+@pytest.fixture
+def known_machine(monkeypatch):
+    """The handlers of signals are put back after a test, and the speed of the machine is not measured each time."""
+    monkeypatch.setattr(hardware, "measure_matmul_flops", lambda *_, repeat=3: 1e11)
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    yield
+    for n, handler in handlers:
+        signal.signal(n, handler)

@@ -1,4 +1,4 @@
-"""Checkpoints of every family, in and out; their tokenizers; going on from them; embeddings.
+"""Checkpoints of every family, in and out; training that continues from them; embeddings.
 
 tests/checkpoints holds tiny random ones that another library wrote, each with inputs and what it computed (parity.pt).
 """
@@ -27,12 +27,18 @@ import data
 import finetune
 import kgi
 import model as models
-from configs import UserError, tokenization
+from configs import UserError
+from support import checkpoints, corpora, tokenizers
 from tests.conftest import ROOT, build
+from tests.test_files import Narrow
+
+pytestmark = pytest.mark.usefixtures("known_machine")
 
 HERE = Path(__file__).parent / "checkpoints"
+OWN_HEADS = ("relation_head", "triple_head")  # initialised randomly where a file has none
+NO_OWN_HEADS = [f"no {head} in the checkpoint; initialised randomly" for head in OWN_HEADS]
 FAMILIES = sorted(p.name for p in HERE.iterdir())
-SILENT = str.format  # a `say` that says nothing
+SILENT = str.format  # a `log` that prints nothing
 
 
 def written(family):
@@ -59,32 +65,32 @@ def folder_with(path, family, weights, **config):
 
 def equal(a, b):
     a, b = a.state_dict(), b.state_dict()
-    heads = ("link", "triple")  # drawn anew where a file has none
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items() if not k.startswith(heads))
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items() if not k.startswith(OWN_HEADS))
 
 
 # ---------------------------------------------------------------- in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_another_librarys_numbers(family):
+def test_computes_what_another_library_computed(family):
     """Hidden states, logits, loss and gradients as that library computed them."""
-    said = []
-    model = models.load(HERE / family, dropout=0.0, say=said.append)
-    assert said == [f"{HERE / family} has no link and triple heads: drawn anew"]
-    want = models.read_torch(HERE / family / "parity.pt")
+    lines = []
+    model = models.load(HERE / family, dropout=0.0, log=lines.append)
+    assert lines == [f"{HERE / family}: {line}" for line in NO_OWN_HEADS]
+    want = checkpoints.read_torch(HERE / family / "parity.pt")
     mask, targets = want["am"].bool(), (want["labels"].ravel() != -100).nonzero().ravel()
     hidden = model.encoder(want["ids"], mask)
     assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
-    logits = model.vocabulary(hidden)
+    logits = model.mlm_head(hidden)
     assert (logits - want["logits"])[mask].abs().max() < 1e-5 * want["logits"].abs().max()
-    out = model(want["ids"], mask, targets, want["labels"].ravel()[targets], [len(targets), 0, 0, 0])
+    targets_per_task = [("mlm_head", len(targets)), ("relation_head", 0), ("triple_head", 0)]
+    out = model(want["ids"], mask, targets, want["labels"].ravel()[targets], targets_per_task)
     loss = out[0, 0] / len(targets)
     loss.backward()
     assert loss.item() == pytest.approx(want["loss"].item(), abs=1e-5)
     assert (model.encoder.word.weight.grad - want["gword"]).abs().max() < 1e-6
     offset = 0 if family in ("bert", "distilbert") else 2
-    assert model.encoder.config.offset == offset and model.encoder.config.max_positions == 32
+    assert model.encoder.config.position_offset == offset and model.encoder.config.max_positions == 32
     assert (model.encoder.position.weight.grad - want["gpos"][offset:]).abs().max() < 1e-6
 
 
@@ -107,47 +113,45 @@ DRESSES = {
 
 @pytest.mark.parametrize("dress", DRESSES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names_that_files_come_with(tmp_path, family, dress):
-    plain = models.load(HERE / family, say=SILENT)
-    assert equal(plain, models.load(folder_with(tmp_path / "x", family, DRESSES[dress](written(family))), say=SILENT))
+def test_tensor_names_of_wrapped_and_old_models(tmp_path, family, dress):
+    plain = models.load(HERE / family, log=SILENT)
+    assert equal(plain, models.load(folder_with(tmp_path / "x", family, DRESSES[dress](written(family))), log=SILENT))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies_of_the_tied_weights(tmp_path, family):
-    """Equal ones are fine; others mean a head that is not tied: told, and the encoder alone can be had."""
+    """Equal ones are fine. Others mean a head that is not tied, which is refused; the encoder alone can be read."""
     decoder = {"distilbert": "vocab_projector", "bert": "cls.predictions.decoder"}.get(family, "lm_head.decoder")
     weights = written(family)
     words = weights[[n for n in weights if "word_embeddings" in n][0]]
-    plain = models.load(HERE / family, say=SILENT)
+    plain = models.load(HERE / family, log=SILENT)
     path = folder_with(tmp_path / "x", family, weights | {f"{decoder}.weight": words.clone()})
-    assert equal(plain, models.load(path, say=SILENT))
+    assert equal(plain, models.load(path, log=SILENT))
     if family != "distilbert":
         bias = weights.pop(f"{decoder.removesuffix('.decoder')}.bias")
         path = folder_with(tmp_path / "x", family, weights | {f"{decoder}.bias": bias})
-        assert equal(plain, models.load(path, say=SILENT))
+        assert equal(plain, models.load(path, log=SILENT))
     path = folder_with(tmp_path / "x", family, written(family) | {f"{decoder}.weight": words + 1})
     with pytest.raises(UserError, match=f"{decoder}.weight differs from .* not tied to the word embeddings"):
         models.load(path)
-    assert equal(plain.encoder, models.load(path, heads=False, say=SILENT).encoder)
+    assert equal(plain.encoder, models.load(path, heads=False, log=SILENT).encoder)
 
 
 def test_words_under_the_decoders_name_alone(tmp_path):
     weights = written("bert")
     weights["cls.predictions.decoder.weight"] = weights.pop("bert.embeddings.word_embeddings.weight")
-    path, plain = folder_with(tmp_path / "x", "bert", weights), models.load(HERE / "bert", say=SILENT)
-    assert equal(plain, models.load(path, say=SILENT))
-    assert equal(plain.encoder, models.load(path, heads=False, say=SILENT).encoder)
+    path, plain = folder_with(tmp_path / "x", "bert", weights), models.load(HERE / "bert", log=SILENT)
+    assert equal(plain, models.load(path, log=SILENT))
+    assert equal(plain.encoder, models.load(path, heads=False, log=SILENT).encoder)
 
 
 def test_half_precision_and_several_files(tmp_path):
-    plain = models.load(HERE / "bert", say=SILENT)
+    plain = models.load(HERE / "bert", log=SILENT)
     half = {n: t.half() for n, t in written("bert").items()}
-    model = models.load(folder_with(tmp_path / "half", "bert", half, torch_dtype="float16"), say=SILENT)
+    model = models.load(folder_with(tmp_path / "half", "bert", half, torch_dtype="float16"), log=SILENT)
     state = plain.state_dict()
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert all(
-        (p - state[n]).abs().max() < 2e-3 for n, p in model.state_dict().items() if not n.startswith(("link", "triple"))
-    )
+    assert all((p - state[n]).abs().max() < 2e-3 for n, p in model.state_dict().items() if not n.startswith(OWN_HEADS))
     folder = folder_with(tmp_path / "parts", "bert", {})
     (folder / "pytorch_model.bin").unlink()
     where = {}
@@ -155,10 +159,10 @@ def test_half_precision_and_several_files(tmp_path):
         where[name] = f"model-{i % 3}.safetensors"
     for part in set(where.values()):
         with open(folder / part, "wb") as f:
-            models.write_safetensors(f, {n: t for n, t in written("bert").items() if where[n] == part})
+            checkpoints.write_safetensors(f, {n: t for n, t in written("bert").items() if where[n] == part})
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": where}))
-    assert equal(plain, models.load(folder, say=SILENT))
+    assert equal(plain, models.load(folder, log=SILENT))
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(UserError, match="model-1.safetensors not found"):
         models.load(folder)
@@ -168,28 +172,26 @@ def test_half_precision_and_several_files(tmp_path):
             models.load(folder)
 
 
-def test_parts_of_other_models_are_named(tmp_path):
-    said, extra = [], {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
-    models.load(folder_with(tmp_path / "x", "bert", written("bert") | extra), say=said.append)
-    assert said[1].endswith("not used: cls.seq_relationship.bias, pooler.dense.weight")
+def test_unused_parts_of_other_models_are_listed(tmp_path):
+    lines, extra = [], {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+    models.load(folder_with(tmp_path / "x", "bert", written("bert") | extra), log=lines.append)
+    assert lines[2].endswith("not used: cls.seq_relationship.bias, pooler.dense.weight")
     encoder = {n: t for n, t in written("bert").items() if not n.startswith("cls")} | {"classifier.bias": torch.ones(2)}
     path = folder_with(tmp_path / "y", "bert", encoder)
-    said.clear()
-    models.load(path, say=said.append)
-    assert [s.removeprefix(f"{path} has no ") for s in said[:2]] == [
-        "vocabulary head: drawn anew",
-        "link and triple heads: drawn anew",
-    ] and said[2].endswith("not used: classifier.bias")
-    said.clear()
-    models.load(HERE / "bert", heads=False, say=said.append)
-    assert not said
+    lines.clear()
+    models.load(path, log=lines.append)
+    no_heads = ["no vocabulary head in the checkpoint; initialised randomly", *NO_OWN_HEADS]
+    assert lines == [f"{path}: {line}" for line in (*no_heads, "not used: classifier.bias")]
+    lines.clear()
+    models.load(HERE / "bert", heads=False, log=lines.append)
+    assert not lines
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
-    def raises(said, change, **config):
+    def raises(message, change, **config):
         weights = written("roberta")
         change(weights)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             models.load(folder_with(tmp_path / "x", "roberta", weights, **config))
 
     def two_faults(w):
@@ -208,7 +210,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
            max_position_embeddings=40)  # fmt: skip
     raises(r"left over: encoder.layer.1.attention.output.LayerNorm.bias, .* \(16\)", dict.copy, num_hidden_layers=1)
     raises(r"missing: encoder.layer.2.*\.\.\. \(32\)", dict.copy, num_hidden_layers=4)
-    raises("stands there twice", lambda w: w.update({"module.lm_head.bias": w["lm_head.bias"]}))
+    raises(r"duplicate tensor .* \(with and", lambda w: w.update({"module.lm_head.bias": w["lm_head.bias"]}))
     raises("not a file of named tensors", lambda w: w.update(step=3))
     raises("not a file of named tensors", lambda w: w.update({1: torch.ones(1)}))
     strange = {"nan": lambda t: t * float("nan"), "sparse": torch.Tensor.to_sparse, "whole": torch.Tensor.long}
@@ -228,23 +230,29 @@ def test_what_does_not_fit_is_listed(tmp_path):
         {"num_hidden_layers": "1"}, {"num_attention_heads": 0}, {"hidden_dropout_prob": "x"}, {"vocab_size": -1},
         {"pad_token_id": 999}, {"pad_token_id": "1"}, {"layer_norm_eps": 3}, {"hidden_size": 2**40},
         {"vocab_size": 2**63}, {"num_hidden_layers": 10**6}, {"type_vocab_size": 2**63}, {"hidden_act": ["gelu"]},
-        {"hidden_size": None},
+        {"hidden_size": None}, {"model_type": ["bert"]}, {"pad_token_id": None, "max_position_embeddings": "9"},
     ):  # fmt: skip
         raises("config.json: ", dict.copy, **wrong)
 
 
-def test_files_that_are_not_there_or_damaged(tmp_path):
+def test_tasks_that_are_no_list_of_names_are_dropped(tmp_path):
+    for value, kept in ((5, None), (None, None), ("mlm", None), ([1, "mlm", []], ["mlm"])):
+        folder = folder_with(tmp_path / "x", "bert", written("bert"), kgi_tasks=value)
+        assert models.load_config(folder).extra_config.get("kgi_tasks") == kept
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
     good = folder_with(tmp_path / "good", "bert", written("bert"))
     content = (good / "pytorch_model.bin").read_bytes()
 
-    def raises(said, **files):
+    def raises(message, **files):
         folder = tmp_path / "x"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, folder)
         for name, content in files.items():
             path = folder / name.replace("_json", ".json").replace("_bin", ".bin").replace("_st", ".safetensors")
             path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             models.load(folder)
 
     with pytest.raises(UserError, match="config.json not found; is .*none a checkpoint folder"):
@@ -267,7 +275,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path):
 
 def tensors_of(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
-    return models.read_safetensors(tmp_path / "x.safetensors")
+    return checkpoints.read_safetensors(tmp_path / "x.safetensors")
 
 
 def file_of(header, payload=b""):
@@ -283,14 +291,14 @@ def test_safetensors_there_and_back(tmp_path):
     """What is written can be read, by hand too; every type of number is read."""
     f = io.BytesIO()
     want = {"a": torch.randn(3, 4), "b": torch.randn(6, 5).T, "ä": torch.tensor(2.5), "c": torch.randn(7)}
-    models.write_safetensors(f, want)
+    checkpoints.write_safetensors(f, want)
     content = f.getvalue()
     got = tensors_of(content, tmp_path)
     assert got.keys() == want.keys() and all(torch.equal(got[k], v) for k, v in want.items())
     n = struct.unpack("<Q", content[:8])[0]
     assert n % 8 == 0 and json.loads(content[8 : 8 + n])["b"] == entry(shape=(5, 6), at=(48, 168))
     assert struct.unpack("<f", content[8 + n + 168 : 8 + n + 172]) == (2.5,)
-    for name, dtype in models.DTYPES.items():
+    for name, dtype in checkpoints.DTYPES.items():
         x = torch.tensor([[0, 1, 3]]).to(dtype)
         payload = x.view(torch.uint8).numpy().tobytes() if dtype != torch.bool else bytes([0, 1, 1])
         header = {"x": entry(name, (1, 3), (0, len(payload))), "empty": entry(shape=(0, 2**62), at=(len(payload),) * 2)}
@@ -342,14 +350,14 @@ def test_random_damage_to_safetensors(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_out_in_is_bit_exact(tmp_path, family):
-    model = models.load(HERE / family, say=SILENT)
+    model = models.load(HERE / family, log=SILENT)
     models.save(model, tmp_path / "a")
-    again = models.load(tmp_path / "a", say=pytest.fail)
+    again = models.load(tmp_path / "a", log=pytest.fail)
     models.save(again, tmp_path / "b")
     state = again.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.encoder.config == again.encoder.config
-    assert torch.equal(model.encoder.segments, again.encoder.segments)
+    assert torch.equal(model.encoder.token_types, again.encoder.token_types)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -357,9 +365,9 @@ def test_in_out_in_is_bit_exact(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_keeps_its_layout(tmp_path, family):
     """Names, shapes and values of the file that came in, but for token type 0, which went into the positions."""
-    models.save(models.load(HERE / family, say=SILENT), tmp_path)
-    before, after = written(family), models.read_safetensors(tmp_path / "model.safetensors")
-    extra = {n for n in after if n.startswith(("link_head", "triple_head")) or n.endswith("decoder.bias")}
+    models.save(models.load(HERE / family, log=SILENT), tmp_path)
+    before, after = written(family), checkpoints.read_safetensors(tmp_path / "model.safetensors")
+    extra = {n for n in after if n.startswith(OWN_HEADS) or n.endswith("decoder.bias")}
     assert set(after) - extra == set(before) and len(extra) == (4 if family == "distilbert" else 5)
     for name, tensor in before.items():
         assert tensor.shape == after[name].shape and after[name].dtype == torch.float32
@@ -383,232 +391,89 @@ def test_scratch_models_have_distilberts_layout(tmp_path):
         models.save(model, tmp_path / str(layers))
         d = json.loads((tmp_path / str(layers) / "config.json").read_text())
         assert d["model_type"] == "distilbert" and (d["n_layers"], d["n_heads"]) == (layers, heads)
-        names = models.read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
+        names = checkpoints.read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
         fixture = written("distilbert").keys()
         shape_of = {n.replace(".1.", ".0.") for n in fixture}
         assert {n for n in names if ".layer." not in n or ".layer.0." in n} - shape_of == {
-            f"{x}_head.{end}" for x in ("link", "triple") for end in ("weight", "bias")
+            f"{head}.{end}" for head in OWN_HEADS for end in ("weight", "bias")
         }
-        assert equal(model, models.load(tmp_path / str(layers), say=pytest.fail))
+        assert equal(model, models.load(tmp_path / str(layers), log=pytest.fail))
 
 
 # ---------------------------------------------------------------- new tokens
 
 
-def test_new_tokens(tmp_path):
+def test_new_tokens_start_around_the_mean_of_the_old(tmp_path):
     """Old rows and logits stay; new ones lie around the mean of the old; the seed decides."""
-    model = models.load(HERE / "bert", dropout=0.0, say=SILENT)
-    want = models.read_torch(HERE / "bert" / "parity.pt")
+    model = models.load(HERE / "bert", dropout=0.0, log=SILENT)
+    want = checkpoints.read_torch(HERE / "bert" / "parity.pt")
     mask = want["am"].bool()
-    word, bias = model.encoder.word.weight.detach().clone(), model.vocab_bias.detach().clone()
+    word, bias = model.encoder.word.weight.detach().clone(), model.mlm_bias.detach().clone()
     new = [90, 95, *range(96, 500)]  # the first two have rows that were never trained
     torch.manual_seed(3)
-    models.grow(model, new, 500)
+    models.resize_token_embeddings(model, new, 500)
     known = [i for i in range(96) if i not in new]
     grown = model.encoder.word.weight.detach()
-    assert grown.shape == (500, 32) and model.vocab_bias.shape == (500,) and model.encoder.config.vocab_size == 500
-    assert torch.equal(grown[known], word[known]) and torch.equal(model.vocab_bias[known], bias[known])
+    assert grown.shape == (500, 32) and model.mlm_bias.shape == (500,) and model.encoder.config.vocab_size == 500
+    assert torch.equal(grown[known], word[known]) and torch.equal(model.mlm_bias[known], bias[known])
     away = grown[new] - word[known].mean(0)
     assert away.std() == pytest.approx(0.02, rel=0.05) and away.mean().abs() < 1e-3
     assert len(away.unique(dim=0)) == len(new)
-    assert (model.vocab_bias[new] - bias[known].mean()).abs().max() < 1e-6
+    assert (model.mlm_bias[new] - bias[known].mean()).abs().max() < 1e-6
     ids = want["ids"].clone()
     ids[(ids == 90) | (ids == 95)] = 7
-    fresh = models.load(HERE / "bert", dropout=0.0, say=SILENT)
-    logits = [m.vocabulary(m.encoder(ids, mask)) for m in (fresh, model)]
+    fresh = models.load(HERE / "bert", dropout=0.0, log=SILENT)
+    logits = [m.mlm_head(m.encoder(ids, mask)) for m in (fresh, model)]
     assert torch.equal(logits[0][mask][:, known], logits[1][mask][:, known])
     assert all(p.requires_grad for p in model.parameters())
     torch.manual_seed(3)
-    models.grow(fresh, new, 500)
+    models.resize_token_embeddings(fresh, new, 500)
     assert torch.equal(fresh.encoder.word.weight, model.encoder.word.weight)
-    smaller = models.load(HERE / "bert", say=SILENT)
-    models.grow(smaller, [], 50)  # never fewer than the checkpoint has
-    assert torch.equal(smaller.encoder.word.weight, word) and torch.equal(smaller.vocab_bias, bias)
+    smaller = models.load(HERE / "bert", log=SILENT)
+    models.resize_token_embeddings(smaller, [], 50)  # never fewer than the checkpoint has
+    assert torch.equal(smaller.encoder.word.weight, word) and torch.equal(smaller.mlm_bias, bias)
 
 
-# ---------------------------------------------------------------- tokenizers
-
-TEXT = ["Fièvre élevée de l'Estomac", "L'estomac; ÉLEVÉ 37,5 °C", "naïve ﬁbrose 肝炎\u00a0aiguë"]
-
-
-@pytest.mark.parametrize("settings", [
-    {}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
-    {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False},
-])  # fmt: skip
-def test_vocab_txt(tmp_path, settings):
-    """As the tokenizers library's own BERT tokenizer makes it of the same file."""
-    letters = sorted({c for t in TEXT for c in t + t.lower() + "éèeïi" if not c.isspace()})
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "fi",
-        "estomac",
-        "\x85",
-        *letters,
-        *("##" + c for c in letters),
-    ]
-    for end in ("\n", "\r\n"):
-        (tmp_path / "vocab.txt").write_bytes((end.join(words) + end).encode())
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}))
-        mine = tokenization.load(tmp_path)
-        theirs = implementations.BertWordPieceTokenizer(
-            {w: i for i, w in enumerate(words)},
-            lowercase=settings.get("do_lower_case", True),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        )
-        for text in [*TEXT, "a [MASK] b", "\x85"]:
-            assert mine.encode(text).ids == theirs.encode(text).ids
-        assert mine.encode("a", "b").type_ids == theirs.encode("a", "b").type_ids
-        assert mine.decode(mine.encode(TEXT[0]).ids) == theirs.decode(theirs.encode(TEXT[0]).ids)
-        assert tokenization.special_ids(mine) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-        data.add_specials(mine)
-        assert mine.encode("a [PAR] b").tokens[2] == "[PAR]" and tokenization.size(mine) == len(words) + 8
-
-
-@pytest.mark.parametrize("space", [None, False, True])
-def test_vocab_json_and_merges_txt(tmp_path, space):
-    bpe = implementations.ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        TEXT * 5, 320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
-    )
-    bpe.save_model(str(tmp_path))
-    if space is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": space}))
-    n = bpe.get_vocab_size()
-    mine = tokenization.load(tmp_path, entries=n)
-    files = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
-    theirs = implementations.ByteLevelBPETokenizer(*files, add_prefix_space=bool(space))
-    for text in TEXT:
-        assert mine.encode(text).ids == [0, *theirs.encode(text).ids, 2]
-        assert mine.decode(mine.encode(text).ids).strip() == text
-    assert mine.encode("x <mask> y").ids == mine.encode("x<mask> y").ids and 4 in mine.encode("x<mask> y").ids
-    assert mine.encode("a", "b").tokens.count("</s>") == 3
-    with pytest.raises(UserError, match=f"has {n} entries, its weights {n - 1}; the files are not of one checkpoint"):
-        tokenization.load(tmp_path, entries=n - 1)
-    vocab = json.loads((tmp_path / "vocab.json").read_text())
-    (tmp_path / "vocab.json").write_text(json.dumps({k: i for k, i in vocab.items() if k != "\u0120"}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(UserError, match="not a byte-level BPE"):
-        tokenization.load(tmp_path)
-
-
-def test_ids_with_holes(tmp_path):
-    """The size is that of the largest id; new tokens, which would share ids with old ones, are refused."""
-    marks = {t: i for i, t in enumerate(tokenization.ROLES.values())}
-    t = Tokenizer(algorithms.WordLevel(marks | {"a": 9}, unk_token="<unk>"))
-    t.save(str(tmp_path / "tokenizer.json"))
-    assert tokenization.size(tokenization.load(tmp_path, entries=10)) == 10
-    with pytest.raises(UserError, match="has 10 entries, its weights 9"):
-        tokenization.load(tmp_path, entries=9)
-    with pytest.raises(UserError, match="vocabulary has holes or repeats, so new tokens would share ids with old ones"):
-        data.load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]
-    for extra, good in (([], True), (["a", "z"], False)):
-        (tmp_path / "vocab.txt").write_text("\n".join([*words, *extra]) + "\n")
-        if good:
-            assert tokenization.size(data.load_tokenizer(tmp_path)) == len(words) + 8
-        else:
-            with pytest.raises(UserError, match="holes or repeats"):
-                data.load_tokenizer(tmp_path)
-
-
-def test_names_and_words_stand_as_in_the_middle_of_a_text(release, texts, tmp_path):
-    """To a byte-level BPE a word with a space before it is another one than a word that begins a text."""
-    start = checkpoint(tmp_path / "start", "roberta", texts)
-    e = data.Examples(build(release, tmp_path / "data", tokenizer=str(start)), "train")
-    tokenizer = data.load_tokenizer(start)
-    for i in np.flatnonzero(e.task == data.EP)[:50]:
-        tokens = [tokenizer.id_to_token(x) for x in e.ids[e.offsets[i] : e.offsets[i + 1]]]
-        names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
-        assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
-    special = tokenization.special_ids(tokenizer)
-    sentences = [finetune.Document("x", ["kidney", "liver"], ["O", "O"])]
-    ((_, _, ids, positions),) = finetune.windows(sentences, tokenizer, special, 60)
-    assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
-    text = finetune.annotate("x", "acute liver-kidney", [], None, Counter())  # here a word touches the one before it
-    ((_, _, ids, positions),) = finetune.windows([text], tokenizer, special, 60)
-    assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
-
-
-def test_what_is_not_a_tokenizer(tmp_path):
-    def raises(said, **files):
-        folder = tmp_path / "x"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, content in files.items():
-            (
-                folder / (name[:-5] + "." + name[-4:] if name.endswith("json") else name.replace("_txt", ".txt"))
-            ).write_bytes(content)
-        with pytest.raises(UserError, match=said):
-            tokenization.special_ids(tokenization.load(folder))
-
-    good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
-    raises("no tokenizer.json there .*\n.*\n.*AutoTokenizer as T; T.from_pretrained", spiece_txt=b"x")
-    raises("no tokenizer.json there", vocab_json=b"{}")
-    raises("no tokenizer.json there", vocab_txt=good, added_tokens_json=b'{"[X]": 6}')
-    raises("tokenizer_config.json: cannot be read as JSON", vocab_txt=good, tokenizer_config_json=b"{")
-    raises("vocab.txt: not a tokenizer", vocab_txt=b"\xff" + good)
-    raises("vocab.txt: not a tokenizer", vocab_txt=good, tokenizer_config_json=b'{"do_lower_case": "yes"}')
-    raises(r"vocab.txt: the tokenizer has neither \[CLS\] nor <s>, neither \[SEP\]", vocab_txt=b"[PAD]\n[UNK]\na\n")
-    raises(r"the tokenizer has neither \[MASK\] nor <mask>", vocab_txt=good.replace(b"[MASK]\n", b""))
-    raises("vocab.json: not a tokenizer", vocab_json=b"{", merges_txt=b"")
-    raises("tokenizer.json: not a tokenizer", tokenizer_json=b"{}")
-    raises("tokenizer.json is a pointer of Git LFS", tokenizer_json=b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="nowhere: no tokenizer.json there"):
-        tokenization.load(tmp_path / "nowhere")
-    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + good)
-    assert tokenization.load(tmp_path).token_to_id("[PAD]") == 0
-    with pytest.raises(UserError, match="vocab.txt is a file; give the checkpoint folder it is in"):
-        tokenization.load(tmp_path / "vocab.txt")
-    bad = Tokenizer(algorithms.Unigram([(t, 0.0) for t in tokenization.ROLES.values()]))  # and no unk_id
-    with pytest.raises(UserError, match="words: the tokenizer cannot encode all of them: .*unk"):
-        tokenization.encode(bad, ["x"], "words")
-
-
-# ---------------------------------------------------------------- going on from a checkpoint
+# ---------------------------------------------------------------- continue training from a checkpoint
 
 
 def checkpoint(folder, family, texts, positions=70):
     """A tiny checkpoint as one finds them: no heads but the vocabulary's, its family's kind of tokenizer files."""
     folder.mkdir(parents=True)
     if family in ("bert", "distilbert"):
-        vocab = data.train_tokenizer([texts], 400, False).get_vocab()
-        words = [w for w in sorted(vocab, key=vocab.get) if w not in data.RELATION_TOKENS]
+        vocab = tokenizers.train_wordpiece([texts], 400, False, data.NEW_TOKENS).get_vocab()
+        words = [w for w in sorted(vocab, key=vocab.get) if w not in data.NEW_TOKENS]
         (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     elif family == "roberta":
         bpe = implementations.ByteLevelBPETokenizer()
-        marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        bpe.train_from_iterator(texts, 500, special_tokens=marks, show_progress=False)
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        bpe.train_from_iterator(texts, 500, special_tokens=special, show_progress=False)
         bpe.save_model(str(folder))
     else:
         t = Tokenizer(algorithms.Unigram())
         t.normalizer, t.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
-        marks = ["<s>NOTUSED", "<pad>", "<s>", "</s>", "<unk>", "<mask>"]
-        t.train_from_iterator(
-            texts, trainers.UnigramTrainer(vocab_size=400, special_tokens=marks, unk_token="<unk>", show_progress=False)
+        special = ["<s>NOTUSED", "<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+        trainer = trainers.UnigramTrainer(
+            vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False
         )
+        t.train_from_iterator(texts, trainer)
         t.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
         t.save(str(folder / "tokenizer.json"))
-    tokenizer = tokenization.load(folder)
-    pad = tokenization.special_ids(tokenizer)["pad"]
-    segments = {"bert": 2, "distilbert": 0}.get(family, 1)
+    tokenizer = tokenizers.load(folder)
+    pad = tokenizers.special_ids(tokenizer)["pad"]
+    type_vocab_size = {"bert": 2, "distilbert": 0}.get(family, 1)
     torch.manual_seed(1)
     model = models.KGIBert(
-        models.Config(tokenization.size(tokenizer) + 3, positions, 32, 2, 4, 48, 0.1, pad, family=family,
-                      eps=1e-12 if family in ("bert", "distilbert") else 1e-5, segments=segments)
+        models.Config(tokenizers.vocab_size(tokenizer) + 3, positions, 32, 2, 4, 48, 0.1, pad, family=family,
+                      eps=1e-12 if family in ("bert", "distilbert") else 1e-5, type_vocab_size=type_vocab_size)
     )  # fmt: skip
     models.save(model, folder)
-    weights = models.read_safetensors(folder / "model.safetensors")
-    weights = {n: t for n, t in weights.items() if not n.startswith(("link", "triple"))}
-    if segments:
+    weights = checkpoints.read_safetensors(folder / "model.safetensors")
+    weights = {n: t for n, t in weights.items() if not n.startswith(OWN_HEADS)}
+    if type_vocab_size:
         weights[("bert" if family == "bert" else "roberta") + ".embeddings.token_type_embeddings.weight"].normal_()
     with open(folder / "model.safetensors", "wb") as f:
-        models.write_safetensors(f, weights)
+        checkpoints.write_safetensors(f, weights)
     return folder
 
 
@@ -617,127 +482,162 @@ def texts(release):
     return [line.split("|")[14] for line in (release / "META" / "MRCONSO.RRF").read_text().splitlines()][:1500]
 
 
+def train(**settings):
+    """Trains to the end, as the command does."""
+    with pytest.raises(SystemExit) as end:
+        kgi.train(configs.Train(**TINY | settings))
+    assert end.value.code == 0
+
+
+def set_up(**settings):
+    return kgi.set_up(configs.Train(**TINY | settings))
+
+
 TINY = {"steps": 4, "batch_size": 40, "lr": 1e-3, "log_every": 1, "valid_every": 2, "device": "cpu"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_going_on_from_a_checkpoint(release, texts, tmp_path, family, monkeypatch, capsys):
+def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, monkeypatch, capsys):
     """Data with its tokenizer, pre-training from its weights, a folder of its own layout, NER and embeddings on it."""
     monkeypatch.chdir(tmp_path)
     start = checkpoint(tmp_path / "models" / "start", family, texts)
     build(release, "", tokenizer=str(start))
     build(release, "datasets/en")  # another tokenizer: not the one to be found
-    s = configs.Train(init=str(start), **TINY)
-    trainer = kgi.Trainer(s)
-    assert str(trainer.folder) == "datasets/en-start" and str(trainer.out) == "runs/kgi-en-start"
-    old, special = models.load(start, say=SILENT), trainer.train.special
-    n = tokenization.size(tokenization.load(start))
-    assert (
-        special["relations"] + [special["hrel"]] == list(range(n, n + 8)) and special["pad"] == old.encoder.config.pad
-    )
-    word = trainer.model.encoder.word.weight
+    run = set_up(init=str(start))
+    assert str(run.train.folder) == "datasets/en-start" and str(run.out) == "runs/kgi-en-start"
+    old, special = models.load(start, log=SILENT), run.train.special
+    n = tokenizers.vocab_size(tokenizers.load(start))
+    assert special["relations"] + [special["hrel"]] == list(range(n, n + 8))
+    assert special["pad"] == old.encoder.config.pad_token_id
+    word = run.model.encoder.word.weight
     assert len(word) == n + 8 and torch.equal(word[:n], old.encoder.word.weight[:n])
     assert (word[n : n + 3] != old.encoder.word.weight[n:]).all()  # rows that no token had
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.run()
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    kgi.resume(run)
+    kgi.begin(run)
+    kgi.training_loop(run)
     out = Path("runs/kgi-en-start")
-    model = models.load(out, say=pytest.fail)
+    model = models.load(out, log=pytest.fail)
     state = model.state_dict()
     moved = {k for k, v in before.items() if not torch.equal(v, state[k])}
-    assert moved == before.keys() and torch.equal(model.encoder.segments, old.encoder.segments)
-    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in state.items())
+    assert moved == before.keys() and torch.equal(model.encoder.token_types, old.encoder.token_types)
+    assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in state.items())
     a, b = (json.loads((d / "config.json").read_text()) for d in (start, out))
-    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.TASKS)} == b
+    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.TASK_NAMES)} == b
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
     wordpiece = family in ("bert", "distilbert")
     assert tokenizer["model_max_length"] == 70 and tokenizer["pad_token"] == ("[PAD]" if wordpiece else "<pad>")
-    assert tokenizer["additional_special_tokens"][-8:] == list(data.RELATION_TOKENS)
+    assert tokenizer["additional_special_tokens"][-8:] == list(data.NEW_TOKENS)
     assert ("token_type_ids" in tokenizer["model_input_names"]) == (family == "bert")
     roles = json.loads((out / "special_tokens_map.json").read_text())
     assert roles.items() <= tokenizer.items() and len(roles) == 6
     card = (out / "README.md").read_text()
-    assert "goes on from `start`" in card and "| en |" in card and "held out, at step 4" in card
+    assert "continues the training of `start`" in card and "| en |" in card and "held out, at step 4" in card
     assert (out / "tokenizer.json").read_bytes() == Path("datasets/en-start/tokenizer.json").read_bytes()
 
-    again = kgi.Trainer(configs.Train(init=str(out), out="runs/again", **TINY))  # no token is new now
+    again = set_up(init=str(out), out="runs/again")  # no token is new now
     assert all(torch.equal(v, state[k]) for k, v in again.model.state_dict().items())
     capsys.readouterr()
     corpus = ["--corpus", "e3c", "--data", str(release / "ner" / "en"), "--device", "cpu"]
     for folder in (start, out):
-        finetune.main([str(folder), *corpus])
+        function, s = configs.parse([str(folder), *corpus], finetune.__doc__, finetune.COMMANDS, "run")
+        function(s)
         assert "windows of up to 70 tokens" in capsys.readouterr().out
 
 
-def test_going_on_exactly_from_a_checkpoint(release, texts, tmp_path, monkeypatch, capsys):
-    """With BERT's token types: stopped and started again, the weights are the same to the bit."""
+def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monkeypatch, capsys):
+    """With BERT's token types: stopped and resumed, the weights are the same to the bit."""
     start = checkpoint(tmp_path / "start", "bert", texts)
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
-    settings = TINY | {"steps": 6, "valid_every": 3, "data": str(dataset), "init": str(start)}
+    settings = {"steps": 6, "valid_every": 3, "data": str(dataset), "init": str(start)}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     capsys.readouterr()
-    kgi.Trainer(configs.Train(**settings, out=str(whole))).run()
-    assert capsys.readouterr().out.count("drawn anew") == 1
-    write = kgi.Trainer.write
+    train(**settings, out=str(whole))
+    assert capsys.readouterr().out.count("initialised randomly") == len(OWN_HEADS)
+    write = kgi.write_metrics
 
-    def leave(trainer, record):
-        write(trainer, record)
+    def leave(run, record):
+        write(run, record)
         if record["step"] == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(kgi.Trainer, "write", leave)
+        m.setattr(kgi, "write_metrics", leave)
         with pytest.raises(KeyboardInterrupt):
-            kgi.Trainer(configs.Train(**settings, out=str(stopped))).run()
-    kgi.Trainer(configs.Train(**settings, out=str(stopped))).run()
-    assert "steps 3 to 6" in capsys.readouterr().out
-    a, b = (models.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
+            kgi.train(configs.Train(**TINY | settings, out=str(stopped)))
+    train(**settings, out=str(stopped))
+    assert "training steps 3 to 6" in capsys.readouterr().out
+    a, b = (checkpoints.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
     assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-def test_a_checkpoint_that_does_not_fit(release, dataset, texts, tmp_path, monkeypatch):
+def test_a_checkpoint_that_does_not_fit_the_data_is_refused(release, dataset, texts, tmp_path, monkeypatch):
     start = checkpoint(tmp_path / "start", "roberta", texts, positions=60)
-    with pytest.raises(
-        UserError, match="has another tokenizer than .*start; build one with: make data .* TOKENIZER='.*start'"
-    ):
-        kgi.Trainer(configs.Train(data=str(dataset), init=str(start), **TINY))
+    another = "has another tokenizer than .*start; build one with: make data .* TOKENIZER='.*start'"
+    with pytest.raises(UserError, match=another):
+        set_up(data=str(dataset), init=str(start))
     own = build(release, tmp_path / "own", tokenizer=str(start))
     with pytest.raises(UserError, match="has 60 positions and .* sequences of up to 64 tokens"):
-        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+        set_up(data=str(own), init=str(start))
     d = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps(d | {"pad_token_id": 0, "max_position_embeddings": 62}))
     with pytest.raises(UserError, match="pads with token 0, its tokenizer with 1"):
-        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+        set_up(data=str(own), init=str(start))
     (start / "config.json").write_text(json.dumps(d))
     (start / "tokenizer_config.json").write_text('{"add_prefix_space": true}')  # the same vocabulary, other text
     with pytest.raises(UserError, match="has another tokenizer"):
-        kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY))
+        set_up(data=str(own), init=str(start))
     (start / "tokenizer_config.json").unlink()
-    for more, said in (
+    for more, message in (
         ({"out": str(start)}, "--init and --out are both"),
         ({"layers": 9}, "layers = 9, but .*start has 2; leave it out"),
     ):
-        with pytest.raises(UserError, match=said):
-            kgi.Trainer(configs.Train(data=str(own), init=str(start), **TINY | more))
+        with pytest.raises(UserError, match=message):
+            set_up(data=str(own), init=str(start), **more)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no data set under datasets/ has the tokenizer of .*start; build one with"):
-        kgi.Trainer(configs.Train(init=str(start), **TINY))
+        set_up(init=str(start))
 
 
-def test_other_weights_are_not_gone_on_from(release, texts, tmp_path):
-    """A run is bound to the checkpoint it began with."""
+def test_a_run_does_not_resume_from_other_initial_weights(release, texts, tmp_path):
+    """A run is bound to the checkpoint that it began with."""
     start = checkpoint(tmp_path / "start", "distilbert", texts)
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
-    s = {"data": str(dataset), "init": str(start), "out": str(tmp_path / "run")}
-    kgi.Trainer(configs.Train(**s, **TINY)).run()
-    weights = models.read_safetensors(start / "model.safetensors")
+    settings = {"data": str(dataset), "init": str(start), "out": str(tmp_path / "run")}
+    train(**settings)
+    weights = checkpoints.read_safetensors(start / "model.safetensors")
     weights["distilbert.embeddings.LayerNorm.bias"] += 1
     with open(start / "model.safetensors", "wb") as f:
-        models.write_safetensors(f, weights)
-    with pytest.raises(UserError, match="was made with another 'init'"):
-        kgi.Trainer(configs.Train(**s, **TINY)).run()
+        checkpoints.write_safetensors(f, weights)
+    with pytest.raises(UserError, match="cannot resume .*: init is another"):
+        kgi.train(configs.Train(**TINY | settings))
+
+
+def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, tmp_path):
+    """To a byte-level BPE a word with a space before it is another one than a word that begins a text."""
+    start = checkpoint(tmp_path / "start", "roberta", texts)
+    dataset = data.PretrainingDataset(build(release, tmp_path / "data", tokenizer=str(start)), "train")
+    tokenizer = tokenizers.load(start, data.NEW_TOKENS)
+    for i in np.flatnonzero(dataset.task == data.EP)[:50]:
+        ids = dataset.ids[dataset.offsets[i] : dataset.offsets[i + 1]]
+        tokens = [tokenizer.id_to_token(x) for x in ids]
+        names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
+        assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
+    special = tokenizers.special_ids(tokenizer)
+    sentences = [corpora.Document("x", ["kidney", "liver"], ["O", "O"])]
+    ((_, _, ids, positions),) = finetune.make_windows(sentences, tokenizer, special, 60)
+    assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
+    text = corpora.align_entities("x", "acute liver-kidney", [], None, Counter())  # a word touches the one before
+    ((_, _, ids, positions),) = finetune.make_windows([text], tokenizer, special, 60)
+    assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
 
 
 # ---------------------------------------------------------------- embeddings
+
+
+def embed(*args):
+    function, s = configs.parse(["embed", "--device", "cpu", *map(str, args)], models.__doc__, models.COMMANDS)
+    function(s)
 
 
 def embedded(monkeypatch, folder, stdin, *args):
@@ -746,7 +646,7 @@ def embedded(monkeypatch, folder, stdin, *args):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     out = sys.stdout
     try:
-        models.main(["embed", str(folder), "--device", "cpu", *args])
+        embed(folder, *args)
     except UserError:
         assert not out.buffer.getvalue()
         raise
@@ -760,8 +660,8 @@ def test_embed(texts, tmp_path, family, monkeypatch, capsys):
     """One vector a line, in the lines' order, each as if computed alone."""
     start = checkpoint(tmp_path / "start", family, texts, positions=20)
     lines = ["foie", "", "Hépatite aiguë [SEP]", "  rein ", *texts[:40], "x " * 100, "fin"]
-    encoder, tokenizer = models.load(start, heads=False, say=SILENT).encoder.eval(), tokenization.load(start)
-    special = tokenization.special_ids(tokenizer)
+    encoder, tokenizer = models.load(start, heads=False, log=SILENT).encoder.eval(), tokenizers.load(start)
+    special = tokenizers.special_ids(tokenizer)
     tokenizer.encode_special_tokens = True
     for pooling, end in (("cls", "\n"), ("mean", "\r\n")):
         stdin = end.join(lines).encode() + b"\n" * (pooling == "cls")
@@ -778,28 +678,28 @@ def test_embed(texts, tmp_path, family, monkeypatch, capsys):
 def test_embed_in_pieces(texts, tmp_path):
     """More texts than are computed at a time."""
     start = checkpoint(tmp_path / "start", "distilbert", texts)
-    encoder = models.load(start, heads=False, say=SILENT).encoder.eval()
-    tokenizer = tokenization.load(start)
-    ids, length = tokenization.encode(tokenizer, [t for t in texts for _ in range(12)], "x")
-    blocks = list(models.embed(encoder, tokenization.special_ids(tokenizer), ids, length, "mean", 68, None))
+    encoder = models.load(start, heads=False, log=SILENT).encoder.eval()
+    tokenizer = tokenizers.load(start)
+    ids, length = tokenizers.encode(tokenizer, [t for t in texts for _ in range(12)], "x")
+    blocks = list(models.embed(encoder, tokenizers.special_ids(tokenizer), ids, length, "mean", 68, None))
     got = np.concatenate(blocks)
     assert len(blocks) == 2 and len(got) == 12 * len(texts)
     assert np.abs(got.reshape(len(texts), 12, -1) - got[::12, None]).max() < 1e-5
 
 
-@pytest.mark.parametrize("stdin, args, said", [
+@pytest.mark.parametrize("stdin, args, message", [
     (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
     (b"", [], "nothing on standard input"),
-    (b"a", ["--pooling", "max"], "pooling = 'max' is not cls or mean"),
+    (b"a", ["--pooling", "max"], "pooling = 'max' is not one of cls, mean"),
     (b"a", [], "the tokenizer has neither [MASK] nor <mask>"),
     (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),
     (b"a", ["--poling", "cls"], "did you mean 'pooling'?"),
 ])  # fmt: skip
-def test_embed_mistakes(texts, tmp_path, stdin, args, said, monkeypatch):
+def test_mistakes_of_embed_are_one_line(texts, tmp_path, stdin, args, message, monkeypatch):
     start = checkpoint(tmp_path / "start", "bert", texts)
-    if said.startswith("the tokenizer has"):
+    if message.startswith("the tokenizer has"):
         (start / "vocab.txt").write_text((start / "vocab.txt").read_text().replace("[MASK]", "[masque]"))
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         embedded(monkeypatch, start, stdin, *args)
 
 
@@ -814,7 +714,7 @@ def test_embed_as_a_command(texts, tmp_path):
             assert p.stderr == b"model.py: error: standard input, line 2: not UTF-8\n"
     p = subprocess.run(["sh", "-c", '"$0" model.py embed "$1" <&-', sys.executable, start], cwd=ROOT,
                        capture_output=True, text=True)  # fmt: skip
-    assert p.returncode == 1 and re.fullmatch("model.py: error: standard input is closed; usage: .*\\n", p.stderr)
+    assert p.returncode == 1 and re.fullmatch("model.py: error: standard input is closed; .*embed --help\\n", p.stderr)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -824,23 +724,8 @@ def test_embed_on_a_full_disk(texts, tmp_path, unbuffered):
     with open("/dev/full", "wb") as full:
         p = subprocess.run([sys.executable, "model.py", "embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})  # fmt: skip
-    said = b"model.py: error: the vectors cannot be written to standard output: No space left on device\n"
-    assert (p.returncode, p.stderr) == (1, said)
-
-
-class Narrow(io.RawIOBase):
-    """A raw stream that takes `most` bytes at a time, until it is full."""
-
-    def __init__(self, most, size):
-        self.most, self.size, self.content = most, size, b""
-
-    def writable(self):
-        return True
-
-    def write(self, content):
-        taken = bytes(content[: min(self.most, self.size - len(self.content))])
-        self.content += taken
-        return len(taken)
+    line = b"model.py: error: standard output cannot be written: No space left on device\n"
+    assert (p.returncode, p.stderr) == (1, line)
 
 
 def test_embed_to_a_stream_that_takes_little_at_a_time(texts, tmp_path, monkeypatch, capsys):
@@ -851,10 +736,10 @@ def test_embed_to_a_stream_that_takes_little_at_a_time(texts, tmp_path, monkeypa
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"foie\nrein\n" * 20)))
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, write_through=True))
         if done:
-            models.main(["embed", str(start), "--device", "cpu"])
+            embed(start)
         else:
-            with pytest.raises(UserError, match="the vectors cannot be written to standard output: it takes no more"):
-                models.main(["embed", str(start), "--device", "cpu"])
+            with pytest.raises(UserError, match="standard output cannot be written: it takes no more"):
+                embed(start)
         monkeypatch.undo()
         assert not done or (np.load(io.BytesIO(raw.content)) == want).all()
 
@@ -880,12 +765,12 @@ def test_embed_as_the_checkpoint_says(texts, tmp_path, monkeypatch, capsys):
              "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}  # fmt: skip
     for own in (modes, {"pooling_mode": "mean"}):
         pooled(start, own, max_seq_length=7, do_lower_case=False)
-        got, said = run()
-        assert (got == short).all() and "start: --pooling mean --max_len 7, as its files of sentence-tr" in said
-        got, said = run("--max_len", "70")
-        assert (got == mean).all() and "start: --pooling mean, as its files" in said
-        got, said = run("--pooling", "cls", "--max_len", "70")
-        assert (got == cls).all() and said == ""
+        got, log = run()
+        assert (got == short).all() and "start: --pooling mean --max_len 7, as its files of sentence-tr" in log
+        got, log = run("--max_len", "70")
+        assert (got == mean).all() and "start: --pooling mean, as its files" in log
+        got, log = run("--pooling", "cls", "--max_len", "70")
+        assert (got == cls).all() and log == ""
     pooled(start, modes | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, max_seq_length=None)
     assert (run()[0] == cls).all()
     for more, name in (({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "max_tokens"),
@@ -904,16 +789,16 @@ def test_embed_as_the_checkpoint_says(texts, tmp_path, monkeypatch, capsys):
 
 
 def test_fixed_positions_and_another_name_of_gelu(tmp_path):
-    said = []
-    models.load(folder_with(tmp_path / "a", "distilbert", written("distilbert")), say=said.append)
-    assert not any("sinusoidal" in line for line in said)
+    lines = []
+    models.load(folder_with(tmp_path / "a", "distilbert", written("distilbert")), log=lines.append)
+    assert not any("sinusoidal" in line for line in lines)
     fixed = folder_with(tmp_path / "b", "distilbert", written("distilbert"), sinusoidal_pos_embds=True)
-    models.load(fixed, say=said.append)
-    assert f"{fixed}: its fixed sinusoidal positions become trainable ones" in said
+    models.load(fixed, log=lines.append)
+    assert f"{fixed}: its fixed sinusoidal positions become trainable" in lines
     ids, got = torch.arange(5, 15)[None], []
     for name in ("gelu", "gelu_python"):
         folder = folder_with(tmp_path / name, "bert", written("bert"), hidden_act=name)
-        got.append(models.load(folder, say=SILENT).eval().encoder(ids))
+        got.append(models.load(folder, log=SILENT).eval().encoder(ids))
     assert torch.equal(*got)
 
 
@@ -924,14 +809,14 @@ class Harmful:
 
 @pytest.mark.parametrize("thing", [Harmful(), torch.nn.Linear(1, 1), np.ones(2)], ids=["code", "module", "array"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_are_refused_without_advice(tmp_path, thing, zipped):
-    """Not torch's own words, which say how to load the file regardless."""
+def test_objects_that_could_run_code_are_refused(tmp_path, thing, zipped):
+    """The message is not torch's own, which advises how to load the file regardless."""
     torch.save({"a": thing}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="x.bin: holds objects other than tensors, which could run code; refused$"):
-        models.read_torch(tmp_path / "x.bin")
+        checkpoints.read_torch(tmp_path / "x.bin")
     (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": 1}, 2)[:-1] + b"\x95")
     with pytest.raises(UserError, match="x.bin: damaged or not a weights file") as e:
-        models.read_torch(tmp_path / "x.bin")
+        checkpoints.read_torch(tmp_path / "x.bin")
     assert "weights_only" not in str(e.value)
 
 
@@ -943,6 +828,5 @@ def test_a_checkpoint_folder_whose_name_is_not_utf_8(texts, tmp_path, family, mo
 
 def test_a_model_card_of_a_folder_whose_name_is_not_utf_8(dataset, tmp_path):
     out = tmp_path / os.fsdecode(b"essai-\xe9")
-    s = configs.Train(str(dataset), str(out), layers=1, heads=1, dim=8, ffn=8, **TINY)
-    kgi.Trainer(s).run()
+    train(data=str(dataset), out=str(out), layers=1, heads=1, dim=8, ffn=8)
     assert "# essai-?\n" in (out / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,11 @@
-"""The evaluation corpora: each format as it is handed out, its oddities, what labels cannot say, contamination."""
+"""The evaluation corpora: each format as distributed, what labels cannot express, what check counts, contamination.
+
+The corpora themselves are read where the environment variable NER names a folder that holds ncbi-disease/,
+e3c/<language>/layer<n>/ and meddocan/.
+"""
 
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -12,13 +17,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+import configs
 import data
 import finetune
-from configs import UserError, tokenization
+from configs import UserError
+from support import corpora, texts, tokenizers
 from tests.conftest import build
 
-NER = Path(__file__).parents[2] / "shared/data/ner"
-PARTS = ("train", "dev", "test")
+NER = Path(os.environ.get("NER", "NER is not set"))
+SPLITS = ("train", "dev", "test")
 
 
 def write(folder, files):
@@ -63,12 +70,12 @@ def shown(documents):
 
 
 def in_brat(place, kind):
-    parts = (brat(f"{place.format(p)}/d-1", f"Sans fièvre {p}.\n", f"{kind} fièvre") for p in PARTS)
+    parts = (brat(f"{place.format(p)}/d-1", f"Sans fièvre {p}.\n", f"{kind} fièvre") for p in SPLITS)
     return dict(item for files in parts for item in files.items())
 
 
 def in_pubtator(names, kind, start="", end="\n"):
-    return {f: start + pubtator(7, "Sans", f"fièvre {p}.", f"{kind} fièvre", end=end) for p, f in zip(PARTS, names)}
+    return {f: start + pubtator(7, "Sans", f"fièvre {p}.", f"{kind} fièvre", end=end) for p, f in zip(SPLITS, names)}
 
 
 def columns(part, kind, between="\t"):
@@ -76,7 +83,7 @@ def columns(part, kind, between="\t"):
 
 
 DECOYS = {"README.txt": "Sans\tB-X\n", ".DS_Store": b"\0\xff", "background-set_1.1/background/b.txt": "Sans fièvre."}
-BIORED = [f"{p.title()}.PubTator" for p in PARTS]
+BIORED = [f"{p.title()}.PubTator" for p in SPLITS]
 GENIA = (("train", "task"), ("test", "eval"))
 SET = "{0}-set_1.1/{0}/"
 QUAERO = in_brat("corpus/{}/MEDLINE", "DISO") | in_brat("corpus/{}/EMEA", "ANAT")
@@ -85,18 +92,18 @@ LAYOUTS = {  # corpus and variant: (label, files)
     "quaero-emea": ("ANAT", QUAERO),
     "ncbi-disease": ("Disease", in_pubtator(
         [f"NCBI{p}set_corpus.txt" for p in ("train", "develop", "test")], "CompositeMention", "\n")),
-    "ncbi-disease tsv": ("Disease", {f"{p[:5]}{'el' * (p == 'dev')}.tsv": columns(p, "Disease") for p in PARTS}),
+    "ncbi-disease tsv": ("Disease", {f"{p[:5]}{'el' * (p == 'dev')}.tsv": columns(p, "Disease") for p in SPLITS}),
     "biored": ("Gene", in_pubtator(BIORED, "Gene", end="\r\n") | {"Test.BioC.JSON": "{}"}),
-    "biored json": ("Gene", {f"{p.title()}.BioC.JSON": bioc(7, "Sans", f"fièvre {p}.", "Gene fièvre") for p in PARTS}),
+    "biored json": ("Gene", {f"{p.title()}.BioC.JSON": bioc(7, "Sans", f"fièvre {p}.", "Gene fièvre") for p in SPLITS}),
     "jnlpba": ("DNA", {f"Genia4ER{q}1.iob2": columns(p, "Wrong") for p, q in GENIA}
         | {f"Genia4ER{q}2.iob2": "###MEDLINE:1\n\n" + columns(p, "DNA") for p, q in GENIA}
         | {"sampletest2.iob2": "a\tB-Wrong\n", "Genia4ERtask2.raw": "Sans"}),
     "jnlpba 1": ("DNA", {f"Genia4ER{q}1.iob2": columns(p, "DNA") for p, q in GENIA}),
     "pharmaconer": ("UNCLEAR", in_brat(SET + "subtrack1", "UNCLEAR")
-        | {f"{SET.format(p)}subtrack2/x.tsv": "d-1\t42\n" for p in PARTS}),
-    "meddocan": ("PAIS", in_brat("{}/brat", "PAIS") | {f"{p}/xml/d-1.xml": "<MEDDOCAN/>" for p in PARTS}),
+        | {f"{SET.format(p)}subtrack2/x.tsv": "d-1\t42\n" for p in SPLITS}),
+    "meddocan": ("PAIS", in_brat("{}/brat", "PAIS") | {f"{p}/xml/d-1.xml": "<MEDDOCAN/>" for p in SPLITS}),
     "e3c": ("ety", {f"{p}.txt": columns(p, "ety", " ") for p in ("train", "test")}),
-    "custom": ("x", {f"{p}.conll": columns(p, "x", " ") for p in PARTS}),
+    "custom": ("x", {f"{p}.conll": columns(p, "x", " ") for p in SPLITS}),
     "custom brat": ("x", in_brat("{}", "x")),
 }  # fmt: skip
 
@@ -105,10 +112,10 @@ LAYOUTS = {  # corpus and variant: (label, files)
 def test_official_layouts(tmp_path, name):
     """Each corpus is read from what its distributor hands out: each part once, and nothing that lies beside it."""
     (kind, files), corpus = LAYOUTS[name], name.split()[0]
-    parts, odd = finetune.read_corpus(corpus, write(tmp_path, DECOYS | files))
-    want = {p: [f"Sans/O fièvre/B-{kind} {p}/O ./O"] for p in PARTS if p != "dev" or corpus not in ("jnlpba", "e3c")}
+    parts, issues = corpora.read_corpus(corpus, write(tmp_path, DECOYS | files))
+    want = {p: [f"Sans/O fièvre/B-{kind} {p}/O ./O"] for p in SPLITS if p != "dev" or corpus not in ("jnlpba", "e3c")}
     assert {p: shown(d) for p, d in parts.items()} == want
-    assert not any(sum(c.values()) for c in odd.values())
+    assert not any(sum(c.values()) for c in issues.values())
 
 
 def test_cas_sg(tmp_path):
@@ -118,30 +125,30 @@ def test_cas_sg(tmp_path):
     files = dict(item for f in files for item in f.items())
     rows = [f"f-{i}.txt\t1\t2\t{'train' if i < 8 else 'test'} 2021" for i in range(12)]
     write(tmp_path, DECOYS | files | {"distribution-corpus.txt": "\n".join(rows), "evaluations/ref.txt": "x"})
-    parts, odd = finetune.read_corpus("cas-sg", tmp_path)
+    parts, issues = corpora.read_corpus("cas-sg", tmp_path)
     assert {p: len(d) for p, d in parts.items()} == {"train": 8, "dev": 2, "test": 2}
     names = {p: {d.name for d in documents} for p, documents in parts.items()}
     assert names["train"] == {f"f-{i}" for i in range(8)} and len(set.union(*names.values())) == 12
     assert all(s.startswith("Douleur/B-DISO") and "lundi/O" in s for d in parts.values() for s in shown(d))
-    assert odd["train"]["entities of type date: left out"] == 12
+    assert issues["train"]["entities of type date: left out"] == 12
 
 
 @pytest.mark.parametrize("corpus, name", [("cas-pos", "CAS"), ("essai-pos", "ESSAI")])
 def test_cas_and_essai(tmp_path, corpus, name):
     """Sentences of both files count once, also with cues, and are in one part of three only; every token has a tag."""
     files = {f"{name}_neg.txt": tagged(range(1, 31)), f"{name}_spec.txt": tagged(range(11, 41), cue="_\tB_cue_spec")}
-    parts, odd = finetune.read_corpus(corpus, write(tmp_path, files | {"Other_neg.txt": "x"}))
+    parts, issues = corpora.read_corpus(corpus, write(tmp_path, files | {"Other_neg.txt": "x"}))
     sentences = [s for d in parts.values() for s in shown(d)]
     assert sorted(sentences) == sorted(f"Sans/PRP fièvre/NOM ./SENT n{n}/NOM" for n in range(1, 41))
     assert {p: len(d) for p, d in parts.items()} == {"train": 28, "dev": 6, "test": 6}
-    assert not sum(odd["train"].values())
-    assert finetune.read_corpus(corpus, tmp_path)[0] == parts
+    assert not sum(issues["train"].values())
+    assert corpora.read_corpus(corpus, tmp_path)[0] == parts
 
 
 @pytest.mark.parametrize("n, train, rest", [(3790, {2652, 2653}, {568, 569}), (7247, {5072}, {1087, 1088})])
 def test_seventy_fifteen_fifteen(n, train, rest):
     """The random parts of CAS and ESSAI are as large as section 2 says; the test part of CAS has 569 sentences."""
-    sizes = [len(part) for part in finetune.shuffled([*range(n)], 0.7, 0.15)]
+    sizes = [len(part) for part in corpora.random_splits([*range(n)], 0.7, 0.15)]
     assert sizes[0] in train and sizes[1] in rest and sizes[2] in (rest if n > 4000 else {569})
 
 
@@ -149,9 +156,9 @@ def test_second_file_with_other_words(tmp_path):
     """A number that has other words in the second file is another sentence, kept if new, and counted."""
     spec = tagged([1]) + tagged([2], "Avec toux .") + tagged([2]).replace("\n2", "\n3").replace("2\t1", "3\t1", 1)
     write(tmp_path, {"CAS_neg.txt": tagged([1, 2, 3]), "CAS_spec.txt": spec})
-    documents = finetune.read_cas(tmp_path, "CAS", odd := Counter())
+    documents = corpora.read_cas(tmp_path, "CAS", issues := Counter())
     assert len({d.name for d in documents}) == 4 and [d.tokens[-1] for d in documents] == ["n1", "n2", "n3", "n2"]
-    assert odd["numbers with other words in the second file: kept if new"] == 2
+    assert issues["numbers with other words in the second file: kept if new"] == 2
 
 
 @pytest.mark.parametrize("row, want", [
@@ -165,17 +172,17 @@ def test_second_file_with_other_words(tmp_path):
 def test_rows_of_cas(tmp_path, row, want):
     """The tag is found where TABs within numbers moved it; @card@ is none; cues are not read; no row is lost."""
     write(tmp_path, {"x.txt": f"1 1 {row}\r\n1 2\n".replace(" ", "\t")})
-    words, tags = finetune.read_tagged(tmp_path / "x.txt", odd := Counter())[1]
+    words, tags = corpora.read_tagged(tmp_path / "x.txt", issues := Counter())[1]
     assert [f"{w}/{t}" for w, t in zip(words, tags)] == [want]
-    assert odd["lines of fewer than five columns: left out"] == 1
-    assert odd["words put together again from several columns"] == (" " in want)
+    assert issues["lines of fewer than five columns: left out"] == 1
+    assert issues["words joined again from several columns"] == (" " in want)
 
 
 @pytest.mark.parametrize("rows", ["1 2 1", "1 . 1"])
 def test_sentence_numbers_that_come_again(tmp_path, rows):
     rows = "".join(f"{n}\t1\tmot\tmot\tNOM\t***\n" if n != "." else "\n" for n in rows.split())
-    sentences = finetune.read_tagged(write(tmp_path, {"x.txt": rows}) / "x.txt", odd := Counter())
-    assert len(sentences[1][0]) == 2 and sum(odd.values()) == 1
+    sentences = corpora.read_tagged(write(tmp_path, {"x.txt": rows}) / "x.txt", issues := Counter())
+    assert len(sentences[1][0]) == 2 and sum(issues.values()) == 1
 
 
 BOM = "\ufeff"
@@ -204,14 +211,14 @@ NESTED = "T1\tPROC 3 39\tablation d' un nodule de la thyroïde\nT2\tDISO 18 24\t
     ("𝔸 foie", "T1\tANAT 2 6\tfoie", "𝔸/O foie/B-ANAT", ""),
 ])  # fmt: skip
 def test_brat(tmp_path, text, ann, want, lost):
-    """Offsets count code points of the file as it is; what labels cannot say is labelled by the rule, and counted."""
+    """Offsets count code points of the file as it is; what labels cannot express follows the rule, and is counted."""
     write(tmp_path, {"d.txt": text, "d.ann": ann})
-    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
     assert shown([document]) == [want] and document.text == text
     assert all(text[a:b] == t and t for t, (a, b) in zip(document.tokens, document.spans))
     assert len(document.gold) == len(re.findall(r"^T", ann, re.M))
-    assert sum(odd.values()) == (lost.count(",") + 1 if lost else 0)
-    assert all(any(what in k for k in odd if odd[k]) for what in lost.split(", ") if what)
+    assert sum(issues.values()) == (lost.count(",") + 1 if lost else 0)
+    assert all(any(what in k for k in issues if issues[k]) for what in lost.split(", ") if what)
 
 
 @pytest.mark.parametrize("by", [-3, -2, -1, 1, 2, 3])
@@ -219,8 +226,8 @@ def test_offsets_beside_their_words(tmp_path, by):
     """An entity is looked for within three characters of its offsets, and counted if found."""
     text = "mg de drogue1 cada 8 h"
     write(tmp_path, {"d.txt": text, "d.ann": f"T1\tX {6 + by} {13 + by}\tdrogue1\n"})
-    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
-    assert document.gold == [("X", ((6, 13),))] and +odd == {"entities beside their offsets: moved": 1}
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    assert document.gold == [("X", ((6, 13),))] and +issues == {"entities beside their offsets: moved": 1}
 
 
 def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
@@ -231,11 +238,11 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
     rows = checked(capsys, "custom", write(tmp_path, files | {"test/d-1.ann": ann}))
     assert rows["entities"] == [1, 1, 3] and rows["X"] == [1, 1, 2] and rows["Y"] == [0, 0, 1]
     assert rows["entities marked twice: counted once"] == [0, 0, 2]
-    (document,) = finetune.read_corpus("custom", tmp_path)[0]["test"]
-    assert len(document.gold) == len(finetune.marked(document, False)) == 3
+    (document,) = corpora.read_corpus("custom", tmp_path)[0]["test"]
+    assert len(document.gold) == len(finetune.gold_entities(document, False)) == 3
     twice = pubtator(7, "Sans", "fièvre", "DiseaseClass fièvre", "Modifier fièvre")
-    (document,) = finetune.read_part(write(tmp_path, {"x": twice}) / "x", finetune.NCBI, odd := Counter())
-    assert document.gold == [("Disease", ((5, 11),))] and +odd == {"entities marked twice: counted once": 1}
+    (document,) = corpora.read_split(write(tmp_path, {"x": twice}) / "x", corpora.NCBI, issues := Counter())
+    assert document.gold == [("Disease", ((5, 11),))] and +issues == {"entities marked twice: counted once": 1}
 
 
 @pytest.mark.parametrize("ann, gold", [
@@ -245,33 +252,33 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
 def test_blanks_are_no_part_of_an_entity(tmp_path, ann, gold):
     """A mention of QUAERO begins with a blank: no label could say it, so nothing could hit it."""
     write(tmp_path, {"d.txt": "Le foie  du rat", "d.ann": "T1\t" + ann})
-    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("X", gold)]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
-    assert +odd == {"entities with blanks at an end: trimmed": 1} | several
-    assert several or finetune.units(document, document.labels, False) == {*document.gold}
+    assert +issues == {"entities with blanks at an end: trimmed": 1} | several
+    assert several or finetune.predicted_entities(document, document.labels, False) == {*document.gold}
 
 
 def test_pubtators_blanks_are_counted(tmp_path):
     write(tmp_path, {"x": "1|t|A b\n1|a|c\n1\t0\t2\tA \tX\n"})
-    (document,) = finetune.read_part(tmp_path / "x", None, odd := Counter())
-    assert document.gold == [("X", ((0, 1),))] and +odd == {"entities with blanks at an end: trimmed": 1}
+    (document,) = corpora.read_split(tmp_path / "x", None, issues := Counter())
+    assert document.gold == [("X", ((0, 1),))] and +issues == {"entities with blanks at an end: trimmed": 1}
 
 
 def test_entities_of_several_fragments_are_counted_though_not_labelled(tmp_path):
     write(tmp_path, {"d.txt": "a b c d", "d.ann": "T1\tX 0 7\ta b c d\nT2\tX 0 1;4 5\ta c\nT3\tX 2 3;6 7\tb d\n"})
-    finetune.read_brat(tmp_path, None, odd := Counter())
-    assert odd["entities of several fragments: one stretch, where labelled"] == 2
+    corpora.read_brat(tmp_path, None, issues := Counter())
+    assert issues["entities of several fragments: one stretch, where labelled"] == 2
 
 
 def test_offsets_past_the_end_are_moved_to_the_words_or_refused(tmp_path):
     """A slice of Python ends at the text's end: the words alone do not say that the offsets are right."""
     write(tmp_path, {"d.txt": "a foie", "d.ann": "T1\tX 0 1;4 8\ta foie\n"})
     with pytest.raises(UserError, match="d.ann, row 1: 0 1;4 8 is .*6 characters"):
-        finetune.read_brat(tmp_path, None, Counter())
+        corpora.read_brat(tmp_path, None, Counter())
     write(tmp_path, {"d.ann": "T1\tX 4 8\tfoie\n"})
-    (document,) = finetune.read_brat(tmp_path, None, odd := Counter())
-    assert document.gold == [("X", ((2, 6),))] and +odd == {"entities beside their offsets: moved": 1}
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    assert document.gold == [("X", ((2, 6),))] and +issues == {"entities beside their offsets: moved": 1}
 
 
 @pytest.mark.parametrize("below", ["", "preprocessed_data", "preprocessed_data/clinical_entities/layer1"])
@@ -280,24 +287,38 @@ def test_a_clone_of_e3c(tmp_path, below):
     layer = "preprocessed_data/clinical_entities/layer{}/{}/{}.txt"
     french = {layer.format(1, "French", p): columns(p, "ety", " ") for p in ("train", "test")}
     french |= {layer.format(2, "French", "text"): "a O\n", "data_collection/French/layer1/x.json": "{}"}
-    parts, _ = finetune.read_corpus("e3c", write(tmp_path, french) / below)
-    assert [*parts] == ["train", "test"] and finetune.language_of("e3c", tmp_path / below) == "fr"
+    parts, _ = corpora.read_corpus("e3c", write(tmp_path, french) / below)
+    assert [*parts] == ["train", "test"] and corpora.language_of("e3c", tmp_path / below) == "fr"
     write(tmp_path, {name.replace("French", "Basque"): text for name, text in french.items()})
     with pytest.raises(UserError, match=r"holds 2 folders .* --data: \S+/layer1/Basque, \S+/layer1/French$"):
-        finetune.read_corpus("e3c", tmp_path / below)
-    assert finetune.read_corpus("e3c", tmp_path / Path(layer.format(1, "Basque", "x")).parent)[0] == parts
+        corpora.read_corpus("e3c", tmp_path / below)
+    assert corpora.read_corpus("e3c", tmp_path / Path(layer.format(1, "Basque", "x")).parent)[0] == parts
 
 
-def test_list_says_what_table_5_counts(capsys):
-    finetune.main(["--list"])
-    assert "QUAERO-MEDLINE has 833, 832, 833 titles and 10 types" in capsys.readouterr().out.splitlines()[-1]
+def test_the_language_of_a_corpus_is_its_folders(tmp_path):
+    for folder, want in (
+        ("ner/fr/layer1", "fr"),
+        ("clinical_entities/layer1/Spanish", "es"),
+        ("es/fr/x", "fr"),
+        ("x", ""),
+    ):
+        assert corpora.language_of("e3c", tmp_path / folder) == want
+    assert corpora.language_of("meddocan", tmp_path / "fr") == "es"
+
+
+def test_list_explains_the_counts_of_table_5(capsys):
+    finetune.list_corpora(configs.ListCorpora())
+    assert (
+        "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types"
+        in capsys.readouterr().out.splitlines()[-1]
+    )
 
 
 def test_hidden_files_are_not_read(tmp_path):
     """macOS leaves ._x beside each x of an archive."""
     write(tmp_path, brat("d", "Le foie", "ANAT foie") | {"._d.ann": b"\0\5\x16\xff", "._d.txt": b"\0\xff"})
-    assert shown(finetune.read_brat(tmp_path, None, Counter())) == ["Le/O foie/B-ANAT"]
-    assert data.corpus_texts(tmp_path) == ["Le foie"]
+    assert shown(corpora.read_brat(tmp_path, None, Counter())) == ["Le/O foie/B-ANAT"]
+    assert corpora.read_texts(tmp_path) == ["Le foie"]
 
 
 @pytest.mark.parametrize("content, want", [
@@ -312,15 +333,15 @@ def test_hidden_files_are_not_read(tmp_path):
 def test_pubtator(tmp_path, content, want):
     """One separator between title and abstract, `|` in identifiers, relations skipped, a repeated PMID read once."""
     write(tmp_path, {"x.txt": content})
-    assert shown(finetune.read_part(tmp_path / "x.txt", None, odd := Counter())) == want
-    assert odd["documents that come again: left out"] == content.count("1|t|A\n") // 2
-    assert odd["entities within the word of another: not labelled"] == ("xY1z" in content)
+    assert shown(corpora.read_split(tmp_path / "x.txt", None, issues := Counter())) == want
+    assert issues["repeated documents: left out"] == content.count("1|t|A\n") // 2
+    assert issues["entities within the word of another: not labelled"] == ("xY1z" in content)
 
 
 def test_bioc_is_pubtator(tmp_path):
     of = "Foie et rein ", "d'un rat ß, 12 mois", "X et", "Y rein", "Z un rat", "X 12 m", "Y ois"
     write(tmp_path, {"a": pubtator(7, *of), "b.JSON": bioc(7, *of)})
-    (one,), (other,) = (finetune.read_part(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
+    (one,), (other,) = (corpora.read_split(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
     assert one.name == other.name and one == other and len(one.gold) == 5
 
 
@@ -335,21 +356,21 @@ def test_bioc_is_pubtator(tmp_path):
 ])  # fmt: skip
 def test_columns(tmp_path, content, want):
     write(tmp_path, {"x.txt": content})
-    assert " . ".join(shown(finetune.read_conll(tmp_path / "x.txt", None, Counter()))) == want
+    assert " . ".join(shown(corpora.read_conll(tmp_path / "x.txt", None, Counter()))) == want
 
 
 def test_documents_of_columns(tmp_path):
     """Abstracts are numbered, since their identifiers repeat; without marks a sentence is of no known document."""
     write(tmp_path, {"x": "###MEDLINE:1\n\na\tO\n\nb\tO\n\n###MEDLINE:1\n\nc\tO\n", "y": "a\tO\n\nb\tO\n"})
-    one, two, three = finetune.read_conll(tmp_path / "x", None, Counter())
+    one, two, three = corpora.read_conll(tmp_path / "x", None, Counter())
     assert one.group == two.group != three.group and one.group and len({one.name, two.name, three.name}) == 3
-    assert [d.group for d in finetune.read_conll(tmp_path / "y", None, Counter())] == ["", ""]
+    assert [d.group for d in corpora.read_conll(tmp_path / "y", None, Counter())] == ["", ""]
 
 
 LATIN = "fièvre O\n".encode("latin-1")
 BRAT, PUBTATOR = in_brat("{}", "x"), in_pubtator(BIORED, "x")
 SHORT = "1|t|A\n1|a|b\n"
-ERRORS = [  # (corpus, files to which these are added, {name: [(content, what is said)]})
+ERRORS = [  # (corpus, files to which these are added, {name: [(content, message)]})
     ("custom", {"test.txt": "a O"}, "train.txt", [
         ("a O\nb\n", "row 2: 1 columns instead of 2"), ("a O\n\nb O O\n", "row 3: 3 columns instead of 2"),
         ("a O\nb ety\n", "row 2: unknown label 'ety'"), ("a O\nb B-\n", "row 2: unknown label 'B-'"),
@@ -372,36 +393,36 @@ ERRORS = [  # (corpus, files to which these are added, {name: [(content, what is
         (bioc(9, "A", "b", "X b").replace('"length": 1', '"length": 8'), "document 9")]),
     ("cas-pos", {"CAS_spec.txt": ""}, "CAS_neg.txt", [
         ("1\t1\ta\ta\tNOM\n1\t2\tb\tb\tzzz\n", "row 2"), (LATIN, "row 1: not UTF-8"),
-        ("\t1\ta\ta\tNOM\n", "row 1|part is empty")]),
+        ("\t1\ta\ta\tNOM\n", "row 1|split is empty")]),
     ("cas-sg", {}, "distribution-corpus.txt", [("a.txt\t1\t2\ttrain 2021\nb.txt", "row 2")]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("corpus, files, name, content, said", [(*e[:3], *case) for e in ERRORS for case in e[3]])
-def test_errors_name_file_and_row(tmp_path, corpus, files, name, content, said):
+@pytest.mark.parametrize("corpus, files, name, content, message", [(*e[:3], *case) for e in ERRORS for case in e[3]])
+def test_errors_name_file_and_row(tmp_path, corpus, files, name, content, message):
     """What is broken is a UserError that names the file, and its row or document."""
-    with pytest.raises(UserError, match=f"{name}.*{said}"):
-        finetune.read_corpus(corpus, write(tmp_path, files | {name: content}))
+    with pytest.raises(UserError, match=f"{name}.*{message}"):
+        corpora.read_corpus(corpus, write(tmp_path, files | {name: content}))
 
 
-@pytest.mark.parametrize("corpus, files, said", [
+@pytest.mark.parametrize("corpus, files, message", [
     ("e4c", {"x": ""}, "unknown corpus 'e4c'.*meddocan"),
     ("custom", {"train.txt": "a O", "train.tsv": "a\tO"}, "holds 2 of train"),
-    ("custom", {"train.txt": "a O"}, "no test part"),
+    ("custom", {"train.txt": "a O"}, "no test split"),
     ("custom", BRAT | {"test/e.ann": ""}, "e.txt not found"),
-    ("custom", BRAT | {"test/d-1.txt": " \n", "test/d-1.ann": ""}, "the test part is empty"),
+    ("custom", BRAT | {"test/d-1.txt": " \n", "test/d-1.ann": ""}, "the test split is empty"),
     ("cas-pos", {"CAS_neg.txt": ""}, "CAS_spec.txt not found"),
     ("cas-sg", {"DEFT-cas-cliniques/a.txt": ""}, "distribution-corpus.txt not found"),
-    ("cas-sg", {"distribution-corpus.txt": "a.txt\t1\t2\ttrain 2021\n"}, "the train part is empty"),
-    ("e3c", {f"{lang}/{p}.txt": "a O" for lang in ("French", "Italian") for p in PARTS},
+    ("cas-sg", {"distribution-corpus.txt": "a.txt\t1\t2\ttrain 2021\n"}, "the train split is empty"),
+    ("e3c", {f"{lang}/{p}.txt": "a O" for lang in ("French", "Italian") for p in SPLITS},
         "holds 2 folders of E3C; choose the one of a language as --data: .*/French, .*/Italian"),
-    *((c, {"README": ""}, "no train part|not found") for c in finetune.CORPORA),
+    *((c, {"README": ""}, "no train split|not found") for c in corpora.CORPORA),
 ])  # fmt: skip
-def test_missing_parts(tmp_path, corpus, files, said):
-    with pytest.raises(UserError, match=said):
-        finetune.main(["--check", corpus, "--data", str(write(tmp_path, files))])
+def test_missing_splits(tmp_path, corpus, files, message):
+    with pytest.raises(UserError, match=message):
+        finetune.check(configs.Check(corpus, str(write(tmp_path, files))))
     with pytest.raises(UserError, match="unknown corpus|no such folder"):
-        finetune.read_corpus(corpus, tmp_path / "none")
+        corpora.read_corpus(corpus, tmp_path / "none")
 
 
 # ---------------------------------------------------------------- the flattening rule
@@ -446,7 +467,7 @@ def test_random_entities_in_random_text(tmp_path, seed):
         surface = " ".join(text[a:b] for a, b in where).replace("\n", " ")
         rows.append(f"T1\t{kind} {';'.join(f'{a} {b}' for a, b in where)}\t{surface}")
     write(tmp_path, {"d.txt": text, "d.ann": "\n".join(rows)})
-    (d,) = finetune.read_brat(tmp_path, {"X": "x", "Y": "y"}, odd := Counter())
+    (d,) = corpora.read_brat(tmp_path, {"X": "x", "Y": "y"}, issues := Counter())
     ours = []
     for kind, where in entities:
         pieces = [(b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in where]
@@ -456,41 +477,43 @@ def test_random_entities_in_random_text(tmp_path, seed):
     assert (d.spans, d.labels, d.gold) == (spans, labels, ours)
     assert d.tokens == [text[a:b] for a, b in spans]
     assert all(t[0] != "I" or before[1:] == t[1:] for before, t in zip(["O", *labels], labels))
-    lost = sum(n for what, n in odd.items() if re.search("not labelled|left out|counted once", what))
+    lost = sum(n for what, n in issues.items() if re.search("not labelled|left out|counted once", what))
     assert sum(t[0] == "B" for t in labels) + lost == len(entities)
-    assert odd["entities of several fragments: one stretch, where labelled"] == sum(len(where) > 1 for _, where in ours)
+    assert issues["entities of several fragments: one stretch, where labelled"] == sum(
+        len(where) > 1 for _, where in ours
+    )
     if seed % 2 == 0:
-        assert finetune.units(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
+        assert finetune.predicted_entities(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
 
 
 @pytest.mark.parametrize("max_len", [8, 16, 30])
-def test_torn_entities_are_those_in_no_window_whole(dataset, max_len):
+def test_split_entities_are_those_that_no_window_holds_whole(dataset, max_len):
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     rng, documents = random.Random(max_len), []
     for i in range(30):
         text = "".join(rng.choice(["acute ", "liver ", "pain ", "kidney\n", "x"]) for _ in range(60))
         entities = [("X", ((m.start(), m.end() + 12),)) for m in re.finditer(r"kidney|pain", text)]
-        documents.append(finetune.annotate(f"{i}", text, entities, None, Counter()))
-    cut = finetune.windows(documents, tokenizer, tokenization.special_ids(tokenizer), max_len)
+        documents.append(corpora.align_entities(f"{i}", text, entities, None, Counter()))
+    cut = finetune.make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
     want = 0
     for i, d in enumerate(documents):
         within = [range(first, first + len(at)) for j, first, _, at in cut if j == i]
         starts = [m.span() for m in re.finditer("BI*", "".join(t[0] for t in d.labels))]
         want += sum(not any(a in w and b - 1 in w for w in within) for a, b in starts)
-    assert finetune.torn(documents, cut) == want and want
+    assert finetune.count_split_entities(documents, cut) == want and want
 
 
 # ---------------------------------------------------------------- --check, contamination
 
 
-def checked(capsys, corpus, folder, *more):
-    """Rows of --check as {what: [a number per part]}."""
-    finetune.main(["--check", corpus, "--data", str(folder), *map(str, more)])
+def checked(capsys, corpus, folder, dataset=""):
+    """Rows of `finetune.py check` as {what: [a number per split]}."""
+    finetune.check(configs.Check(corpus, str(folder), str(dataset)))
     rows = (re.fullmatch(r"(.+?)((?: +\d[\d,.]*)+)", line) for line in capsys.readouterr().out.splitlines()[2:])
     return {r[1].strip(): [float(x.replace(",", "")) for x in r[2].split()] for r in rows if r}
 
 
-def test_check_says_what_is_lost(tmp_path, capsys):
+def test_check_counts_what_labels_cannot_express(tmp_path, capsys):
     files = in_brat("{}", "X") | {"test/e.txt": "L' ablation d' un nodule de la thyroïde", "test/e.ann": NESTED}
     rows = checked(capsys, "custom", write(tmp_path, files | {"test/f.txt": "", "test/f.ann": ""}))
     assert rows["documents"] == [1, 1, 2] and rows["tokens"] == [4, 4, 14]
@@ -508,23 +531,23 @@ def eights(text):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_common_is_half_of_the_shorter_ones_runs(seed):
-    """Compared with sets of runs of eight words; case and punctuation do not count, nor fewer than five runs."""
+def test_an_overlap_is_half_of_the_shorter_texts_ngrams(seed):
+    """Compared with sets of eight-word tuples; case and punctuation do not count, nor texts of fewer than five."""
     rng = random.Random(seed)
 
     def some(n):
         return [rng.choice("Foie FOIE rein d'un ß 37,5 x_y Straße".split()) + rng.choice(" .-\n") for _ in range(n)]
 
-    texts, others = [some(rng.randint(0, 60)) for _ in range(12)], [some(rng.randint(0, 30)) for _ in range(4)]
+    ours, others = [some(rng.randint(0, 60)) for _ in range(12)], [some(rng.randint(0, 30)) for _ in range(4)]
     for _ in range(20):
-        t = rng.choice(texts)[rng.randint(0, 30) :]
+        t = rng.choice(ours)[rng.randint(0, 30) :]
         others.append(some(rng.randint(0, 25)) + [w.swapcase() for w in t[: rng.randint(5, 30)]] + some(3))
-    texts, others = (["".join(w) for w in part] for part in (texts, others))
-    ours, theirs = ([eights(t) for t in part] for part in (texts, others))
-    want = [[j for j, b in enumerate(theirs) if 2 * len(a & b) >= min(len(a), len(b)) >= 5] for a in ours]
-    assert [found.tolist() for found in data.common(texts, others)] == want
-    assert [len(data.grams(t)) for t in texts] == [len(eights(t)) for t in texts]
-    assert [found.tolist() for found in data.common(texts[:1], [])] == [[]]
+    ours, others = (["".join(words) for words in side] for side in (ours, others))
+    our_ngrams, other_ngrams = ([eights(text) for text in side] for side in (ours, others))
+    want = [[j for j, b in enumerate(other_ngrams) if 2 * len(a & b) >= min(len(a), len(b)) >= 5] for a in our_ngrams]
+    assert [found.tolist() for found in texts.find_overlaps(ours, others)] == want
+    assert [len(texts.ngram_hashes(text)) for text in ours] == [len(eights(text)) for text in ours]
+    assert [found.tolist() for found in texts.find_overlaps(ours[:1], [])] == [[]]
 
 
 @pytest.mark.parametrize("files", [
@@ -544,14 +567,37 @@ def test_common_is_half_of_the_shorter_ones_runs(seed):
     {"CAS_neg.txt": "1\t1\tSans\tsans\tPRP\t***\n1\t2\tfièvre\tx\tNOM\tB_cue\t_\n1\t3\t.\t.\tSENT\t***\n"},
 ])  # fmt: skip
 def test_words_of_a_corpus_without_its_tags(tmp_path, files):
-    texts = [text.split() for text in data.corpus_texts(write(tmp_path, files))]
-    assert ["Sans", "fièvre", "."] in texts and {w for t in texts for w in t} == {"Sans", "fièvre", "."}
+    found = [text.split() for text in corpora.read_texts(write(tmp_path, files))]
+    assert ["Sans", "fièvre", "."] in found and {w for words in found for w in words} == {"Sans", "fièvre", "."}
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "cas-sg"])
+def test_exclude_takes_whole_folders_of_corpora(tmp_path, name):
+    """What lies beside the splits of an official layout does not stop a build, and every split is read."""
+    files = LAYOUTS[name][1] if name in LAYOUTS else brat("DEFT-cas-cliniques/f-1", "Sans fièvre train.")
+    files = {name: text for name, text in files.items() if name != "Test.BioC.JSON" or text != "{}"}
+    table = {"distribution-corpus.txt": "f-1.txt\t1\t2\ttrain 2021\n"} if name == "cas-sg" else {}
+    found = {" ".join(re.findall(r"\w+", text)) for text in corpora.read_texts(write(tmp_path, DECOYS | files | table))}
+    splits = SPLITS if name != "cas-sg" and name.split()[0] not in ("jnlpba", "e3c") else ["train"]
+    assert {f"Sans fièvre {split}" for split in splits} <= found
+
+
+@pytest.mark.parametrize("files", [
+    {"x.tsv": "Sans\tO\nfièvre\tS-X\n.\tO\n"}, {"x.txt": pubtator(1, "Sans", "fièvre .") + "1\tCID\tD1\tD2\n"},
+    {"x.json": '{"documents": [{"passages": [{"text": "Sans"}, {"text": "fièvre ."}]}]}'},
+])  # fmt: skip
+def test_exclude_does_not_parse_annotations(tmp_path, files):
+    """Other schemes of tags, relations of other corpora, and BioC without annotations."""
+    assert "Sans fièvre ." in corpora.read_texts(write(tmp_path, files))
 
 
 def test_exclude_must_name_a_corpus(tmp_path):
-    for name, said in (("x.pdf", "exclude: .* is not, and does not hold"), ("x.txt", "x.txt, row 2: not UTF-8")):
-        with pytest.raises(UserError, match=said):
-            data.corpus_texts(write(tmp_path, {name: b"a\n\xff"}))
+    for name, content, message in (
+        ("x.pdf", b"a", "exclude: .* is not, and does not hold"), ("x.txt", b"a\n\xff", "x.txt, row 2: not UTF-8"),
+        ("x.json", b"{}", "exclude: .*x.json: not a collection of BioC"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            corpora.read_texts(write(tmp_path / name[2:], {name: content}))
 
 
 def words(seed, n):
@@ -559,24 +605,24 @@ def words(seed, n):
 
 
 def test_contamination(dataset):
-    """Which sequences stand in the data set's documents; of those too short to tell it is not said."""
+    """Which sequences overlap with the documents of a data set, and which are long enough to tell."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     ids = [tokenizer.encode(" ".join(words(i, 60)), add_special_tokens=False).ids for i in range(5)]
     offsets = np.cumsum([0, *map(len, ids)])
     examples = SimpleNamespace(ids=np.concatenate(ids), offsets=offsets, rows=np.arange(1, 5))  # not document 0
     test = [words(0, 60), words(1, 60)[10:30], words(2, 60)[:11], words(9, 40), [], words(1, 60)[40:]]
-    parts = {"train": [], "test": [finetune.Document("", t, ["O"] * len(t)) for t in test]}
-    found = finetune.contamination(parts, examples, tokenizer)
-    assert [x.tolist() for x in found["train"]] == [[], []]
-    assert found["test"][0].tolist() == [False, True, False, False, False, True]
-    assert found["test"][1].tolist() == [True, True, False, True, False, True]
+    splits = {"train": [], "test": [corpora.Document("", t, ["O"] * len(t)) for t in test]}
+    splits |= {f"test {i}": [document] for i, document in enumerate(splits["test"])}
+    overlapping, comparable = finetune.find_contamination(splits, examples, tokenizer)
+    assert [*overlapping.values()] == [0, 2, 0, 1, 0, 0, 0, 1]
+    assert [*comparable.values()] == [0, 4, 1, 1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("form", ["brat", "pubtator", "columns"])
 def test_exclude_leaves_out_what_check_finds(release, tmp_path, capsys, form):
-    """--check --dataset counts the test sequences that stand in documents; EXCLUDE builds without these documents."""
-    texts = {"train": [" ".join(words(98, 30))], "test": [" ".join(words(i, 100)[30:60]) for i in (3, 5, 99)]}
-    for part, of in texts.items():
+    """check --dataset counts the test sequences that overlap with documents; EXCLUDE builds without these documents."""
+    sequences = {"train": [" ".join(words(98, 30))], "test": [" ".join(words(i, 100)[30:60]) for i in (3, 5, 99)]}
+    for part, of in sequences.items():
         if form == "brat":
             files = {f"{part}/{i}.{end}": t * (end == "txt") for i, t in enumerate(of) for end in ("txt", "ann")}
         elif form == "pubtator":
@@ -585,13 +631,13 @@ def test_exclude_leaves_out_what_check_finds(release, tmp_path, capsys, form):
             files = {f"{part}.txt": "\n\n".join(t.replace(" ", " O\n") + " O" for t in of)}
         write(tmp_path / "corpus", files)
     write(tmp_path, {"texts.txt": "\n".join(" ".join(words(i, 100)) for i in range(12))})
-    few = {"e3c": "none", "text": str(tmp_path / "texts.txt"), "prediction": 0, "paths": 0, "classification": 0}
+    few = {"e3c": "none", "text": str(tmp_path / "texts.txt"), "ep_examples": 0, "lp_paths": 0, "tc_examples": 0}
     for exclude, known, n in (("", 2, 12), (str(tmp_path / "corpus"), 0, 10)):
         out = build(release, tmp_path / f"set-{n}", exclude=exclude, **few)
-        assert sum(len(data.Examples(out, part, ["mlm"])) for part in ("train", "valid")) == n
-        rows = checked(capsys, "custom", tmp_path / "corpus", "--dataset", out)
+        assert sum(len(data.PretrainingDataset(out, part, ["mlm"])) for part in ("train", "valid")) == n
+        rows = checked(capsys, "custom", tmp_path / "corpus", out)
         assert rows["of 12 words or more"] == [1, 3]
-        assert rows[f"of these, in the training documents of {out.name}"] == [0, known]
+        assert rows[f"of these, overlapping with training documents of {out.name}"] == [0, known]
 
 
 # ---------------------------------------------------------------- the corpora themselves
@@ -616,12 +662,12 @@ MEDDOCAN = """TERRITORIO 1875 987 956 ID_ASEGURAMIENTO 391 194 198 FECHAS 1231 7
 
 @cache
 def shared(name):
-    """Parts of a corpus in shared/, read once, and what was odd."""
+    """Parts of a corpus in shared/, read once, and what was issues."""
     if not NER.is_dir():
-        pytest.skip(f"{NER} is not there")
+        pytest.skip("NER names no folder of corpora")
     if name.endswith("layer2"):
-        return {"text": finetune.read_conll(NER / name / "text.txt", None, Counter())}, {}
-    return finetune.read_corpus(name.split("/")[0], NER / name)
+        return {"text": corpora.read_conll(NER / name / "text.txt", None, Counter())}, {}
+    return corpora.read_corpus(name.split("/")[0], NER / name)
 
 
 def counts(documents):
@@ -644,13 +690,18 @@ def test_real_corpora(name):
 
 def test_real_meddocan():
     """Mentions by type; labels give back all characters but of 12 mentions; how late mentions begin (section 4)."""
-    parts, odd = shared("meddocan")
+    parts, issues = shared("meddocan")
     table = re.findall(r"(\w+) (\d+) (\d+) (\d+)", MEDDOCAN)
     kinds = [Counter(kind for d in documents for kind, _ in d.gold) for documents in parts.values()]
     assert kinds == [{row[0]: int(row[i]) for row in table if row[i] != "0"} for i in (1, 2, 3)]
     assert [sum(d.text[0] == BOM for d in documents) for documents in parts.values()] == [15, 7, 10]
-    lost = [e + (d.text,) for ds in parts.values() for d in ds for e in {*d.gold} - finetune.units(d, d.labels, False)]
-    assert len(lost) == 12 == sum(sum(c.values()) for c in odd.values())
+    lost = [
+        e + (d.text,)
+        for ds in parts.values()
+        for d in ds
+        for e in {*d.gold} - finetune.predicted_entities(d, d.labels, False)
+    ]
+    assert len(lost) == 12 == sum(sum(c.values()) for c in issues.values())
     assert all(any(t[i - 1 : i + 1].isalnum() for i in (a, b)) for _, ((a, b),), t in lost)
     sizes = sorted(len(d.tokens) for d in parts["test"])
     assert (sizes[125], sizes[-1]) == (496, 1293)

@@ -1,4 +1,4 @@
-"""One-shot NER: reading corpora, windows, the two scores, and the whole command."""
+"""One-shot token classification: windows, the two scores, a run of the command and its results folder."""
 
 import json
 import random
@@ -8,37 +8,44 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from seqeval.metrics.v1 import precision_recall_fscore_support as seqeval_scores
 from seqeval.scheme import IOB2
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 from tokenizers import Tokenizer
 
 import configs
-import data
 import finetune
 import kgi
 from configs import UserError
+from support import corpora, tables, tokenizers
+from support.files import folder_lock
 from tests.conftest import command
 
 
 @pytest.fixture(scope="module")
 def checkpoint(dataset, tmp_path_factory):
+    """A model after no step of training, as a run folder holds it."""
     out = tmp_path_factory.mktemp("run") / "tiny"
-    kgi.Trainer(
-        configs.Train(
-            data=str(dataset), out=str(out), layers=1, heads=2, dim=32, ffn=64, steps=2, batch_size=30, device="cpu"
-        )
-    ).run()
+    out.mkdir()
+    sizes = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64}
+    kgi.export_checkpoint(kgi.set_up(configs.Train(data=str(dataset), out=str(out), steps=2, device="cpu", **sizes)))
     return out
+
+
+def run_command(*argv):
+    """What `finetune.py` does with these arguments, in this process."""
+    function, settings = configs.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
+    function(settings)
 
 
 def documents(sequences):
     """Sentences of (words, labels), or of labels alone, as Documents."""
     sequences = [x if isinstance(x, tuple) else (["x"] * len(x), x) for x in sequences]
-    return [finetune.Document(str(i), *x) for i, x in enumerate(sequences)]
+    return [corpora.Document(str(i), *x) for i, x in enumerate(sequences)]
 
 
-E3C, PLAIN = finetune.CORPORA["e3c"], finetune.CORPORA["meddocan"]
+E3C, PLAIN = corpora.CORPORA["e3c"], corpora.CORPORA["meddocan"]
 
 
 @pytest.mark.parametrize("gold, pred, want", [
@@ -73,7 +80,7 @@ def test_the_papers_metric_is_scikit_learns(seed):
     want = [sklearn_scores(g, p, average="macro", zero_division=0)[:3] for g, p in zip(*plain)]
     assert finetune.score(documents(gold), pred, PLAIN)["paper"] == pytest.approx(100 * np.mean(want, axis=0))
     all_o = [sklearn_scores(g, ["O"] * len(g), average="macro", zero_division=0)[2] for g in gold]
-    assert got["floor"] == pytest.approx(100 * np.mean(all_o))
+    assert got["constant_baseline"] == pytest.approx(100 * np.mean(all_o))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -91,38 +98,38 @@ def test_entity_scores_are_seqevals(seed):
     assert np.array(list(got["labels"].values())) == pytest.approx((each * [[100], [100], [100], [1]]).T)
 
 
-def test_the_score_is_on_characters_against_all_that_is_marked():
-    """What labels cannot say counts as missed: a nested entity, one within a word, one of two pieces."""
-    text, odd = "acute hepatitis B of the liver", Counter()
+def test_scores_are_of_characters_against_all_that_is_marked():
+    """What labels cannot express counts as missed: a nested entity, one within a word, one of two fragments."""
+    text, issues = "acute hepatitis B of the liver", Counter()
     gold = [("D", ((0, 17),)), ("A", ((25, 30),)), ("D", ((6, 15),)), ("D", ((18, 20), (25, 30)))]
-    document = finetune.annotate("x", text, gold, None, odd)
+    document = corpora.align_entities("x", text, gold, None, issues)
     got = finetune.score([document], [document.labels], PLAIN)
-    assert sum(odd.values()) == 3 and document.labels == ["B-D", "I-D", "I-D", "B-D", "I-D", "I-D"]
+    assert sum(issues.values()) == 3 and document.labels == ["B-D", "I-D", "I-D", "B-D", "I-D", "I-D"]
     assert got["entity"] == pytest.approx([50, 25, 100 / 3]) and got["labels"]["A"] == [0, 0, 0, 1]
 
 
 def test_parts_of_speech_are_scored_by_token():
     gold, pred = [["NOM", "PUN", "NOM"], ["ADJ"]], [["NOM", "PUN", "ADJ"], ["ADJ"]]
-    got = finetune.score(documents(gold), pred, finetune.CORPORA["cas-pos"], "NOM")
+    got = finetune.score(documents(gold), pred, corpora.CORPORA["cas-pos"], "NOM")
     flat = [sum(x, []) for x in (gold, pred)]
     assert got["entity"] == pytest.approx([75, 75, 75])
     assert got["macro"] == pytest.approx([100 * x for x in sklearn_scores(*flat, average="macro")[:3]])
-    assert got["floor"] == pytest.approx(100 * (2 * 0.8 / 2 / 2) / 2)  # F1 of NOM 0.8, of PUN 0; of the second 0
+    assert got["constant_baseline"] == pytest.approx(100 * 0.8 / 2 / 2)  # NOM 0.8, PUN 0; of the second sequence 0
 
 
-def test_a_tagger_that_always_says_the_same_is_scored():
+def test_the_constant_baseline_is_scored_as_entities():
     """Of B-X each token is an entity; a lone I-X is none, nor is O."""
     gold = documents([["B-x", "B-x", "I-x"], ["B-x", "O"], ["B-y"]])
     pred = [["O"] * len(d.tokens) for d in gold]
     want = {"B-x": 100 * 2 * 2 / (6 + 4), "O": 0, "I-x": 0, "B-y": 100 * 2 * 1 / (6 + 4)}
-    assert {k: finetune.score(gold, pred, E3C, k)["floor_entity"] for k in want} == pytest.approx(want)
-    of_speech = documents([["NOM", "PUN", "NOM", "ADJ"]])
-    got = finetune.score(of_speech, [["ADJ"] * 4], finetune.CORPORA["cas-pos"], "NOM")
-    assert got["floor_entity"] == pytest.approx(50)
+    assert {k: finetune.score(gold, pred, E3C, k)["constant_baseline_entity"] for k in want} == pytest.approx(want)
+    parts_of_speech = documents([["NOM", "PUN", "NOM", "ADJ"]])
+    got = finetune.score(parts_of_speech, [["ADJ"] * 4], corpora.CORPORA["cas-pos"], "NOM")
+    assert got["constant_baseline_entity"] == pytest.approx(50)
 
 
-def test_the_interval_is_of_documents():
-    """Sentences of one document are drawn together: with a single one the interval has no width."""
+def test_the_confidence_interval_resamples_documents():
+    """Sentences of one document are resampled together: with a single one the interval has no width."""
     gold = [["B-x", "O"], ["O", "O"], ["B-y", "B-x"]]
     pred = [["B-x", "O"], ["O", "O"], ["O", "B-x"]]
     sentences = documents(gold)
@@ -131,7 +138,7 @@ def test_the_interval_is_of_documents():
     for d in sentences:
         d.group = "one"
     assert finetune.score(sentences, pred, E3C)["interval"]["entity"] == pytest.approx([80, 80])
-    sums = finetune.resample([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
+    sums = finetune.bootstrap([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
     assert {*sums} == {6, 13, 20} and np.mean(sums == 13) == pytest.approx(0.5, abs=0.05)
 
 
@@ -139,13 +146,13 @@ def test_the_interval_is_of_documents():
 def test_windows_hold_every_word(dataset, max_len):
     """Each word in a window, at its first token; windows no longer than allowed and all of each word in one."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
-    special = data.special_ids(tokenizer)
+    special = tokenizers.special_ids(tokenizer)
     rng = random.Random(0)
     vocabulary = [*"acute inflammation of the liver , kidney xqzkwv \u200b".split(" "), "zzzzzzzzzzzzzz"]
     sentences = documents([([rng.choice(vocabulary) for _ in range(rng.randint(1, 60))], []) for _ in range(40)])
-    cut = finetune.windows(sentences, tokenizer, special, max_len)
+    windows = finetune.make_windows(sentences, tokenizer, special, max_len)
     seen = [set() for _ in sentences]
-    for sentence, first, ids, positions in cut:
+    for sentence, first, ids, positions in windows:
         words = sentences[sentence].tokens
         assert len(ids) <= max_len and ids[0] == special["cls"] and ids[-1] == special["sep"] and positions
         for k, p in enumerate(positions):
@@ -154,7 +161,7 @@ def test_windows_hold_every_word(dataset, max_len):
             assert ids[p : p + len(pieces)] == pieces
         assert len(positions) == len({*positions}) and first + len(positions) <= len(words)
     assert seen == [set(range(len(d.tokens))) for d in sentences]
-    whole = [i for i in range(40) if sum(c[0] == i for c in cut) == 1]
+    whole = [i for i in range(40) if sum(w.document == i for w in windows) == 1]
     assert whole and (max_len == 64 or len(whole) < 40)
 
 
@@ -162,57 +169,48 @@ def test_windows_end_at_lines(dataset):
     """Where a line end fits in, none overlap and each begins a line; a line too long is covered by half-overlaps."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
-    document = finetune.annotate("x", "\n".join(lines), [], None, Counter())
+    document = corpora.align_entities("x", "\n".join(lines), [], None, Counter())
     per_word = len(tokenizer.encode("liver", add_special_tokens=False).ids)
-    cut = finetune.windows([document], tokenizer, data.special_ids(tokenizer), 2 + 10 * per_word)
-    spans = [(first, first + len(positions)) for _, first, _, positions in cut]
+    windows = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
+    spans = [(w.first_word, w.first_word + len(w.word_positions)) for w in windows]
     assert spans == [(0, 9), (9, 15), (15, 25), (20, 30), (25, 35), (30, 40), (35, 45), (45, 47)]
 
 
 def test_predictions_come_from_the_middle_of_windows(dataset):
     """Every word gets one label, from the window in which it is farthest from an edge."""
-    import torch
-
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
-    special = data.special_ids(tokenizer)
+    special = tokenizers.special_ids(tokenizer)
     sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
-    cut = finetune.windows(sentences, tokenizer, special, 10)
-    labels = [f"window {i}" for i in range(len(cut))]
-    widths = [len(w[3]) for w in sorted(cut, key=lambda w: len(w[2]))]
-    order = sorted(range(len(cut)), key=lambda i: len(cut[i][2]))
+    windows = finetune.make_windows(sentences, tokenizer, special, 10)
+    labels = [f"window {i}" for i in range(len(windows))]
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
 
-    def tagger(ids, mask, position):
-        answer = torch.tensor([i for i, n in zip(order, widths) for _ in range(n)])
-        return torch.nn.functional.one_hot(answer, len(cut))
+    def classifier(ids, mask, word_index):
+        window = torch.tensor([i for i in order for _ in windows[i].word_positions])
+        return torch.nn.functional.one_hot(window, len(windows))
 
-    pred = finetune.predict(tagger, (sentences, cut), labels, 0, torch.device("cpu"), None)
+    predictions = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
-            margin = {
-                i: min(k - first, first + len(p) - 1 - k)
-                for i, (at, first, _, p) in enumerate(cut)
-                if at == s and first <= k < first + len(p)
+            distance = {
+                i: min(k - w.first_word, w.first_word + len(w.word_positions) - 1 - k)
+                for i, w in enumerate(windows)
+                if w.document == s and w.first_word <= k < w.first_word + len(w.word_positions)
             }
-            assert margin[labels.index(pred[s][k])] == max(margin.values())
+            assert distance[labels.index(predictions[s][k])] == max(distance.values())
 
 
 def test_the_command(release, checkpoint, tmp_path):
     """Seeds start each from the same checkpoint: run 2 of two is run 1 of a call that starts there."""
-    base = [
-        "finetune.py",
-        checkpoint,
-        "--corpus",
-        "e3c",
-        "--data",
-        release / "ner" / "en",
-        "--device",
-        "cpu",
-        "--lr",
-        "1e-3",
-    ]
+    corpus = ["--corpus", "e3c", "--data", release / "ner" / "en"]
+    base = ["finetune.py", checkpoint, *corpus, "--device", "cpu", "--lr", "1e-3"]
     p = command(*base, "--runs", 2, "--out", tmp_path / "two")
     assert p.returncode == 0, p.stderr
-    assert "mean of 2: paper P/R/F1" in p.stdout and "always says O" in p.stdout and "40 + 40 sequences" in p.stdout
+    assert (
+        "mean of 2: paper P/R/F1" in p.stdout
+        and "constant baseline (always O)" in p.stdout
+        and "40 + 40 sequences" in p.stdout
+    )
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
     assert command(*base, "--seed", 1, "--out", tmp_path / "one").returncode == 0
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
@@ -243,24 +241,23 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
     data, out = write_corpus(tmp_path / "A" / "fr"), tmp_path / "results" / "tiny" / "custom-fr"
 
     def tune(*more, data=data, run=checkpoint):
-        finetune.main([str(run), "--data", str(data), "--device", "cpu", *map(str, more)])
+        run_command(run, "--data", data, "--device", "cpu", *more)
         return capsys.readouterr().out
 
-    said = tune("--runs", 2)
-    assert "(a tagger that always says B-x: paper F1 33.33, entity F1 66.67)" in said and "holds seeds" not in said
+    shown = tune("--runs", 2)
+    assert "constant baseline (always B-x): paper F1 33.33, entity F1 66.67" in shown and "holds seeds" not in shown
     (out / "predictions-mine.conll").write_text("mine")
     (out / "predictions-7.conll").write_text("mine too")
     two = json.loads((out / "scores.json").read_text())["runs"]
-    said = tune("--seed", 1, "--runs", 2)
-    assert f"{out.relative_to(tmp_path)} holds seeds 0, 1 of the same settings" in said
-    assert "seeds 1 are replaced, each when its new result is whole" in said and "mean of 3: " in said
+    shown = tune("--seed", 1, "--runs", 2)
+    assert f"{out.relative_to(tmp_path)} holds seeds 0, 1 of the same settings" in shown
+    assert "seeds 1 are replaced, each when its new result is whole" in shown and "mean of 3: " in shown
     record = json.loads((out / "scores.json").read_text())
     assert [r["seed"] for r in record["runs"]] == [0, 1, 2] and record["runs"][:2] == two
-    assert (out / "scores.json").read_text().count('"floor"') == 3  # as the Makefile counts them
     tune("--max_len", 64)  # what 0 means with this checkpoint
     before = tree(out)
     assert before["predictions-mine.conll"] == b"mine" and before["predictions-7.conll"] == b"mine too"
-    assert len(finetune.read_results("results")["", "custom-fr"]["tiny"]) == 3
+    assert len(tables.read_results("results")["", "custom-fr"]["tiny"]) == 3
     capsys.readouterr()
 
     other = tmp_path / "other" / "tiny"
@@ -297,55 +294,46 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
 
 
 def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, monkeypatch):
-    argv = [
-        str(checkpoint),
-        "--data",
-        str(write_corpus(tmp_path / "A")),
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    finetune.main(argv)
+    argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r"]
+    run_command(*argv)
     before = tree(tmp_path / "r")
 
     def fail(*_):
         raise UserError("the loss is nan")
 
-    monkeypatch.setattr(finetune, "train_once", fail)
+    monkeypatch.setattr(finetune, "finetune_one_seed", fail)
     with pytest.raises(UserError, match="nan"):
-        finetune.main(argv)
+        run_command(*argv)
     assert tree(tmp_path / "r") == before
 
 
 def test_one_process_writes_into_a_folder(checkpoint, tmp_path):
     argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r"]
-    with finetune.alone(tmp_path / "r"):
+    with folder_lock(tmp_path / "r", "in use"):
         p = command("finetune.py", *argv)
     assert p.returncode == 1 and "another process writes results into it" in p.stderr and p.stderr.count("\n") == 1
     assert not tree(tmp_path / "r")
-    finetune.main([*map(str, argv)])
+    run_command(*argv)
 
 
-@pytest.mark.parametrize("argv, said", [
+@pytest.mark.parametrize("argv, message", [
     (["MIXED", "--data", "NER", "--corpus", "e3c"], "the files are not of one checkpoint"),
     (["RUN"], "there is no such folder"),
-    ([], "too few arguments"),
+    ([], "the following arguments are required: CHECKPOINT"),
     (["RUN", "--data", "NER", "--corpus", "e3c", "--max_len", "2"], "max_len = 2"),
     (["RUN", "--data", "NER", "--corpus", "e3c", "--precision", "fp16"], "fine-tuning has no loss scaler"),
     (["RUN", "--data", "nowhere"], "--data 'nowhere': there is no such folder"),
     (["RUN", "--data", "HERE", "--corpus", "x"], "unknown corpus 'x'"),
     (["HERE", "--data", "NER", "--corpus", "e3c"], "a checkpoint folder?"),
 ])  # fmt: skip
-def test_mistakes(release, checkpoint, tmp_path, argv, said):
+def test_mistakes(release, checkpoint, tmp_path, argv, message):
     shutil.copytree(checkpoint, tmp_path / "mixed")
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.add_tokens(["unheard-of"])  # one more than the weights have
     tokenizer.save(str(tmp_path / "mixed" / "tokenizer.json"))
     names = {"RUN": checkpoint, "HERE": tmp_path, "NER": release / "ner" / "en", "MIXED": tmp_path / "mixed"}
-    argv = [str(names.get(a, a)) for a in argv]
-    with pytest.raises(UserError, match=re.escape(said)):
-        finetune.main(argv)
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_command(*(names.get(a, a) for a in argv))
 
 
 def test_a_mistake_is_one_line(tmp_path):

@@ -1,6 +1,7 @@
-"""The trainer: the loss of equation (2), what must not depend on the layout, and going on after a stop."""
+"""Pre-training: the loss of equation (2), what must not depend on the layout, and a run that was stopped or killed."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,34 +21,30 @@ import data
 import kgi
 import model as models
 from configs import UserError
+from support import datasets, hardware, runs
+from support.arrays import concat_ranges
 from tests.conftest import ROOT, build, command
+from tests.training import (
+    args,
+    call,
+    lines,
+    one_step,
+    same_end,
+    same_weights,
+    set_up,
+    settings,
+    train,
+    training_lines,
+    weights,
+)
 
-TINY = {
-    "layers": 2, "heads": 2, "dim": 32, "ffn": 64, "steps": 6, "batch_size": 40, "lr": 1e-3, "log_every": 1,
-    "valid_every": 3, "device": "cpu", "dropout": 0.0,
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("known_machine")
 
-MEASURED = {"tokens_per_s", "mfu", "padding", "memory_gb", "left_s"}  # what is not the same on all layouts and days
-
-
-def settings(dataset, out, **more):
-    return configs.Train(**{"data": str(dataset), "out": str(out)} | TINY | more)
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
-
-
-def args(dataset, out, **more):
-    s = {"data": dataset, "out": out} | TINY | more
-    return [x for k, v in s.items() for x in (f"--{k}", str(v))]
+MEASURE_MATMUL_FLOPS = hardware.measure_matmul_flops
+MEASURED = {"tokens_per_s", "mfu", "padding", "memory_gb", "eta_s"}  # what is not the same on all layouts and days
 
 
-def test_alphas():
+def test_alphas_are_those_of_section_4_1():
     """Section 4.1 by hand, at Table 1's sizes for French: they sum to 1, and more examples weigh less."""
     ep, lp, tc = 100_000, 64_208, 200_000
     a = kgi.alphas([ep, lp, tc])
@@ -56,7 +54,7 @@ def test_alphas():
     assert kgi.alphas([0, lp, 0]) == [0, 1, 0] and kgi.alphas([0, 0, 0]) == [0, 0, 0]
 
 
-def test_learning_rate():
+def test_the_learning_rate_is_a_triangle():
     rate = [kgi.learning_rate(s, 100, 40, 2.0) for s in range(100)]
     assert rate[0] == pytest.approx(2 / 40) and max(rate) == rate[39] == rate[40] == 2.0
     assert rate[70] == pytest.approx(2.0 * 30 / 60) and 0 < rate[99] < 0.04
@@ -65,39 +63,39 @@ def test_learning_rate():
 
 def test_loss_of_a_step_is_equation_2(dataset, tmp_path):
     """One step against a plain loop: each example alone, dense cross-entropy, no micro-batches."""
-    trainer = kgi.Trainer(settings(dataset, tmp_path / "run", mlm_probability=0.3, batch_size=300))
-    model, e = trainer.model, trainer.train
-    batch = e.batch(*data.Order(len(e), 300, 0)(0), 0, 0.3)
+    run = set_up(dataset, tmp_path / "run", mlm_probability=0.3, batch_size=300, clip=0.0, log_every=9, valid_every=9)
+    model, examples = run.model, run.train
+    positions, epochs = data.EpochSampler(len(examples), 300, 0)(0)
+    batch = examples.masked_batch(examples.rows[positions], epochs, 0, 0.3)
+    heads = [model.mlm_head, model.mlm_head, model.relation_head, model.triple_head]
     sums, counts = [0.0] * 4, [0] * 4
     for i in range(300):
         ids = torch.from_numpy(batch.ids[batch.start[i] : batch.start[i] + batch.length[i]])[None]
         hidden = model.encoder(ids)[0]
-        for j in (batch.row == i).nonzero()[0]:
-            task = int(batch.task[j])
-            head = [model.vocabulary, model.vocabulary, model.link, model.triple][task]
-            gold = torch.tensor(int(batch.label[j]))
-            sums[task] = sums[task] + F.cross_entropy(head(hidden[batch.col[j]]), gold)
+        for j in (batch.target_example == i).nonzero()[0]:
+            task, gold = int(batch.target_task[j]), torch.tensor(int(batch.label[j]))
+            sums[task] = sums[task] + F.cross_entropy(heads[task](hidden[batch.target_position[j]]), gold)
             counts[task] += 1
-    assert min(counts) > 0 and counts == batch.counts.tolist()
-    alphas = kgi.alphas([e.manifest["counts"]["en"]["train"][t] for t in ("ep", "lp", "tc")])
+    assert min(counts) > 0 and counts == batch.targets_per_task.tolist()
+    alphas = kgi.alphas([examples.manifest["counts"]["en"]["train"][t] for t in ("ep", "lp", "tc")])
     loss = sum(w * s / n for w, s, n in zip([1.0, *alphas], sums, counts))
     loss.backward()
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters()]))
     model.zero_grad()
     seen = {}
-    trainer.optimizer.register_step_pre_hook(
+    run.optimizer.register_step_pre_hook(
         lambda *_: seen.update(norm=sum(p.grad.norm() ** 2 for p in model.parameters()) ** 0.5)
     )
-    trainer.s.clip = 0
-    statistics, _ = trainer.optimizer_step()
-    assert trainer.summary(statistics)["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert seen["norm"].item() == pytest.approx(norm.item(), rel=1e-4) and trainer.work["tokens"] == batch.length.sum()
+    one_step(run)
+    assert kgi.summarise(run, run.state.statistics)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert seen["norm"].item() == pytest.approx(norm.item(), rel=1e-4)
+    assert run.state.work["tokens"] == batch.length.sum()
 
 
 @pytest.fixture(scope="module")
 def baseline(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("kgi") / "one"
-    kgi.Trainer(settings(dataset, out)).run()
+    train(dataset, out)
     return out
 
 
@@ -105,105 +103,140 @@ def same_but_for_rounding(one, two):
     for a, b in zip(lines(one), lines(two), strict=True):
         a, b = (x.get("valid", {k: v for k, v in x.items() if k not in MEASURED}) for x in (a, b))
         assert a == pytest.approx(b, rel=2e-5, abs=2e-5)
-    mine = weights(two)
-    assert all((v - mine[k]).abs().max() < 2e-5 for k, v in weights(one).items())
+    other = weights(two)
+    assert all((v - other[k]).abs().max() < 2e-5 for k, v in weights(one).items())
 
 
-@pytest.mark.parametrize("ranks, budget", [(1, 200), (4, 64)])
-def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, budget):
+@pytest.mark.parametrize("ranks, micro_tokens", [(1, 200), (4, 64)])
+def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, micro_tokens):
     """The same losses, accuracies and weights with any number of real processes and any micro-batch."""
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
-    p = command(*run, "kgi.py", *args(dataset, tmp_path, micro_tokens=budget))
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
+    p = command(*torchrun, "kgi.py", *args(dataset, tmp_path, micro_tokens=micro_tokens))
     assert p.returncode == 0, p.stderr
     same_but_for_rounding(baseline, tmp_path)
 
 
-def test_two_nodes(dataset, tmp_path):
-    """Two torchrun agents that find each other (c10d, over loopback), as the README has it; steps of three examples,
-    in which tasks are absent and a rank has one example: the same as one process."""
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def test_two_nodes_are_as_one_process(dataset, tmp_path):
+    """Two torchrun agents find each other (c10d, over loopback), as the README has it.
+
+    Steps are of three examples: some lack a task, and one rank has a single example.
+    """
     few = {"batch_size": 3, "steps": 40, "valid_every": 40, "dropout": 0.0}
-    kgi.Trainer(settings(dataset, tmp_path / "one", **few)).run()
-    trained = [{t for t in data.TASKS if f"{t}_loss" in r} for r in lines(tmp_path / "one") if "valid" not in r]
-    assert all(any(t not in step for step in trained) for t in data.TASKS) and set.union(*trained) == set(data.TASKS)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    train(dataset, tmp_path / "one", **few)
+    trained = [{t for t in data.TASK_NAMES if f"{t}_loss" in r} for r in training_lines(tmp_path / "one")]
+    assert all(any(t not in step for step in trained) for t in data.TASK_NAMES)
+    assert set.union(*trained) == set(data.TASK_NAMES)
+    (port,) = free_ports(1)
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "7"]
     agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "kgi.py"]
     agent += args(dataset, tmp_path / "two", **few)
     nodes = [subprocess.Popen(agent, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [node.communicate(timeout=120)[0] for node in nodes]
+    output = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
-    assert sorted("done: " in out for out in told) == [False, True]  # rank 0 alone prints
+    assert sorted("done: " in text for text in output) == [False, True]  # rank 0 alone prints
     same_but_for_rounding(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize("left_out", ["mlm", "ep", "lp", "tc"])
-def test_a_task_left_out(dataset, tmp_path, left_out):
-    """Table 6: nothing of it is trained or validated, the alphas are of what remains, the others' masks the same."""
-    tasks = [t for t in data.TASKS if t != left_out]
-    trainer = kgi.Trainer(settings(dataset, tmp_path, tasks=tasks, steps=2))
-    trainer.run()
-    assert {k for r in lines(tmp_path) for k in r.get("valid", r) if k.endswith("_loss")} == {
-        f"{t}_loss" for t in tasks
-    }
-    counts = trainer.train.manifest["counts"]["en"]["train"]
+def test_a_task_left_out_changes_nothing_of_the_others(dataset, tmp_path, left_out):
+    """Table 6: it is neither trained nor validated, the alphas are of what remains, the others' masks are the same."""
+    tasks = [t for t in data.TASK_NAMES if t != left_out]
+    train(dataset, tmp_path, tasks=tasks, steps=2)
+    keys = {k for r in lines(tmp_path) for k in r.get("valid", r) if k.endswith("_loss")}
+    assert keys == {f"{t}_loss" for t in tasks}
+    run = set_up(dataset, tmp_path, tasks=tasks, steps=2)
+    counts = run.train.manifest["counts"]["en"]["train"]
     n = [counts[t] for t in tasks if t != "mlm"]
     expected = {t: (sum(n) - counts[t]) / sum(n) / (len(n) - 1) for t in tasks if t != "mlm"}
-    assert {t: w for t, w in zip(data.TASKS[1:], trainer.weights[1:].tolist()) if w} == pytest.approx(expected)
-    assert len(trainer.train) == sum(counts[t] for t in tasks)
-    whole = kgi.Trainer(settings(dataset, tmp_path / "whole"))
-    for t in (whole, trainer):
-        t.everything = t.train.batch(np.zeros(len(t.train), int), t.train.rows, 0, 0.15)
-    keep = np.flatnonzero(np.isin(whole.train.task, [data.TASKS.index(t) for t in tasks]))
-    start, length = whole.everything.start[keep], whole.everything.length[keep]
-    assert (whole.everything.ids[data.ragged(start, length)] == trainer.everything.ids).all()
+    found = dict(zip(data.TASK_NAMES[1:], run.coefficients[1:].tolist()))
+    assert {t: w for t, w in found.items() if w} == pytest.approx(expected)
+    assert len(run.train) == sum(counts[t] for t in tasks)
+    whole = data.PretrainingDataset(dataset, "train")
+    all_masked, masked = (x.masked_batch(x.rows, np.zeros(len(x), int), 0, 0.15) for x in (whole, run.train))
+    keep = np.flatnonzero(np.isin(whole.task, [data.TASK_NAMES.index(t) for t in tasks]))
+    assert (all_masked.ids[concat_ranges(all_masked.start[keep], all_masked.length[keep])] == masked.ids).all()
 
 
 def test_masks_do_not_depend_on_the_layout(dataset, tmp_path):
     """What the model sees of each example of a step, whatever the ranks and micro-batches, also with dropout."""
-    seen = set()
-    for world, budget in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
+    s, seen = settings(dataset, tmp_path, dropout=0.5), set()
+    examples = data.PretrainingDataset(dataset, "train", ["mlm"])
+    for world, micro_tokens in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
         rows = []
         for rank in range(world):
-            trainer = kgi.Trainer(settings(dataset, tmp_path, dropout=0.5, micro_tokens=budget, tasks=["mlm"]))
-            trainer.rank, trainer.world = rank, world
-            micros, _, _ = trainer.assemble(3)
-            for ids, mask, *_ in micros:
+            ranks = SimpleNamespace(device=torch.device("cpu"), rank=rank, world=world)
+            micro_batches, _ = kgi.Batches(s, examples, ranks, micro_tokens).get(3)
+            for ids, mask, *_ in micro_batches:
                 mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
                 rows += [tuple(row[m].tolist()) for row, m in zip(ids, mask)]
         seen.add(tuple(sorted(rows)))
     assert len(seen) == 1 and len(rows) == 40
 
 
-STOP = """
-import os, signal, sys
+THREE_RANKS = """
+import os, shutil, signal, sys
 sys.path.insert(0, {root!r})
-import kgi
-write = kgi.Trainer.write
-def leave(trainer, record):
-    write(trainer, record)
-    if record["step"] == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-kgi.Trainer.write = leave
-kgi.main({argv!r})
+os.environ["OMP_NUM_THREADS"] = "1"
+import configs, kgi
+kgi.hardware.measure_matmul_flops = lambda *_, repeat=3: 1e11
+
+def start(argv, dies=False):
+    children = []
+    for rank in range(3):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                run_rank(argv, rank, dies)
+            finally:
+                os._exit(1)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+def run_rank(argv, rank, dies):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost",
+                      MASTER_PORT=argv.pop())
+    write_metrics = kgi.write_metrics
+    def die_after_step_5(run, record):
+        write_metrics(run, record)
+        if record["step"] == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if dies:
+        kgi.write_metrics = die_after_step_5
+    function, settings = configs.parse(argv, kgi.__doc__, kgi.COMMANDS, "train")
+    function(settings)
+
+assert start({whole!r} + {ports!r}[:1]) == [0, 0, 0]
+assert start({stopped!r} + {ports!r}[1:2], dies=True) != [0, 0, 0]
+shutil.copy({metrics!r}, {metrics!r} + ".killed")
+assert start({stopped!r} + {ports!r}[2:]) == [0, 0, 0]
 """
 
 
-def test_two_ranks_go_on_to_the_same_weights(dataset, tmp_path):
-    """Killed after the checkpoint at step 3 and started again, with dropout: bit for bit the same."""
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", 2]
-    whole = tmp_path / "whole"
-    p = command(*run, "kgi.py", *args(dataset, whole, dropout=0.1))
-    assert p.returncode == 0, p.stderr
-    stopped = tmp_path / "stopped"
-    (tmp_path / "stop.py").write_text(STOP.format(root=str(ROOT), argv=args(dataset, stopped, dropout=0.1)))
-    assert command(*run, tmp_path / "stop.py").returncode != 0
-    assert [r["step"] for r in lines(stopped) if "valid" not in r] == [1, 2, 3, 4, 5]  # written after the checkpoint
-    p = command(*run, "kgi.py", *args(dataset, stopped, dropout=0.1))
-    assert p.returncode == 0 and "steps 3 to 6" in p.stdout, p.stderr
-    a, b = weights(whole), weights(stopped)
-    assert all(torch.equal(a[k], b[k]) for k in a)
+def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
+    """Killed after the checkpoint at step 3 and started again, with dropout: bit for bit the same.
+
+    The sum over three ranks depends on its order, which that over two does not.
+    """
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    script = THREE_RANKS.format(
+        root=str(ROOT), ports=free_ports(3), metrics=str(stopped / "metrics.jsonl"),
+        whole=args(dataset, whole, dropout=0.1), stopped=args(dataset, stopped, dropout=0.1),
+    )  # fmt: skip
+    (tmp_path / "three.py").write_text(script)
+    p = command(tmp_path / "three.py")
+    assert p.returncode == 0 and "training steps 3 to 6, 40 examples each" in p.stdout, p.stderr
+    killed = [json.loads(line) for line in (stopped / "metrics.jsonl.killed").read_text().splitlines()]
+    assert [r["step"] for r in killed if "valid" not in r] == [1, 2, 3, 4, 5]  # two were written after the checkpoint
+    assert same_weights(whole, stopped)
     for x, y in zip(lines(whole), lines(stopped), strict=True):
         assert x.keys() == y.keys() and x["step"] == y["step"] and x.get("valid") == y.get("valid")
         assert x.get("loss") == y.get("loss")
@@ -214,48 +247,39 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import pathlib
 import torch
-import kgi, configs
+import configs, kgi
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 saves, save, replace = [0], torch.save, pathlib.Path.replace
 if {where!r} == "in the file":
-    def half(state, f):
+    def save_half(content, f):
         saves[0] += 1
-        save(state, f)
+        save(content, f)
         if saves[0] == {at}:
             f.truncate(f.tell() // 2)
             f.flush()
             die()
-    torch.save = half
+    torch.save = save_half
 if {where!r} == "between the two":
-    def one(path, target):
-        saves[0] += str(target).endswith("before.pt")
+    def replace_one(path, target):
+        saves[0] += str(target).endswith("checkpoint.prev.pt")
         replace(path, target)
         if saves[0] == {at} - 1:
             die()
-    pathlib.Path.replace = one
+    pathlib.Path.replace = replace_one
 if {where!r} == "before the model":
-    def published(trainer):
-        if trainer.step == {at}:
-            die()
-    kgi.Trainer.publish = published
-kgi.main({argv!r})
+    export = kgi.export_checkpoint
+    kgi.export_checkpoint = lambda run: die() if run.state.step == {at} else export(run)
+function, settings = configs.parse({argv!r}, kgi.__doc__, kgi.COMMANDS, "train")
+function(settings)
 """
 
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("kgi") / "undisturbed"
-    kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
+    train(dataset, out, dropout=0.1, save_every=1)
     return out
-
-
-def same_end(out, undisturbed):
-    a, b = weights(undisturbed), weights(out)
-    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
-    for x, y in zip(lines(undisturbed), lines(out), strict=True):  # neither a gap nor a line twice
-        assert x["step"] == y["step"] and x.get("valid") == y.get("valid") and x.get("loss") == y.get("loss")
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in undisturbed.iterdir())
 
 
 @pytest.mark.parametrize("where", ["in the file", "between the two", "before the model"])
@@ -266,15 +290,15 @@ def test_killed_while_a_checkpoint_is_written(dataset, undisturbed, tmp_path, wh
     assert command(tmp_path / "kill.py").returncode == -9
     p = command("kgi.py", *argv)
     step = 4 if where == "before the model" else 3
-    assert p.returncode == 0 and f"steps {step} to 6" in p.stdout, p.stdout + p.stderr
-    assert ("no " in p.stdout and "going on from the one before it, of step 3" in p.stdout) == (
-        where == "between the two"
-    )
+    assert p.returncode == 0 and f"training steps {step} to 6" in p.stdout, p.stdout + p.stderr
+    fell_back = f"no {tmp_path / 'run' / 'checkpoint.pt'}; resuming from the previous checkpoint, of step 3" in p.stdout
+    assert fell_back == (where == "between the two")
     same_end(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment(dataset, undisturbed, tmp_path, seed):
+    """SIGKILL at a random moment; the same command ends in the same weights, bit for bit."""
     out = tmp_path / "run"
     argv = [sys.executable, "kgi.py", *args(dataset, out, dropout=0.1, save_every=1)]
     p = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -288,77 +312,51 @@ def test_killed_at_any_moment(dataset, undisturbed, tmp_path, seed):
     same_end(out, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(dataset, undisturbed, tmp_path, damage, capsys):
-    out = tmp_path / "run"
-    kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
-    last, before = out / "checkpoint.pt", out / "checkpoint.before.pt"
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 1
-    last.write_bytes({"cut": content[:3000], "one bit": content, "empty": b"", "other": b"hello" * 100}[damage])
-    capsys.readouterr()
-    trainer = kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1))
-    trainer.run()
-    assert f"{last}: damaged; going on from the one before it, of step 5" in capsys.readouterr().out
-    same_end(out, undisturbed)
-    assert kgi.read_checkpoint(before)["step"] == 5  # the good one, not the damaged
-    for path in (last, before):
-        path.write_bytes(content[:3000])
-    with pytest.raises(UserError, match="checkpoint.before.pt: damaged; no checkpoint is left to go on from"):
-        kgi.Trainer(settings(dataset, out, dropout=0.1, save_every=1)).run()
-
-
 def test_dropout_differs_from_step_to_step(dataset, tmp_path):
-    trainer = kgi.Trainer(settings(dataset, tmp_path, dropout=0.5, lr=0.0, batch_size=40))
-    order = trainer.order(0)
-    trainer.order = lambda step: order
-    a, b = (trainer.optimizer_step()[0][:, 0].sum().item() for _ in range(2))
-    trainer.step = 0
-    assert a != b and trainer.optimizer_step()[0][:, 0].sum().item() == a
+    """At a rate of zero and with the same examples, the loss changes with the step alone."""
+    run = set_up(dataset, tmp_path, dropout=0.5, lr=0.0)
+    batch = run.batches.get(0)
+    run.batches.get = lambda step: batch
+    kgi.training_loop(run)
+    losses = [r["loss"] for r in training_lines(tmp_path)]
+    assert len(set(losses)) == 6
+    run.state.step = 0
+    one_step(run)
+    assert training_lines(tmp_path)[-1]["loss"] == losses[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_and_leaves(dataset, undisturbed, tmp_path, monkeypatch, capfd, number):
+def test_a_signal_saves_and_exits(dataset, tmp_path, monkeypatch, capfd, number):
     """In the middle of an interval of the log: a line at once, status 75, and the same end, metrics.jsonl too."""
     few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6}
     whole, out = tmp_path / "whole", tmp_path / "run"
-    kgi.Trainer(settings(dataset, whole, **few)).run()
-    step = kgi.Trainer.optimizer_step
+    train(dataset, whole, **few)
+    update = kgi.update
 
-    def signalled(trainer):
-        if trainer.step == 1:
+    def signalled(run, lr):
+        if run.state.step == 2:
             os.kill(os.getpid(), number)
-        return step(trainer)
+        update(run, lr)
 
-    monkeypatch.setattr(kgi.Trainer, "optimizer_step", signalled)
-    monkeypatch.setattr(kgi.Trainer, "asked", 0)
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
-    try:
-        with pytest.raises(SystemExit) as left:
-            kgi.main(args(dataset, out, **few))
-        assert left.value.code == 75
-        told = capfd.readouterr()
-        assert f"stopped by {number.name} after step 2, saved" in told.out
-        assert f"{number.name} received: saving after this step; a second {number.name} exits immediately\n" in told.err
-        assert [r["step"] for r in lines(out)] == [0]
-        assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
-        kgi.Trainer.asked = 0
-        with pytest.raises(SystemExit) as left:
-            kgi.main(args(dataset, out, **few))
-        assert left.value.code == 0
-    finally:
-        for n, handler in handlers:
-            signal.signal(n, handler)
-    a, b = weights(whole), weights(out)
-    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as end:
+        m.setattr(kgi, "update", signalled)
+        kgi.train(settings(dataset, out, **few))
+    assert end.value.code == 75
+    printed = capfd.readouterr()
+    assert f"stopped by {number.name} after step 2, saved; the same command resumes from there" in printed.out
+    assert f"{number.name} received: saving after this step; a second {number.name} exits immediately\n" in printed.err
+    assert [r["step"] for r in lines(out)] == [0]
+    assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
+    train(dataset, out, **few)
+    assert same_weights(whole, out)
     for x, y in zip(lines(whole), lines(out), strict=True):
         assert {k: v for k, v in x.items() if k not in MEASURED} == {k: v for k, v in y.items() if k not in MEASURED}
 
 
 SRUN = """#!{python}
-# Stands in for Slurm's: TERM to all tasks when the run is under way, if the file "limit" is there.
+# In the place of Slurm's: sends TERM to all tasks once the run is under way, if the file "limit" exists.
 import os, pathlib, subprocess, sys, time
-n = os.environ["TASKS"]
+n = os.environ["N_TASKS"]
 env = os.environ | dict(SLURM_NTASKS=n, SLURM_NTASKS_PER_NODE=n)
 tasks = [subprocess.Popen(sys.argv[1:], env=env | dict(SLURM_PROCID=i, SLURM_LOCALID=i)) for i in "01"[: int(n)]]
 while pathlib.Path("{limit}").exists() and all(t.poll() is None for t in tasks):
@@ -372,9 +370,11 @@ sys.exit(max(t.wait() for t in tasks))
 SCONTROL = "#!/bin/sh\n[ $1 = show ] && echo localhost || echo $* >> {}\n"
 
 
-def test_the_slurm_script(dataset, tmp_path):
-    """At the time limit both ranks save and leave with 75 and the job is queued again; it then runs to its end, here
-    with one rank and other micro-batches: the same as if it had done so from the start."""
+def test_the_slurm_script_queues_the_job_again(dataset, tmp_path):
+    """At the time limit both ranks save and exit with 75, and the job is queued again.
+
+    It then runs to its end, here with one rank and other micro-batches: the same as if it had done so from the start.
+    """
     out, limit, queue = tmp_path / "run", tmp_path / "limit", tmp_path / "queue"
     bin = tmp_path / "bin"
     bin.mkdir()
@@ -386,97 +386,80 @@ def test_the_slurm_script(dataset, tmp_path):
     long = {"steps": 60, "valid_every": 60}
     env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_JOB_ID": "41"}
     script = ["bash", "configs/slurm.sh", *map(str, args(dataset, out, **long))]
-    tasks = {"TASKS": "2"}
+    tasks = {"N_TASKS": "2"}
     first = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
     assert "stopped by SIGTERM after step" in first.stdout and queue.read_text() == "requeue 41\n", first.stderr
-    tasks, script = {"TASKS": "1"}, [*script, "--micro_tokens", "300"]
+    tasks, script = {"N_TASKS": "1"}, [*script, "--micro_tokens", "300"]
     then = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
     assert then.returncode == 0 and "done: " in then.stdout and queue.read_text() == "requeue 41\n"
     assert [r["step"] for r in lines(out)] == [0, *range(1, 61), 60]
-    kgi.Trainer(settings(dataset, tmp_path / "whole", **long)).run()
+    train(dataset, tmp_path / "whole", **long)
     for a, b in zip(lines(tmp_path / "whole"), lines(out)):
         a, b = (x.get("valid", x)["loss"] for x in (a, b))
         assert a == pytest.approx(b, rel=1e-3)  # sixty steps, rounding adds up
 
 
-def test_a_budget(dataset, tmp_path, monkeypatch):
-    """On a clock that steps, validations and saves move: the run ends inside the budget, and is that of --steps."""
-    now = [1000.0]
+class Clock:
+    """In the place of the module time: it advances by a millisecond each time it is read, and by what a test adds."""
 
-    def clock():
-        now[0] += 0.001
-        return now[0]
+    def __init__(self):
+        self.now = 1000.0
 
-    monkeypatch.setattr(kgi.time, "perf_counter", clock)
+    def monotonic(self):
+        self.now += 0.001
+        return self.now
 
-    def slow(what, lasts):
-        def run(*args):
-            now[0] += lasts
-            return what(*args)
+    def slow(self, function, seconds):
+        """The function, lasting so many seconds more; seconds may be a function of its arguments."""
 
-        return run
+        def lasting(*args, **more):
+            self.now += seconds(*args) if callable(seconds) else seconds
+            return function(*args, **more)
 
-    for name, lasts in (("optimizer_step", 20), ("validate", 30), ("save", 5)):
-        monkeypatch.setattr(kgi.Trainer, name, slow(getattr(kgi.Trainer, name), lasts))
+        return lasting
+
+
+def test_a_run_ends_inside_its_time_budget(dataset, tmp_path, monkeypatch):
+    """On a clock that steps, validations and saves move; and the run is that of as many --steps."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+
+    def validation_lasts(run, rows=None):
+        return 30 * (1 if rows is None else len(rows) / len(run.valid))
+
+    for name, lasts in (("update", 20), ("validate", validation_lasts), ("save_checkpoint", 5)):
+        monkeypatch.setattr(kgi, name, clock.slow(getattr(kgi, name), lasts))
     few = {"dropout": 0.1, "valid_every": 10, "save_every": 5, "batch_size": 10}
-    trainer = kgi.Trainer(settings(dataset, tmp_path / "budget", steps=0, budget="20m", **few))
-    trainer.run()
-    assert 0.85 * 1200 < now[0] - 1000 <= 1200 and trainer.step == trainer.steps > 20
-    plain = kgi.Trainer(settings(dataset, tmp_path / "steps", steps=trainer.steps, **few))
-    plain.run()
-    a, b = weights(tmp_path / "budget"), weights(tmp_path / "steps")
-    assert all(torch.equal(v, b[k]) for k, v in a.items())  # of the warm-up nothing is left
-    again = kgi.Trainer(settings(dataset, tmp_path / "budget", steps=0, budget="20m", **few))
-    again.resume()
-    assert again.steps == trainer.steps and again.warmup == trainer.warmup
-    with pytest.raises(UserError, match="budget = 90s is not enough for one step"):
-        kgi.Trainer(settings(dataset, tmp_path / "short", steps=0, budget="90s", **few)).run()
-    for text in ("", "24", "1x", "h", "0m"):
-        with pytest.raises(UserError, match="is not a length of time such as 24h"):
-            kgi.seconds(text)
-    assert [kgi.seconds(t) for t in ("24h", "1h30m", "2d", "45s")] == [86400, 5400, 172800, 45]
+    train(dataset, tmp_path / "budget", steps=0, time_budget="20m", **few)
+    state = runs.read_checkpoint(tmp_path / "budget" / "checkpoint.pt")["state"]
+    assert 0.85 * 1200 < clock.now - 1000 <= 1200 and state["step"] == state["steps"] > 20
+    train(dataset, tmp_path / "steps", steps=state["steps"], **few)
+    assert same_weights(tmp_path / "budget", tmp_path / "steps")  # nothing is left of the steps that were measured
+    again = set_up(dataset, tmp_path / "budget", steps=0, time_budget="20m", **few)
+    kgi.resume(again)
+    assert again.state.steps == state["steps"]
+    with pytest.raises(UserError, match=r"time_budget = 90s is too short for one step \(20.0 s\), a validation"):
+        train(dataset, tmp_path / "short", steps=0, time_budget="90s", **few)
 
 
-def test_stopped_while_the_budget_is_planned(dataset, tmp_path, monkeypatch):
-    """Killed after the checkpoint that measures how long one takes: planned anew, not a run of no steps."""
-    few = {"steps": 0, "budget": "3s", "valid_every": 1000, "save_every": 1000}
+def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch):
+    """After the checkpoint that measures how long one takes: measured again, not a run of no steps."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+    monkeypatch.setattr(kgi, "update", clock.slow(kgi.update, 5))
+    few = {"steps": 0, "time_budget": "60s", "valid_every": 1000, "save_every": 1000}
 
-    def killed(trainer, steps):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as m:
-        m.setattr(kgi.Trainer, "schedule", killed)
-        with pytest.raises(KeyboardInterrupt):
-            kgi.Trainer(settings(dataset, tmp_path, **few)).run()
-    assert kgi.read_checkpoint(tmp_path / "checkpoint.pt")["steps"] == 0
-    trainer = kgi.Trainer(settings(dataset, tmp_path, **few))
-    assert trainer.run() and trainer.step == trainer.steps > 0
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(kgi, "check_schedule", killed)
+        kgi.train(settings(dataset, tmp_path, **few))
+    assert runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]["steps"] == 0
+    train(dataset, tmp_path, **few | {"time_budget": "50s"})  # another budget may be given
+    state = runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]
+    assert state["step"] == state["steps"] > 0
     assert [r["step"] for r in lines(tmp_path)].count(0) == 1
-
-
-def test_out_of_memory_names_the_setting(dataset, tmp_path, monkeypatch):
-    def full(trainer):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(kgi.Trainer, "optimizer_step", full)
-    with pytest.raises(
-        SystemExit, match="out of memory with micro-batches of 2,048 tokens. Give half, --micro_tokens 1024"
-    ):
-        kgi.Trainer(settings(dataset, tmp_path)).run()
-    with pytest.raises(SystemExit, match="with micro-batches of 100 tokens. Give a smaller model"):
-        kgi.Trainer(settings(dataset, tmp_path, micro_tokens=100)).run()
-
-
-def test_plot(baseline, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    kgi.main(["plot", str(baseline), str(baseline), "--out", "two.png"])
-    assert capsys.readouterr().out == "two.png\n" and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
-    for argv, said in (([], "usage: "), (["nowhere"], "nowhere/metrics.jsonl not found"), (["--in"], "usage: ")):
-        with pytest.raises(UserError, match=said):
-            kgi.plot(argv)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match="needs matplotlib: pip install -r requirements-plot.txt"):
-        kgi.plot([str(baseline)])
 
 
 def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
@@ -484,11 +467,11 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
     assert all(torch.equal(v, weights(baseline)[k]) for k, v in model.state_dict().items())
     assert (baseline / "tokenizer.json").read_bytes() == (dataset / "tokenizer.json").read_bytes()
     before = (baseline / "checkpoint.pt").read_bytes()
-    kgi.Trainer(settings(dataset, baseline)).run()  # nothing left to do
+    train(dataset, baseline)  # nothing left to do
     assert (baseline / "checkpoint.pt").read_bytes() == before
     (baseline / "model.safetensors").unlink()  # as if killed before it was written
-    kgi.Trainer(settings(dataset, baseline)).run()
-    more = kgi.Trainer(settings(dataset, tmp_path / "more", init=str(baseline), dropout=0.3))
+    train(dataset, baseline)
+    more = set_up(dataset, tmp_path / "more", init=str(baseline), dropout=0.3)
     assert more.model.encoder.config.dropout == more.model.encoder.layers[0].dropout == 0.3
     assert all(torch.equal(v, weights(baseline)[k]) for k, v in more.model.state_dict().items())
 
@@ -496,115 +479,69 @@ def test_a_finished_run_is_a_checkpoint_folder(dataset, baseline, tmp_path):
 def test_a_start_from_other_weights_must_fit_the_data_set(release, dataset, baseline, tmp_path):
     other = build(release, tmp_path / "other", vocab_size=300)
     with pytest.raises(UserError, match="has another tokenizer than .*; build one with: make data .*TOKENIZER="):
-        kgi.Trainer(settings(other, tmp_path / "run", init=str(baseline)))
+        set_up(other, tmp_path / "run", init=str(baseline))
     long = build(release, tmp_path / "long", tokenizer=str(baseline), seq_len=80)
     with pytest.raises(UserError, match="has 64 positions and .* sequences of up to 80 tokens"):
-        kgi.Trainer(settings(long, tmp_path / "run", init=str(baseline)))
+        set_up(long, tmp_path / "run", init=str(baseline))
+    with pytest.raises(UserError, match="layers = 3, but .* has 2; leave it out"):
+        set_up(dataset, tmp_path / "run", init=str(baseline), layers=3)
+    with pytest.raises(UserError, match="--init and --out are both .*; to resume that run leave --init as it was"):
+        set_up(dataset, baseline, init=str(baseline))
 
 
 def test_validation_counts_every_target(dataset, tmp_path):
-    """Over the whole part, in whatever pieces: the same losses."""
-    a = kgi.Trainer(settings(dataset, tmp_path, batch_size=40)).validate()
-    b = kgi.Trainer(settings(dataset, tmp_path, batch_size=1000, micro_tokens=10**6)).validate()
-    assert a == pytest.approx(b, rel=1e-5) and set(a) == {"loss"} | {
-        f"{t}_{x}" for t in data.TASKS for x in ("loss", "accuracy")
-    }
+    """Over the whole split, in whatever pieces: the same losses."""
+    a = kgi.validate(set_up(dataset, tmp_path, batch_size=40))
+    b = kgi.validate(set_up(dataset, tmp_path, batch_size=1000, micro_tokens=10**6))
+    assert a == pytest.approx(b, rel=1e-5)
+    assert set(a) == {"loss"} | {f"{t}_{x}" for t in data.TASK_NAMES for x in ("loss", "accuracy")}
 
 
-def test_what_a_run_cannot_go_on_with(dataset, baseline, tmp_path):
-    for more, said in (
-        ({"lr": 5e-4}, "another 'lr'"),
-        ({"seed": 1}, "another 'seed'"),
-        ({"steps": 9}, "another 'steps'"),
-    ):
-        with pytest.raises(UserError, match=said):
-            kgi.Trainer(settings(dataset, baseline, **more)).run()
-    models.save(models.load(baseline), tmp_path / "model")
-    with pytest.raises(UserError, match="holds a config.json, but no checkpoint.pt"):
-        kgi.Trainer(settings(dataset, tmp_path / "model")).run()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="holds a README.md, but no checkpoint.pt"):
-        kgi.Trainer(settings(dataset, tmp_path / "mine")).run()
-    assert [(p.name, p.read_text()) for p in (tmp_path / "mine").iterdir()] == [("README.md", "mine")]
-    for text in ('{"step": 3, "reward": 0.5}\n', "a diary\n", '{"step": 0, "valid": {}}\n[1]\n'):
-        (tmp_path / "theirs").mkdir(exist_ok=True)
-        (tmp_path / "theirs" / "metrics.jsonl").write_text(text)
-        with pytest.raises(UserError, match="holds a metrics.jsonl, but no checkpoint.pt"):
-            kgi.Trainer(settings(dataset, tmp_path / "theirs")).run()
-        assert (tmp_path / "theirs" / "metrics.jsonl").read_text() == text
-    torch.save([1], tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="not a checkpoint of this program"):
-        kgi.Trainer(settings(dataset, tmp_path)).run()
-    (tmp_path / "checkpoint.pt").write_bytes((baseline / "checkpoint.pt").read_bytes()[:1000])
-    with pytest.raises(UserError, match="checkpoint.pt: damaged"):
-        kgi.Trainer(settings(dataset, tmp_path)).run()
-
-
-@pytest.mark.parametrize("more, said", [
-    ({"warmup": 10_770}, r"warmup = 10770 steps, but the run has only 6"),
-    ({"alphas": [0.5]}, "there must be three"),
+@pytest.mark.parametrize("more, message", [
+    ({"warmup": 10_770}, r"warmup = 10770 steps, but the run has only 6 \(steps = 6\); give a share"),
+    ({"alphas": [0.5]}, "alphas = .*: there must be 3, for EP, LP, TC"),
     ({"heads": 5}, "heads = 5 does not divide dim = 32"),
     ({"precision": "int8"}, "precision = 'int8'"),
     ({"device": "tpu"}, "device = 'tpu'"),
     ({"precision": "fp16"}, "precision = 'fp16' needs a GPU; on the CPU give bf16 or fp32"),
-    ({"dim": 2**24}, "the model is too large for the memory: .* parameters take .* GB to train"),
-    ({"layers": 1000, "dim": 2**16}, "the model is too large for the memory"),
+    ({"dim": 2**14, "layers": 1000}, "the model is too large for the memory: .* parameters take .* GB to train"),
     ({"tasks": ["mlm", "nsp"]}, "tasks = mlm nsp: choose some of mlm ep lp tc"),
     ({"tasks": []}, "tasks = : choose some of"),
-    ({"budget": "1h"}, r"give one of them \(--steps 0"),
-    ({"budget": "soon", "steps": 0}, "budget = 'soon' is not a length of time"),
+    ({"time_budget": "1h"}, r"give one of them \(--steps 0"),
+    ({"time_budget": "soon", "steps": 0}, "time_budget = 'soon' is not a length of time"),
     ({"data": "nowhere"}, "nowhere is not a data set"),
     ({"init": "nowhere"}, "is nowhere a checkpoint folder"),
 ])  # fmt: skip
-def test_bad_settings(dataset, tmp_path, more, said):
-    with pytest.raises(UserError, match=said):
-        kgi.Trainer(settings(dataset, tmp_path, **more))
+def test_bad_settings_are_refused_before_anything_is_written(dataset, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        configs.check_values(more, configs.Train)
+        set_up(dataset, tmp_path, **more)
     assert not any(tmp_path.iterdir())
 
 
-def test_one_process_a_run_folder(dataset, tmp_path):
-    """And it is free again when that has ended, however it did."""
-    first, second = (kgi.Trainer(settings(dataset, tmp_path / "run", steps=1)) for _ in range(2))
-    with first.alone(), pytest.raises(UserError, match="run: another process is training into it"):
-        second.run()
-    first.order = None
-    with pytest.raises(TypeError):
-        first.run()
-    assert second.run()
-
-
-def test_ranks_that_see_different_checkpoints(dataset, tmp_path):
-    trainer = kgi.Trainer(settings(dataset, tmp_path))
-    trainer.over_ranks = lambda numbers: [n + 7 for n in numbers]  # another rank is at step 7
-    with pytest.raises(UserError, match="the ranks see different checkpoints in .*; all nodes must share the folder"):
-        trainer.run()
-
-
 def test_tasks_are_a_set(dataset, tmp_path):
-    kgi.Trainer(settings(dataset, tmp_path, tasks=["ep", "mlm"], steps=1, warmup=1)).run()
-    kgi.Trainer(settings(dataset, tmp_path, tasks=["mlm", "ep", "ep"], steps=1, warmup=1)).resume()
+    train(dataset, tmp_path, tasks=["ep", "mlm"], steps=1, warmup=1)
+    kgi.resume(set_up(dataset, tmp_path, tasks=["mlm", "ep", "ep"], steps=1, warmup=1))
 
 
 def test_a_validation_that_is_not_finite_is_not_kept(dataset, tmp_path):
-    """Weights can be finite and the loss not: neither saved nor called done."""
-    trainer = kgi.Trainer(settings(dataset, tmp_path, steps=1, warmup=1, lr=1e9, clip=0.0))
+    """Weights can be finite and the loss not: the run is neither saved nor called done."""
     with pytest.raises(UserError, match="step 1: the validation loss is nan; there is no checkpoint yet"):
-        trainer.run()
+        train(dataset, tmp_path, steps=1, warmup=1, lr=1e9, clip=0.0)
     assert not (tmp_path / "checkpoint.pt").exists() and "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_which_data_set(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no data set under datasets/"):
-        kgi.find_data("")
+        datasets.find_data("")
     for name in ("fr", "es"):
         (tmp_path / "datasets" / name).mkdir(parents=True)
         (tmp_path / "datasets" / name / "manifest.json").write_text("{}")
         if name == "fr":
-            assert str(kgi.find_data("")) == "datasets/fr"
-    with pytest.raises(UserError, match="say --data with one of datasets/es, datasets/fr"):
-        kgi.find_data("")
+            assert str(datasets.find_data("")) == "datasets/fr"
+    with pytest.raises(UserError, match="several data sets found; choose one with --data: datasets/es, datasets/fr"):
+        datasets.find_data("")
 
 
 def test_a_mistake_is_one_line(dataset, tmp_path):
@@ -614,232 +551,254 @@ def test_a_mistake_is_one_line(dataset, tmp_path):
     assert p.returncode != 0 and "Traceback" not in p.stderr
     assert "step 2: the loss is nan; there is no checkpoint yet" in p.stderr
     with pytest.raises(UserError, match="step 1: the weights are not finite; there is no checkpoint yet"):
-        kgi.Trainer(settings(dataset, tmp_path / "b", lr=1e39, clip=0.0, save_every=1, log_every=6)).run()
+        train(dataset, tmp_path / "b", lr=1e39, clip=0.0, save_every=1, log_every=6)
     assert not (tmp_path / "b" / "checkpoint.pt").exists()
 
 
 def test_bf16_autocast_on_cpu(dataset, baseline, tmp_path):
-    kgi.Trainer(settings(dataset, tmp_path, precision="bf16")).run()
+    train(dataset, tmp_path, precision="bf16")
     a, b = lines(baseline)[-1]["valid"], lines(tmp_path)[-1]["valid"]
     assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
 
 
-def test_going_on_in_fp16_what_was_begun_without(dataset, baseline):
-    trainer = kgi.Trainer(settings(dataset, baseline))
-    trainer.scaler = torch.amp.GradScaler("cpu")
-    trainer.resume()
-    assert trainer.step == 6 and trainer.scaler.get_scale() == 65536.0
+def test_a_run_begun_without_a_scaler_resumes_with_one(dataset, baseline):
+    run = set_up(dataset, baseline)
+    run.scaler = torch.amp.GradScaler("cpu")
+    kgi.resume(run)
+    assert run.state.step == 6 and run.scaler.get_scale() == 65536.0
 
 
-def test_fp16_overflow_is_done_again(dataset, tmp_path):
-    """The scaler's logic, on the CPU: an overflow halves the scale and the step is done again, to the same end."""
-    plain = kgi.Trainer(settings(dataset, tmp_path / "plain"))
-    for _ in range(4):
-        plain.optimizer_step()
-    trainer = kgi.Trainer(settings(dataset, tmp_path))
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    trainer.optimizer_step()
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    kept = []
+def test_an_fp16_step_that_overflows_is_skipped_and_counted(dataset, tmp_path):
+    """The scaler's logic, on the CPU: the scale is halved, the weights stay, and the schedule goes on."""
+    run = set_up(dataset, tmp_path, log_every=9, valid_every=9)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    one_step(run)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
 
     def overflow(gradient):
-        kept.append(all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items()))
-        return gradient * float("inf") if trainer.scaler.get_scale() > 256 else gradient
+        return gradient * float("inf") if run.scaler.get_scale() > 256 else gradient
 
-    hook = trainer.model.triple.bias.register_hook(overflow)
-    trainer.optimizer_step()
-    assert trainer.scaler.get_scale() == 256.0 and trainer.skipped == 2 and trainer.step == 2
-    assert all(kept)  # skipped: the weights stay as they were
-    assert [g["lr"] for g in trainer.optimizer.param_groups] == [kgi.learning_rate(1, 6, trainer.warmup, 1e-3)]
-    assert {int(s["step"]) for s in trainer.optimizer.state.values()} == {2}  # AdamW's own count of updates
-    hook.remove()
-    for _ in range(2):
-        trainer.optimizer_step()
-    assert np.allclose(trainer.interval, plain.interval, rtol=1e-5)
-    for k, v in plain.model.state_dict().items():
-        assert (v - trainer.model.state_dict()[k]).abs().max() < 2e-6
-    trainer.save()
-    again = kgi.Trainer(settings(dataset, tmp_path))
+    run.model.triple_head.bias.register_hook(overflow)
+    for n in (1, 2):
+        one_step(run)
+        assert (run.state.step, run.state.skipped, run.state.overflows) == (1 + n, n, n)
+        assert run.scaler.get_scale() == 1024 / 2**n
+        assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
+    one_step(run)
+    assert (run.state.step, run.state.skipped, run.state.overflows) == (4, 2, 0)
+    assert not torch.equal(run.model.triple_head.bias, before["triple_head.bias"])
+    assert [g["lr"] for g in run.optimizer.param_groups] == [kgi.learning_rate(3, 6, 3, 1e-3)]
+    assert {int(x["step"]) for x in run.optimizer.state.values()} == {2}  # AdamW's own count of updates
+    assert all(math.isfinite(x) for row in run.state.statistics for x in row)
+    again = set_up(dataset, tmp_path, log_every=9, valid_every=9)
     again.scaler = torch.amp.GradScaler("cpu")
-    again.resume()
-    assert (
-        again.scaler.get_scale() == 256.0 and again.skipped == 2 and again.scaler.state_dict()["_growth_tracker"] == 3
-    )
+    kgi.resume(again)
+    assert again.state == run.state and again.scaler.state_dict() == run.scaler.state_dict()
+    assert again.scaler.get_scale() == 256.0
 
 
 def test_overflow_without_end_stops_and_keeps_the_checkpoint(dataset, tmp_path):
-    trainer = kgi.Trainer(settings(dataset, tmp_path, save_every=1, steps=2))
-    trainer.run()
-    good = (tmp_path / "checkpoint.pt").read_bytes()
-    trainer.scaler = torch.amp.GradScaler("cpu")
-    trainer.model.triple.bias.register_hook(lambda g: g * float("inf"))
-    with pytest.raises(UserError, match=r"step 3: the gradients overflowed fp16 20 times, .* last checkpoint"):
-        trainer.optimizer_step()
-    trainer.scaler = torch.amp.GradScaler("cpu")
-    trainer.model.link.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"step 3: the loss is nan; .*checkpoint.pt is the last checkpoint"):
-        trainer.optimizer_step()
-    assert (tmp_path / "checkpoint.pt").read_bytes() == good and trainer.skipped == 20
+    """Twenty times in a row, be it across a resume."""
+
+    def overflowing():
+        run = set_up(dataset, tmp_path, steps=40, save_every=8, valid_every=40)
+        run.scaler = torch.amp.GradScaler("cpu")
+        kgi.resume(run)
+        run.model.triple_head.bias.register_hook(lambda gradient: gradient * float("inf"))
+        return run
+
+    for _ in range(2):
+        run = overflowing()
+        with pytest.raises(UserError, match=r"step 20: the gradients overflowed fp16 20 times, .* last checkpoint"):
+            kgi.training_loop(run)
+        state = runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]
+        assert (state["step"], state["skipped"], state["overflows"]) == (16, 16, 16)
+    run = overflowing()
+    run.model.relation_head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"step 17: the loss is nan; .*checkpoint.pt is the last checkpoint"):
+        kgi.training_loop(run)
 
 
-def test_torchrun_as_the_readme_has_it(dataset, tmp_path):
+def test_torchrun_shows_a_mistake_as_one_line():
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "kgi.py", "--lr", "fast"]
     p = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    line = "kgi.py: error: --lr: 'fast' is not a number"
+    line = "kgi.py: error: argument --lr: 'fast' is not a number"
     report, cause = p.stderr.split("Root Cause")
     assert p.returncode != 0 and cause.count(line) == 1  # at the end of the report, where it is seen
     assert sum(x.startswith(line) for x in report.splitlines()) <= 1  # and when it happens, from one rank
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_again(dataset, baseline, tmp_path):
-    for n in (0, 1, 3):
-        (tmp_path / "run").mkdir(exist_ok=True)
-        first = (baseline / "metrics.jsonl").read_text().splitlines(keepends=True)[:n]
-        (tmp_path / "run" / "metrics.jsonl").write_text("".join(first))
-        kgi.Trainer(settings(dataset, tmp_path / "run")).resume()
-        assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
-
-
-DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',
-          b'{"step": 5, "valid": 7}', b'{"step": 5, "valid": {"mlm_loss": "x"}}']  # fmt: skip
-
-
-def test_damaged_lines_of_metrics_are_dropped(dataset, baseline, tmp_path, capsys):
-    """Going on, the model card and the plot: told in one line, and the rest is kept byte for byte."""
-    out = tmp_path / "run"
-    kgi.Trainer(settings(dataset, out)).run()
-    whole = (out / "metrics.jsonl").read_bytes()
-    (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))
-    capsys.readouterr()
-    trainer = kgi.Trainer(settings(dataset, out))
-    assert "held out, at step 6" in trainer.card()
-    kgi.plot([str(out), "--out", str(tmp_path / "x.png")])
-    assert f"{out / 'metrics.jsonl'}: damaged lines left out: {len(DAMAGE)}" in capsys.readouterr().out
-    trainer.resume()
-    assert f"{out / 'metrics.jsonl'}: damaged lines dropped: {len(DAMAGE)}\n" == capsys.readouterr().out
-    assert (out / "metrics.jsonl").read_bytes() == whole
-
-
 def test_a_finished_run_is_done_at_once(dataset, baseline, monkeypatch, capsys):
     """Nothing is measured or written; a model that is not that of the checkpoint is."""
-    monkeypatch.setattr(models, "matrix_rate", None)
+    monkeypatch.setattr(hardware, "measure_matmul_flops", None)
     before = {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"}
-    trainer = kgi.Trainer(settings(dataset, baseline))
-    assert trainer.run() and capsys.readouterr().out == f"done: {baseline}\n"
+    train(dataset, baseline)
+    assert capsys.readouterr().out == f"done: {baseline}\n"
     assert {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"} == before
     other = models.load(baseline)
-    other.vocab_bias.data += 1
+    other.mlm_bias.data += 1
     models.save(other, baseline)
-    assert kgi.Trainer(settings(dataset, baseline)).run()
-    assert torch.equal(models.load(baseline).vocab_bias, weights(baseline)["vocab_bias"])
+    train(dataset, baseline)
+    assert torch.equal(models.load(baseline).mlm_bias, weights(baseline)["mlm_bias"])
 
 
-def test_mfu_is_never_above_one(dataset, tmp_path, monkeypatch):
-    """The best rate counts, be it the run's own or one that was measured later; the random state stays as it is."""
-    trainer = kgi.Trainer(settings(dataset, tmp_path))
-    trainer.rate, trainer.measured = 100.0, time.perf_counter()
-    assert [trainer.mfu(x) for x in (50.0, 200.0, 100.0)] == [0.5, 1.0, 0.5]
+def test_the_mfu_is_never_above_one(dataset, tmp_path, monkeypatch):
+    """The best rate counts, be it the run's own or one that was measured later, on all ranks at once."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+    run = set_up(dataset, tmp_path)
+    run.matmul_flops, run.matmul_measured = 100.0, clock.now
+
+    def mfu(achieved):
+        kgi.raise_matmul_flops(run, achieved)
+        return achieved / run.matmul_flops
+
+    assert [mfu(x) for x in (50.0, 200.0, 100.0)] == [0.5, 1.0, 0.5]
+    monkeypatch.setattr(hardware, "measure_matmul_flops", lambda *_, repeat: 400.0)
+    assert mfu(100.0) == 0.5  # not yet
+    run.ranks.is_first, run.ranks.mean = False, lambda seconds: seconds + 61  # the clocks of all ranks decide
+    assert mfu(100.0) == 0.25 and run.matmul_measured == clock.now
+
+
+def test_measuring_the_machine_leaves_the_random_state(dataset):
     state = torch.get_rng_state()
-    models.matrix_rate.__wrapped__(trainer.device, None, repeat=1)
+    assert MEASURE_MATMUL_FLOPS(torch.device("cpu"), None, repeat=1) > 0
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(models.matrix_rate, "__wrapped__", lambda *_, repeat: 400.0)
-    assert trainer.mfu(100.0) == 0.5  # not yet
-    trainer.measured -= 61
-    assert trainer.mfu(100.0) == 0.25 and time.perf_counter() - trainer.measured < 60
 
 
 def test_a_clock_that_stands_still(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(kgi.time, "perf_counter", lambda: 5.0)
-    models.matrix_rate.cache_clear()
-    kgi.Trainer(settings(dataset, tmp_path, steps=2)).run()
-    models.matrix_rate.cache_clear()
-    trained = [r for r in lines(tmp_path) if "valid" not in r]
-    assert [(r["tokens_per_s"], r["mfu"], r["left_s"]) for r in trained] == [(0.0, 0.0, 0.0)] * 2
+    """No clock but the one that never steps back is asked, and nothing is divided by no seconds."""
+    monkeypatch.setattr(kgi, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    train(dataset, tmp_path, steps=2)
+    measured = [(r["tokens_per_s"], r["mfu"], r["eta_s"]) for r in training_lines(tmp_path)]
+    assert measured == [(0.0, 0.0, 0.0)] * 2
 
 
-def test_a_budget_too_short_is_known_early(dataset, tmp_path, monkeypatch):
-    """In the middle of the first validation, or before the first step."""
-    now = [0.0]
-    monkeypatch.setattr(kgi.time, "perf_counter", lambda: now[0])
+def test_the_speed_counts_the_time_until_the_results_are_there(dataset, tmp_path, monkeypatch):
+    """A GPU computes while the program goes on: only where the sums are read has the step ended."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+    run = set_up(dataset, tmp_path, steps=1, warmup=1)
+    tmp_path.mkdir(exist_ok=True)
+    run.ranks.all_reduce_sum = clock.slow(run.ranks.all_reduce_sum, lambda numbers: 10.0 * (len(numbers) > 1))
+    monkeypatch.setattr(kgi, "validate", lambda _: {"loss": 1.0})
+    kgi.training_loop(run)
+    tokens = run.batches.get(0)[1].length.sum()
+    assert training_lines(tmp_path)[0]["tokens_per_s"] == pytest.approx(tokens / 10, rel=1e-2)
+
+
+def test_a_data_set_built_again_meanwhile_changes_nothing(release, tmp_path):
+    """The tokenizer that is exported is that of the examples."""
+    folder = build(release, tmp_path / "en")
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    run = set_up(folder, tmp_path / "run")
+    build(release, folder, vocab_size=300)
+    assert (folder / "tokenizer.json").read_bytes() != tokenizer
+    kgi.resume(run)
+    kgi.training_loop(run)
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_lines_of_the_log_fit_120_columns(dataset, tmp_path, capsys):
+    run = set_up(dataset, tmp_path)
+    run.state.step, run.state.steps = 123_456, 650_000
+    run.state.statistics = [[12_345.0, 1000, 1000]] * 4
+    run.state.work = {"seconds": 1.0, "tokens": 1.2e6, "computed": 1.3e6, "flops": 1e10}
+    kgi.log_training(run, 1e-4, eta=10.9 * 86_400)
+    kgi.log_validation(run, kgi.summarise(run, [[12_345.0, 1000, 1000]] * 4))
+    training, validation = capsys.readouterr().out.splitlines()
+    assert "mlm 12.345 " in training and "1,200,000 tokens/s  left 10 days, 21:36:00" in training
+    assert "mlm 12.345 (100.0 %)" in validation
+    assert max(len(training), len(validation)) <= 120
+
+
+def test_a_time_budget_too_short_is_found_out_early(dataset, tmp_path, monkeypatch):
+    """After a part of the first validation, before the first step, or after the first step."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+    steps = []
     forward = models.KGIBert.forward
 
-    def slow(model, *args):
-        now[0] += 10
-        assert now[0] <= 100 and not model.training
-        return forward(model, *args)
+    def slow(model, *arguments):
+        assert not model.training
+        clock.now += 10
+        return forward(model, *arguments)
 
-    monkeypatch.setattr(models.KGIBert, "forward", slow)
-    few = {"steps": 0, "micro_tokens": 100}
-    with pytest.raises(UserError, match=r"budget = 1m is not enough for validations before and after .*at least \d+s"):
-        kgi.Trainer(settings(dataset, tmp_path / "a", budget="1m", **few)).run()
-    assert now[0] == 40  # more than half of it
-    now[0] = 0.0
-    monkeypatch.setattr(kgi.Trainer, "validate", lambda *_: now.__setitem__(0, 20.0))
-    with pytest.raises(UserError, match=r"validations before .*\(20.0 s each\) and one step \(\d+.\d s or more\)"):
-        kgi.Trainer(settings(dataset, tmp_path / "b", budget="1m", batch_size=2000, **few)).run()
-    assert not (tmp_path / "a" / "checkpoint.pt").exists()
+    few = {"steps": 0, "time_budget": "1m"}
+    with monkeypatch.context() as m:
+        m.setattr(models.KGIBert, "forward", slow)
+        with pytest.raises(UserError, match=r"is too short for validations before and after .*: give at least \d+s"):
+            train(dataset, tmp_path / "a", **few)
+        found_out_after, clock.now = clock.now - 1000, 1000.0
+        kgi.validate(set_up(dataset, tmp_path / "a", **few))
+        assert found_out_after < (clock.now - 1000) / 2
 
+    clock.now = 1000.0
+    with monkeypatch.context() as m:
+        m.setattr(kgi, "validate", clock.slow(kgi.validate, lambda run, rows=None: 20 if rows is None else 1))
+        m.setattr(kgi, "update", lambda *_: pytest.fail("a step was made"))
+        message = r"is too short for one step \(\d+.\d s or more\) and a validation \(20.0 s\)"
+        with pytest.raises(UserError, match=message):
+            train(dataset, tmp_path / "b", batch_size=2000, **few)
 
-@pytest.mark.parametrize("tasks, text, graph", [(["mlm"], True, False), (["ep", "lp"], False, True)])
-def test_the_model_card_says_what_is_true(dataset, tmp_path, tasks, text, graph):
-    card = kgi.Trainer(settings(dataset, tmp_path, tasks=tasks)).card()
-    assert "clinical text" not in card and ("on documents" in card, "fill-mask" in card) == (text, text)
-    assert all((x in card) == graph for x in ("knowledge graph", "- umls", "| CUIs |", "for the UMLS"))
-    for task, name in zip(data.TASKS, data.NAMES):
-        assert (f"{name} examples" in card) == (f"{task.upper()} " in card.split("weights of")[1]) == (task in tasks)
+    clock.now = 1000.0
+    with monkeypatch.context() as m:
+        m.setattr(kgi, "update", clock.slow(lambda *_, **__: steps.append(1), 1000))
+        with pytest.raises(UserError, match=r"is too short for one step \(1000.0 s\), .*: give at least 20\d\ds"):
+            train(dataset, tmp_path / "c", **few)
+    assert len(steps) == 1
+    assert not (tmp_path / "a" / "checkpoint.pt").exists() and not (tmp_path / "b" / "checkpoint.pt").exists()
 
 
 def test_the_tasks_stay_with_the_model(dataset, baseline, tmp_path):
     """In config.json, through load and save, and with those of the checkpoint that a run began with."""
-    few = {"steps": 1, "warmup": 1.0, "valid_every": 1}
-    kgi.Trainer(settings(dataset, tmp_path / "lp", tasks=["lp"], **few)).run()
+    train(dataset, tmp_path / "lp", tasks=["lp"], steps=1, warmup=1.0, valid_every=1)
     models.save(models.load(tmp_path / "lp"), tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["kgi_tasks"] == ["lp"]
-    then = kgi.Trainer(settings(dataset, tmp_path / "then", tasks=["mlm"], init=str(tmp_path / "lp")))
-    assert then.model.encoder.config.handed_on["kgi_tasks"] == ["mlm", "lp"]
+    run = set_up(dataset, tmp_path / "then", tasks=["mlm"], init=str(tmp_path / "lp"))
+    assert run.model.encoder.config.extra_config["kgi_tasks"] == ["mlm", "lp"]
 
 
 def test_evaluation_decides_by_the_tokenizer(dataset, baseline, tmp_path, monkeypatch, capsys):
     """A model may have more embeddings than its tokenizer has entries, as many on the hub do."""
     monkeypatch.chdir(tmp_path)
     model = models.load(baseline)
-    models.grow(model, [], model.encoder.config.vocab_size + 62)
-    model.encoder.config.handed_on.pop("kgi_tasks", None)
+    models.resize_token_embeddings(model, [], model.encoder.config.vocab_size + 62)
+    model.encoder.config.extra_config.pop("kgi_tasks", None)
     models.save(model, tmp_path / "wide")
     (tmp_path / "wide" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
-    few = ["--data", str(dataset), "--terms", "200", "--device", "cpu"]
-    kgi.main(["--evaluate", str(tmp_path / "wide"), str(baseline), *few])
+    call("evaluate", tmp_path / "wide", baseline, "--data", dataset, "--terms", 200, "--device", "cpu")
     assert "synonyms alone" not in capsys.readouterr().out
     wide, own = (
         json.loads((tmp_path / "results" / name / f"knowledge-{dataset.name}.json").read_text())
         for name in ("wide", baseline.name)
     )
-    assert wide["lp"] == own["lp"] and own["tasks"] == list(data.TASKS) and "tasks" not in wide
+    assert wide["lp"] == own["lp"] and own["tasks"] == list(data.TASK_NAMES) and "tasks" not in wide
 
 
 def test_a_data_set_that_cannot_be_read(dataset, baseline, tmp_path, monkeypatch):
-    """It does not stand in the way of another one, and is named where none can be found."""
+    """It does not hide another one, and is named where none can be found."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets" / "broken").mkdir(parents=True)
     (tmp_path / "datasets" / "broken" / "manifest.json").write_text("{")
-    assert kgi.find_data(str(dataset), str(baseline)) == dataset
+    assert datasets.find_data(str(dataset), str(baseline), data.NEW_TOKENS) == dataset
     with pytest.raises(UserError, match=r"no data set under datasets/ has the tokenizer of .*; datasets/broken/mani"):
-        kgi.find_data("", str(baseline))
+        datasets.find_data("", str(baseline), data.NEW_TOKENS)
     (tmp_path / "datasets" / "en").symlink_to(dataset)
-    assert str(kgi.find_data("", str(baseline))) == "datasets/en"
-    exists = kgi.Path.exists
+    assert str(datasets.find_data("", str(baseline), data.NEW_TOKENS)) == "datasets/en"
+    exists = datasets.Path.exists
 
     def forbidden(path, **more):
         if path.parent.name == "broken":
             raise PermissionError(13, "Permission denied", str(path))
         return exists(path, **more)
 
-    monkeypatch.setattr(kgi.Path, "exists", forbidden)
-    assert str(kgi.find_data("")) == "datasets/en"
+    monkeypatch.setattr(datasets.Path, "exists", forbidden)
+    assert str(datasets.find_data("")) == "datasets/en"
 
 
 PYTHON = """#!/bin/sh
-# Stands in for the one of .venv: says what it is called with.
+# In the place of the one of .venv: prints what it is called with.
 [ "$1" != -c ] || exec {python} "$@"
 echo "called $*"
 case "$*" in *"{fails}"*) exit 1;; esac
@@ -857,6 +816,7 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
         return p.returncode, [x.removeprefix("called ") for x in p.stdout.splitlines() if "v1-fr" in x]
 
     (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-plot.txt", "env/.ready"):
         (tmp_path / name).touch()
     code, called = make()
@@ -864,7 +824,7 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
     assert called[0] == (
         "kgi.py configs/v1-fr.toml configs/ablation-mlm.toml --data datasets/fr --seed 0 --out runs/v1-fr-mlm-s0 --lr 1"
     )
-    assert called[1].startswith("finetune.py runs/v1-fr-mlm-s0 ") and called[2].startswith("kgi.py --evaluate runs/v1")
+    assert called[1].startswith("finetune.py runs/v1-fr-mlm-s0 ") and called[2].startswith("kgi.py evaluate runs/v1")
     model = tmp_path / "runs" / "v1-fr-mlm-s0" / "model.safetensors"
     scores, knowledge = (tmp_path / "results" / "v1-fr-mlm-s0" / x for x in ("x/scores.json", "knowledge-fr.json"))
     for path, text in ((model, ""), (scores, '{"runs": [{}]}'), (knowledge, "{}")):

@@ -1,4 +1,4 @@
-"""The encoder against torch's own layer, the heads against a dense computation, checkpoints in and out."""
+"""The encoder against torch's own layer, the heads against a dense computation, and what a step costs."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as models
 from configs import UserError
+from support import checkpoints, hardware
 
+HEADS = ("mlm_head", "mlm_head", "relation_head", "triple_head")  # of the four tasks
 SIZES = [(48, 2, 4, 96), (32, 1, 1, 64), (40, 3, 8, 80)]  # dim, layers, heads, ffn
 
 
@@ -43,6 +45,11 @@ def reference(model):
     return ref
 
 
+def per_task(*n):
+    """targets_per_task of a forward pass: the head of each task with its number of targets."""
+    return list(zip(HEADS, n, strict=True))
+
+
 def ids_and_mask(vocab=50, seed=1, lengths=(9, 4, 12, 1)):
     torch.manual_seed(seed)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
@@ -61,14 +68,14 @@ def test_encoder_is_torchs(sizes, family, activation, eps):
     assert (encoder(ids, mask) - want)[mask].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
-def test_padding_and_company_change_nothing(family):
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_padding_and_other_examples_change_nothing(family):
     encoder = small(family=family).encoder
     ids, mask = ids_and_mask()
     together = encoder(ids, mask)
     for i, n in enumerate(mask.sum(1).tolist()):
         assert (encoder(ids[i : i + 1, :n]) - together[i, :n]).abs().max() < 1e-10
-    wide = torch.cat([ids, torch.full((4, 8), 7)], 1)  # whatever stands in the padding
+    wide = torch.cat([ids, torch.full((4, 8), 7)], 1)  # whatever is in the padding
     mask = torch.cat([mask, torch.zeros(4, 8, dtype=bool)], 1)
     assert (encoder(wide, mask)[:, :12] - together)[mask[:, :12]].abs().max() < 1e-10
 
@@ -80,14 +87,14 @@ def test_gathered_heads_are_the_dense_ones():
     width = ids.shape[1]
     targets = [[(0, 1, 7), (2, 3, 9), (2, 11, 8)], [(0, 2, 30)], [(1, 3, 5), (2, 5, 0)], [(3, 0, 1), (1, 0, 0)]]
     flat = [(r * width + c, label) for task in targets for r, c, label in task]
-    position, label = (torch.tensor(x) for x in zip(*flat))
-    out = model(ids, mask, position, label, [len(t) for t in targets])
+    target_index, label = (torch.tensor(x) for x in zip(*flat))
+    out = model(ids, mask, target_index, label, per_task(*map(len, targets)))
     out[:, 0].sum().backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
 
     hidden = model.encoder(ids, mask)
-    dense = [model.vocabulary(hidden)] * 2 + [model.link(hidden), model.triple(hidden)]
+    dense = [model.mlm_head(hidden)] * 2 + [model.relation_head(hidden), model.triple_head(hidden)]
     total = 0
     for task, (logits, places) in enumerate(zip(dense, targets)):
         gold = torch.full(ids.shape, -100)
@@ -108,7 +115,7 @@ def test_a_micro_batch_without_targets_of_a_task():
     for sizes in ([0, 0, 0, 2], [2, 0, 0, 0], [0, 0, 0, 0]):
         model.zero_grad()
         n = sum(sizes)
-        out = model(ids, mask, torch.arange(n), torch.zeros(n, dtype=torch.int64), sizes)
+        out = model(ids, mask, torch.arange(n), torch.zeros(n, dtype=torch.int64), per_task(*sizes))
         assert out[torch.tensor(sizes) == 0].eq(0).all() and out.isfinite().all()
         out.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -117,22 +124,21 @@ def test_a_micro_batch_without_targets_of_a_task():
 def test_initial_values():
     model = models.KGIBert(models.Config(500, 64, 96, 2, 4, 200))
     assert abs(model.encoder.word.weight.std() - 0.02) < 2e-3 and model.encoder.word.weight[0].eq(0).all()
-    assert (
-        abs(model.encoder.layers[0].ffn1.weight.std() - 0.02) < 2e-3 and model.encoder.layers[0].ffn1.bias.eq(0).all()
-    )
+    ffn = model.encoder.layers[0].ffn1
+    assert abs(ffn.weight.std() - 0.02) < 2e-3 and ffn.bias.eq(0).all()
     for name, p in model.named_parameters():
         assert "norm" not in name or p.eq(1 if name.endswith("weight") else 0).all()
 
 
-def test_more_ranks_than_gpus(monkeypatch):
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="more ranks than GPUs: --nproc_per_node must be 1 at most"):
-        models.choose_device("auto", "auto")
+        hardware.choose_device("auto", "auto")
 
 
-def test_too_long_a_sequence_names_the_limit():
+def test_a_sequence_that_is_too_long_is_refused_with_the_limit():
     with pytest.raises(ValueError, match="21 tokens; the encoder has 20 positions"):
         small().encoder(torch.ones(1, 21, dtype=torch.int64))
 
@@ -151,28 +157,27 @@ def test_memory_is_what_autograd_keeps():
                 seen[storage.data_ptr()] = storage.nbytes(), storage  # held, or its address would be given away again
             return x
 
-        ids, position = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
+        ids, target_index = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-            model(ids, None, position, ids.flatten()[:targets], [targets, 0, 0, 0])
+            model(ids, None, target_index, ids.flatten()[:targets], per_task(targets, 0, 0, 0))
         return sum(size for size, _ in seen.values())
 
     c = models.Config(5000, 64, 96, 3, 4, 384)
     per_token = (kept(3, 16, 64) - kept(3, 8, 32)) / (8 * 32)
-    fixed, counted = models.memory(c, 10)
+    fixed, counted = hardware.estimate_memory(c, 10)
     assert fixed == 220
-    assert per_token == pytest.approx(
-        counted - c.vocab_size, rel=0.02
-    )  # 8 of 12 bytes are there in the head's backward
+    in_backward = counted - c.vocab_size  # 8 of the 12 bytes of the head exist in the backward pass
+    assert per_token == pytest.approx(in_backward, rel=0.02)
 
 
 def test_flops_by_torchs_counter():
     """Against PyTorch's own count of what its operators do, on examples without padding."""
     c = models.Config(500, 64, 32, 2, 4, 64, 0.1)  # with dropout: of the fused kernel the counter does not know
     model = models.KGIBert(c).train()
-    ids, position = torch.randint(5, 500, (6, 20)), torch.arange(30)
+    ids, target_index = torch.randint(5, 500, (6, 20)), torch.arange(30)
     with FlopCounterMode(display=False) as counter:
-        model(ids, None, position, ids.flatten()[:30], [30, 0, 0, 0])[:, 0].sum().backward()
-    assert models.flops(c, np.full(6, 20), 30) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+        model(ids, None, target_index, ids.flatten()[:30], per_task(30, 0, 0, 0))[:, 0].sum().backward()
+    assert hardware.training_flops(c, np.full(6, 20), 30) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -195,7 +200,7 @@ def test_dropout_on_the_cpu(p):
 
 
 def test_attention_with_dropout_is_attention(monkeypatch):
-    """What stands in for the fused kernel when attention has dropout, with nothing dropped."""
+    """What replaces the fused kernel when attention has dropout, with nothing dropped."""
     q, k, v = (torch.randn(3, 2, 7, 8) for _ in range(3))
     mask = (torch.arange(7) < torch.tensor([7, 4, 1])[:, None])[:, None, None]
     whole = [F.scaled_dot_product_attention(q, k, v, m) for m in (None, mask)]

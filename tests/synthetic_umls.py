@@ -1,8 +1,8 @@
 """A synthetic release in the layout of the UMLS, with E3C-like documents and an IOB corpus.
 
-    python tests/sample.py demo/sample --concepts 3000 --documents 600
+    python tests/synthetic_umls.py demo/sample --concepts 3000 --documents 600
       -> META/{MRCONSO,MRREL,MRSTY,MRRANK}.RRF, E3C/data_collection/..., ner/{en,fr,es}/{train,test}.txt
-    python tests/sample.py FOLDER --full 1
+    python tests/synthetic_umls.py FOLDER --full 1
       -> a release with as many rows as 2022AB (3.3 GB, under a minute), to measure on
 
 Nothing of it is medicine. Terms are composed of site x process x qualifier, and everything follows from

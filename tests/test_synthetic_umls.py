@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 
 import configs
-from tests import sample
+from tests import synthetic_umls
 from tests.conftest import graph_of
 
 
 def test_same_arguments_same_bytes(release, tmp_path):
-    terms = sample.write_release(tmp_path, 700)
-    sample.write_documents(tmp_path, terms, 60)
-    sample.write_corpus(tmp_path, terms, 40, 40)
+    terms = synthetic_umls.write_release(tmp_path, 700)
+    synthetic_umls.write_documents(tmp_path, terms, 60)
+    synthetic_umls.write_corpus(tmp_path, terms, 40, 40)
     files = [f for f in release.rglob("*") if f.is_file()]
     assert len(files) > 100 and all(f.read_bytes() == (tmp_path / f.relative_to(release)).read_bytes() for f in files)
 
@@ -28,10 +28,10 @@ def test_layout_and_warts(release):
         "SPA",
     }
     assert any('"' in r[14] for r in rows["MRCONSO"]) and any("é" in r[14] for r in rows["MRCONSO"])
-    assert {r[3] for r in rows["MRREL"]} == set(sample.INVERSE) and {r[14] for r in rows["MRREL"]} == {"N", "O"}
+    assert {r[3] for r in rows["MRREL"]} == set(synthetic_umls.INVERSE) and {r[14] for r in rows["MRREL"]} == {"N", "O"}
     assert any(r[4] == "" for r in rows["MRREL"])
     pairs = [(r[0], r[3], r[4]) for r in rows["MRREL"] if r[4]]
-    assert len(set(pairs)) < len(pairs) and {(b, sample.INVERSE[k], a) for a, k, b in pairs} == set(pairs)
+    assert len(set(pairs)) < len(pairs) and {(b, synthetic_umls.INVERSE[k], a) for a, k, b in pairs} == set(pairs)
     types = [r[0] for r in rows["MRSTY"]]
     named = {r[0] for r in rows["MRCONSO"]}
     assert len(set(types)) < len(types) and named - set(types) and {c for p in pairs for c in p[::2]} - named
@@ -39,7 +39,7 @@ def test_layout_and_warts(release):
 
 def test_any_size_without_end():
     names = set()
-    for i, _, strings, links in itertools.islice(sample.concepts(), 20_000):
+    for i, _, strings, links in itertools.islice(synthetic_umls.concepts(), 20_000):
         names.add(strings[0][0])
         assert all(other < i for _, other in links)
     assert len(names) == 20_000
@@ -47,13 +47,15 @@ def test_any_size_without_end():
 
 def test_the_size_of_2022ab(tmp_path):
     """At a two-hundredth: the counts of the paper's appendix A.1 to the row, those of Table 7 within 1 %."""
-    sample.write_full(tmp_path, 0.005, block=4000)
+    synthetic_umls.write_full(tmp_path, 0.005, block=4000)
     rows = {p.stem: p.read_text().count("\n") for p in (tmp_path / "META").iterdir()}
-    assert rows["MRCONSO"] == round(0.005 * sample.ROWS) and rows["MRREL"] == round(0.005 * sample.RELATIONS)
-    assert len({row[:8] for row in (tmp_path / "META" / "MRSTY.RRF").read_text().split("\n")[:-1]}) == round(
-        0.005 * sample.CUIS
+    assert rows["MRCONSO"] == round(0.005 * synthetic_umls.ROWS) and rows["MRREL"] == round(
+        0.005 * synthetic_umls.RELATIONS
     )
-    for lang, size in zip(("en", "fr", "es"), sample.TABLE_7.values()):
+    assert len({row[:8] for row in (tmp_path / "META" / "MRSTY.RRF").read_text().split("\n")[:-1]}) == round(
+        0.005 * synthetic_umls.CUIS
+    )
+    for lang, size in zip(("en", "fr", "es"), synthetic_umls.TABLE_7.values()):
         g = graph_of(tmp_path, lang, kept=configs.SEMANTIC_TYPES)
         found = np.array([len(g.terms), len(g.cui), len(g.h)])
         assert np.abs(found / (0.005 * np.array(size)) - 1).max() < 0.02

@@ -1,0 +1,1 @@
+"""What the paper does not say: other people's file formats, checkpoints, reports, and the machine."""

@@ -1,0 +1,38 @@
+"""Arrays: random numbers that are a function of their key, and gathering of ranges."""
+
+import numpy as np
+
+
+def splitmix64(*keys):
+    """A 64-bit hash of integers (SplitMix64, one round a key), element by element over arrays.
+
+    Args:
+        keys: integers or integer arrays that broadcast together.
+
+    Returns: uint64, of the broadcast shape.
+    """
+    x = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            x = (x ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return x
+
+
+def hash_uniform(*keys):
+    """splitmix64 of the keys as float64 in [0, 1): the same key gives the same number on every machine."""
+    return (splitmix64(*keys) >> np.uint64(11)) * 2.0**-53
+
+
+def concat_ranges(start, length):
+    """The positions start[i], start[i] + 1, ... (length[i] of them) for all i, one range after another.
+
+    Args:
+        start, length: (n,) int64.
+
+    Returns: (length.sum(),) int64.
+    """
+    end = np.cumsum(length)
+    return np.repeat(start - (end - length), length) + np.arange(end[-1] if len(end) else 0)

@@ -1,0 +1,577 @@
+"""The evaluation corpora (section 4.2): one table, and one reader for each format.
+
+    splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Document, ...], "dev": .., "test": ..}
+    texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
+
+A corpus is one entry of CORPORA. Read are brat, PubTator, BioC (JSON), CoNLL columns and the columns of CAS and ESSAI.
+Nothing is dropped silently: what labels cannot express, and what was repaired, is counted in `issues`.
+"""
+
+import json
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from seqeval.scheme import IOB2, Entities
+
+from configs import UserError
+from support.files import read_utf8
+from support.umls import LANGUAGES
+
+SPLITS = ("train", "dev", "test")
+TOKEN = re.compile(r"[^\W_]+|[^\s\ufeff]")  # letters and digits together, any other visible character alone
+PUBTATOR_TEXT = re.compile(r"(\d+)\|([ta])\|(.*)")
+BRAT_SPAN = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
+TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json")
+MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
+
+
+@dataclass
+class Document:
+    """One sequence of a corpus: a document, a title or a sentence.
+
+    labels: of each token, IOB2 or a part of speech. Of a corpus with text: its tokens' character spans, and gold: all
+    entities as (type, ((start, end), ...)), also those that labels cannot express (nested, of several fragments, within
+    a word). breaks: the tokens that begin a line. group: the document that a sentence is of, if that is known.
+    """
+
+    name: str
+    tokens: list
+    labels: list
+    spans: list | None = None
+    gold: list | None = None
+    text: str | None = None
+    breaks: tuple = ()
+    group: str = ""
+
+
+def decode_entities(labels):
+    """Strict IOB2: an entity begins at B-X and continues with I-X; seqeval's Entity(start, end, tag) each."""
+    return Entities([labels], IOB2).entities[0]
+
+
+def count_entities(documents):
+    """Entities of a split: all that the corpus marks, labelled or not."""
+    return sum(len(d.gold if d.gold is not None else decode_entities(d.labels)) for d in documents)
+
+
+# ---------------------------------------------------------------- text and entities -> tokens and labels
+
+
+def align_entities(name, text, entities, types, issues):
+    """Text and its entities, (type, fragments) each -> a Document. What labels cannot express is counted.
+
+    Of entities that overlap the longest is labelled (then the first in the text, then in the file), from its first
+    character to its last. A token belongs to an entity if they share a character; two in one token: to the earlier.
+    """
+    entities = distinct_entities(text, entities, types, issues)
+    spans = [m.span() for m in TOKEN.finditer(text) if unicodedata.category(m[0][0])[0] != "C"]
+    begin, end = [a for a, _ in spans], [b for _, b in spans]
+    outer_spans = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
+    labels = ["O"] * len(spans)
+    for i in longest_without_overlap(outer_spans, len(text), issues):
+        kind, (a, b) = entities[i][0], outer_spans[i]
+        inside = range(bisect_right(end, a), bisect_left(begin, b))
+        free = [k for k in inside if labels[k] == "O"]
+        if not free:
+            issues["entities within the word of another: not labelled"] += 1
+            continue
+        is_exact = (begin[free[0]], end[free[-1]]) == (a, b)
+        issues["entities that begin or end inside a word: labelled with all of it"] += not is_exact
+        for k in free:
+            labels[k] = ("B-" if k == free[0] else "I-") + kind
+    breaks = tuple(k for k in range(1, len(spans)) if "\n" in text[end[k - 1] : begin[k]])
+    return Document(name, [text[a:b] for a, b in spans], labels, spans, entities, text, breaks)
+
+
+def distinct_entities(text, entities, types, issues):
+    """Entities with the task's types, without blanks at their ends, and each once."""
+    distinct = {}
+    for kind, spans in entities:
+        if not (kind := map_type(kind, types, issues)):
+            continue
+        fragments = tuple(trim_span(text, a, b) for a, b in spans if text[a:b].strip())
+        issues["entities with blanks at an end: trimmed"] += fragments != spans
+        key = kind, tuple(sorted(fragments))
+        issues["entities marked twice: counted once"] += key in distinct
+        distinct.setdefault(key, (kind, fragments))
+    entities = list(distinct.values())
+    n_fragmented = sum(len(fragments) > 1 for _, fragments in entities)
+    issues["entities of several fragments: one stretch, where labelled"] += n_fragmented
+    return entities
+
+
+def map_type(kind, types, issues):
+    """An entity's type as the task has it; None, counted, if it has not. types: {theirs: ours}, or None for all."""
+    if types is None or kind in types:
+        return types[kind] if types else kind
+    issues[f"entities of type {kind}: left out"] += 1
+
+
+def trim_span(text, start, end):
+    """(start, end) of a stretch of text without the blanks at its ends."""
+    stretch = text[start:end]
+    start += len(stretch) - len(stretch.lstrip())
+    return start, start + len(stretch.strip())
+
+
+def longest_without_overlap(spans, n, issues):
+    """Which spans are labelled, in the order of the text: the longest of those that overlap."""
+    taken, kept = np.zeros(n, bool), []
+    for i in sorted(range(len(spans)), key=lambda i: (spans[i][0] - spans[i][1], spans[i][0], i)):
+        a, b = spans[i]
+        if taken[a:b].any():
+            issues["entities within or across a longer one: not labelled"] += 1
+        else:
+            taken[a:b] = True
+            kept.append(i)
+    return sorted(kept, key=lambda i: spans[i])
+
+
+# ---------------------------------------------------------------- the formats
+
+
+def read_brat(folder, types, issues):
+    """A folder of X.txt and X.ann (brat standoff): a list of Documents.
+
+    Only text-bound lines (T) count. Offsets are code points of the file as it is, a byte order mark included.
+    Raises: UserError for a line that is not brat's, or offsets whose text is not in the file at or near them.
+    """
+    documents, files = [], sorted(Path(folder).glob("[!.]*.ann"))
+    without_ann = {*Path(folder).glob("[!.]*.txt")} - {f.with_suffix(".txt") for f in files}
+    issues["texts without an .ann file: not read"] += len(without_ann)
+    for path in files:
+        if not path.with_suffix(".txt").is_file():
+            raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
+        text = read_utf8(path.with_suffix(".txt"), bom="\ufeff")
+        entities = [
+            parse_brat_entity(f"{path}, row {row}", line.rstrip("\r"), text, issues)
+            for row, line in enumerate(read_utf8(path).split("\n"), 1)
+            if line.startswith("T")
+        ]
+        documents.append(align_entities(path.stem, text, entities, types, issues))
+    return documents
+
+
+def parse_brat_entity(where, line, text, issues):
+    """One text-bound line of an .ann file -> (type, fragments). Raises: UserError."""
+    fields = line.split("\t")
+    match = BRAT_SPAN.fullmatch(fields[1]) if len(fields) == 3 else None
+    if not match:
+        raise UserError(f"{where}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
+    fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
+    for shift in sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs):  # 0 first: the offsets as they are
+        shifted = tuple((a + shift, b + shift) for a, b in fragments)
+        words = " ".join(text[a:b] for a, b in shifted).split()
+        # A slice ends at the end of the text without a word, so the offsets are compared with it.
+        if words == fields[2].split() != [] and all(0 <= a <= b <= len(text) for a, b in shifted):
+            issues["entities beside their offsets: moved"] += shift != 0
+            return match[1], shifted
+    words = " ".join(text[a:b] for a, b in fragments)
+    past = f" (the text has {len(text):,} characters)" if max(map(max, fragments)) > len(text) else ""
+    raise UserError(
+        f"{where}: {match[2]} is {words[:40]!r} in the text{past}, not {fields[2][:40]!r}; "
+        "are both files of one version?"
+    )
+
+
+def read_pubtator(path, types, issues):
+    """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
+    texts, entities = {}, defaultdict(list)
+    seen, is_repeat = set(), False
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        line = line.rstrip("\r")
+        if match := PUBTATOR_TEXT.fullmatch(line):
+            pmid, what, text = match.groups()
+            if what == "t":
+                is_repeat = pmid in seen
+                seen.add(pmid)
+                issues["repeated documents: left out"] += is_repeat
+            if not is_repeat:
+                texts[pmid] = text if what == "t" else f"{texts.get(pmid, '')}\n{text}"
+            continue
+        fields = line.split("\t")
+        is_relation = len(fields) == 5 and not fields[1].isdigit()  # BioRED
+        if not line.strip() or is_repeat or is_relation:
+            continue
+        if len(fields) not in (5, 6) or not (fields[1].isdigit() and fields[2].isdigit()) or fields[0] not in texts:
+            raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
+        pmid, a, b, words, kind = fields[:5]
+        a, b = int(a), int(b)
+        found = texts[pmid][a:b]
+        if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
+            raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
+        entities[pmid].append((kind, ((a, b),)))
+    return [align_entities(pmid, text, entities[pmid], types, issues) for pmid, text in texts.items()]
+
+
+def read_bioc(path, types, issues):
+    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage begins at its own."""
+    documents = []
+    try:
+        for document in json.loads(read_utf8(path))["documents"]:
+            text, entities = "", []
+            for passage in document["passages"]:
+                text = text.ljust(passage["offset"], "\n") + passage["text"]
+                for a in passage["annotations"]:
+                    spans = [(x["offset"], x["offset"] + x["length"]) for x in a["locations"]]
+                    entities.append((a["infons"]["type"], tuple(spans), a["text"]))
+            for _, spans, words in entities:
+                found = " ".join(text[a:b] for a, b in spans)
+                is_inside = all(0 <= a <= b <= len(text) for a, b in spans)
+                if not found.strip() or found.strip() != words.strip() or not is_inside:
+                    raise UserError(f"{path}, document {document['id']}: {spans} is {found[:40]!r}, not {words[:40]!r}")
+            documents.append(align_entities(str(document["id"]), text, [e[:2] for e in entities], types, issues))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not a collection of BioC in JSON ({type(e).__name__}: {e})") from None
+    return documents
+
+
+def read_conll(path, types, issues):
+    """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
+
+    Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
+    Tags become IOB2: O, B-X, I-X. Raises: UserError naming the row of another number of columns or an unknown tag.
+    """
+    sentences, n_columns, tokens, labels, n_documents, previous, ours = [], None, [], [], 0, "O", None
+    for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith(("###MEDLINE:", "-DOCSTART-")):
+            if tokens:
+                group = f"{n_documents}" if n_documents else ""
+                sentences.append(Document(f"{path.stem}:{row}", tokens, labels, group=group))
+                tokens, labels = [], []
+            n_documents, previous = n_documents + bool(line.strip()), "O"
+            continue
+        fields = line.split("\t") if "\t" in line else line.split(" ")
+        n_columns = n_columns or max(2, len(fields))
+        if len(fields) != n_columns or not fields[0]:
+            what = f"{len(fields)} columns instead of {n_columns} (the token first, its tag last)"
+            raise UserError(f"{path}, row {row}: {what}: {line[:60]!r}")
+        tag, kind = fields[-1], fields[-1][2:]
+        if tag != "O" and (tag[:2] not in ("B-", "I-") or not kind):
+            raise UserError(f"{path}, row {row}: unknown label '{tag}'; expected O, B-<type> or I-<type>")
+        if tag[:2] == "I-" and previous not in (f"B-{kind}", tag):
+            issues["I- tags that begin an entity: read as B-"] += 1
+            tag = f"B-{kind}"
+        is_same_entity = tag == previous.replace("B-", "I-", 1)
+        if not is_same_entity:
+            ours = map_type(kind, types, issues) if tag != "O" else None
+        tokens.append(fields[0])
+        labels.append(tag[:2] + ours if tag != "O" and ours else "O")
+        previous = tag
+    if not sentences:
+        raise UserError(f"{path}: no sentence in it")
+    return sentences
+
+
+# CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.
+TAGS = set(
+    "ABR ADJ ADV DET:ART DET:POS FAG INT KON NAM NN NOM NUM PREF PRO PRO:DEM PRO:IND PRO:PER PRO:POS PRO:REL PRP "
+    "PRP:det PUN PUN:cit SENT SYM VER: VER:con VER:cond VER:futu VER:impf VER:infi VER:pper VER:ppre VER:pres VER:simp "
+    "VER:subi VER:subp".split()
+)
+
+
+def read_tagged(path, issues):
+    """A file of CAS or ESSAI (columns: sentence, token, word, lemma, tag, cues) -> {sentence number: (words, tags)}.
+
+    A number that was cut at its thousands ("100 000") has moved the columns after it. So the tag is the first column
+    from the fifth on that is one, and the word all before the lemma. @card@, the lemma of numbers, is not a tag.
+    """
+    sentences, last = {}, None
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = line.rstrip("\r").split("\t")
+        if not line.strip():
+            last = None
+            continue
+        if len(fields) < 5 or not (fields[0].isdigit() and fields[1].isdigit()):
+            issues["lines of fewer than five columns: left out"] += 1
+            continue
+        at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
+        if at is None and "@card@" not in fields[4:]:
+            raise UserError(f"{path}, row {row}: no part of speech in column 5 or later: {line[:60]!r}")
+        end = at - 1 if at else 3 + fields[3 : fields.index("@card@", 4)].count("000")
+        issues["words joined again from several columns"] += end > 3
+        number = int(fields[0])
+        issues["sentence numbers that come again later: one sentence"] += number != last and number in sentences
+        words, tags = sentences.setdefault(number, ([], []))
+        words.append(" ".join(fields[2 : max(end, 3)]))
+        tags.append(fields[at] if at else "NUM")
+        last = number
+    return sentences
+
+
+def read_cas(folder, name, issues):
+    """CAS or ESSAI: <name>_neg.txt and <name>_spec.txt -> Documents, sentences; those of both files once."""
+    paths = [Path(folder, f"{name}_{what}.txt") for what in ("neg", "spec")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} not found; {folder} must hold {name}_neg.txt and {name}_spec.txt")
+    sentences, second = (read_tagged(path, issues) for path in paths)
+    known = {tuple(words) for words, _ in sentences.values()}
+    documents = [Document(str(number), words, tags) for number, (words, tags) in sorted(sentences.items())]
+    for number, (words, tags) in sorted(second.items()):
+        if number not in sentences:
+            documents.append(Document(str(number), words, tags))
+        elif words != sentences[number][0]:  # not the same sentence after all
+            issues["numbers with other words in the second file: kept if new"] += 1
+            if tuple(words) not in known:
+                documents.append(Document(f"{number}'", words, tags))
+    return documents
+
+
+def read_split(path, types, issues):
+    """The Documents of a file or folder, in the format that it has: brat, BioC, PubTator or columns."""
+    if path.is_dir():
+        return read_brat(path, types, issues)
+    if path.suffix.lower() == ".json":
+        return read_bioc(path, types, issues)
+    with open(path, "rb") as f:
+        first = next((line for line in f if line.strip()), b"").decode("utf-8", "replace")
+    return (read_pubtator if PUBTATOR_TEXT.match(first) else read_conll)(path, types, issues)
+
+
+# ---------------------------------------------------------------- the table
+
+
+class Corpus(NamedTuple):
+    """Where the splits of a corpus are, and what the paper has of it."""
+
+    title: str
+    language: str
+    licence: str
+    holds: str  # what its folder must hold
+    table5: str = ""  # training, dev, test sequences and classes of Table 5
+    splits: dict | None = None  # {split: patterns of its file or folder, the first one that is there}
+    read: Callable | None = None  # for a corpus whose files are not its splits: (folder, issues) -> {split: documents}
+    types: dict | None = None  # {their type: ours}; others are left out, counted
+    bio: bool = True  # whether the paper's labels have B- and I-
+    pos: bool = False  # parts of speech: every token counts
+
+
+DEFT = {  # ours, by semantic group where there is one: the paper does not say what its groups are
+    "anatomie": "ANAT", "pathologie": "DISO", "sosy": "DISO", "substance": "CHEM", "examen": "PROC",
+    "traitement": "PROC", "dose": "dose", "mode": "mode", "moment": "moment", "valeur": "valeur",
+}  # fmt: skip
+NCBI = dict.fromkeys(("Disease", "SpecificDisease", "Modifier", "DiseaseClass", "CompositeMention"), "Disease")
+
+
+def read_cas_pos(folder, issues):
+    return dict(zip(SPLITS, random_splits(read_cas(folder, "CAS", issues), 0.7, 0.15)))
+
+
+def read_essai_pos(folder, issues):
+    return dict(zip(SPLITS, random_splits(read_cas(folder, "ESSAI", issues), 0.7, 0.15)))
+
+
+def read_cas_sg(folder, issues):
+    """DEFT 2021's clinical cases: its training part, and its test part in halves, dev and test."""
+    path = Path(folder, "distribution-corpus.txt")
+    if not path.is_file():
+        raise UserError(f"{path} not found; --data must be DEFT2021-cas-cliniques, with DEFT-cas-cliniques/ in it")
+    part = {}
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = line.strip().split("\t")
+        if len(fields) == 4 and fields[3].split()[0] in ("train", "test"):
+            part[Path(fields[0]).stem] = fields[3].split()[0]
+        elif line.strip() and row > 1:
+            raise UserError(f"{path}, row {row}: not 'file TAB .. TAB .. TAB train|test 2021': {line[:60]!r}")
+    documents = read_brat(Path(folder, "DEFT-cas-cliniques"), DEFT, issues)
+    names = {d.name for d in documents}
+    issues["documents without a part in distribution-corpus.txt: left out"] += len(names - part.keys())
+    issues["documents of distribution-corpus.txt that are missing"] += len(part.keys() - names)
+    train, test = ([d for d in documents if part.get(d.name) == p] for p in ("train", "test"))
+    return dict(zip(SPLITS, (train, *random_splits(test, 0.5))))
+
+
+def random_splits(documents, *shares):
+    """Splits of a corpus without official ones, by a fixed seed: of `shares`, and the rest."""
+    order = np.random.default_rng(0).permutation(len(documents))
+    cuts = (np.cumsum(shares) * len(documents) + 1e-9).astype(int)
+    return [[documents[i] for i in sorted(part)] for part in np.split(order, cuts)]
+
+
+def in_splits(*patterns):
+    """{split: patterns} with {} for the split's name; a pattern may be (train, dev, test) where the names differ."""
+    return {
+        split: [p.format(split) if isinstance(p, str) else p[i] for p in patterns if isinstance(p, str) or p[i]]
+        for i, split in enumerate(SPLITS)
+    }
+
+
+CORPORA = {
+    "cas-pos": Corpus(
+        "CAS-POS", "fr", "on request (Grabar, Dalloux, Claveau)", "CAS_neg.txt and CAS_spec.txt",
+        "2,652 569 569 31", read=read_cas_pos, pos=True,
+    ),
+    "cas-sg": Corpus(
+        "CAS-SG", "fr", "on request (DEFT 2021)", "distribution-corpus.txt and DEFT-cas-cliniques/*.{txt,ann}",
+        "167 54 54 8", read=read_cas_sg, bio=False,
+    ),
+    "quaero-medline": Corpus(
+        "QUAERO-MEDLINE", "fr", "GFDL", "corpus/{train,dev,test}/MEDLINE/*.{txt,ann}",
+        "788 790 787 7", in_splits("corpus/{}/MEDLINE", "{}/MEDLINE"), bio=False,
+    ),
+    "quaero-emea": Corpus(
+        "QUAERO-EMEA", "fr", "GFDL", "corpus/{train,dev,test}/EMEA/*.{txt,ann}", "",
+        in_splits("corpus/{}/EMEA", "{}/EMEA"), bio=False,
+    ),
+    "essai-pos": Corpus(
+        "ESSAI-POS", "fr", "on request (Dalloux, Claveau, Grabar)", "ESSAI_neg.txt and ESSAI_spec.txt",
+        "5,072 1,088 1,087 34", read=read_essai_pos, pos=True,
+    ),
+    "ncbi-disease": Corpus(
+        "NCBI-Disease", "en", "public domain", "NCBI{train,develop,test}set_corpus.txt, or {train,devel,test}.tsv",
+        "5,433 924 941 3", types=NCBI, splits=in_splits(
+            ("NCBItrainset_corpus.txt", "NCBIdevelopset_corpus.txt", "NCBItestset_corpus.txt"),
+            ("train.tsv", "devel.tsv", "test.tsv"), (None, "dev.tsv", None),
+        ),
+    ),
+    "biored": Corpus(
+        "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON", "387 98 97 7",
+        in_splits(*[tuple(f"{p}.{f}" for p in ("Train", "Dev", "Test")) for f in ("PubTator", "BioC.JSON")]), bio=False,
+    ),
+    "jnlpba": Corpus(
+        "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",
+        "16,619 1,927 3,856 11", in_splits(*[(f"Genia4ERtask{i}.iob2", None, f"Genia4EReval{i}.iob2") for i in "21"]),
+    ),
+    "pharmaconer": Corpus(
+        "PharmaCoNER", "es", "CC BY 4.0", "{train,dev,test}-set_1.1/{train,dev,test}/subtrack1/*.{txt,ann}",
+        "500 250 250 5", in_splits("{0}-set_1.1/{0}/subtrack1", "{}/subtrack1"), bio=False,
+    ),
+    "meddocan": Corpus(
+        "MEDDOCAN", "es", "CC BY 4.0", "{train,dev,test}/brat/*.{txt,ann}",
+        "500 250 250 22", in_splits("{}/brat"), bio=False,
+    ),
+    "e3c": Corpus(
+        "E3C", "en es fr it eu", "CC BY-NC", "train.txt and test.txt of clinical_entities/layer1/<Language>", "",
+        in_splits(("train.txt", None, "test.txt")),
+    ),
+    "custom": Corpus(
+        "your own", "", "", "train.* and test.* (a token and its tag a line), or train/ and test/ (brat)", "",
+        in_splits("{}", "{}/brat", "{}.*"),
+    ),
+}  # fmt: skip
+TABLE_5_NOTE = (
+    "Table 5 counts what the authors' scripts kept; the corpora themselves hold other numbers (finetune.py check). "
+    "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types. Classes are labels of the training split."
+)
+
+
+# ---------------------------------------------------------------- a corpus, by name
+
+
+def read_corpus(name, folder):
+    """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent.
+
+    Raises: UserError if the corpus is unknown, a split is missing or broken, or the folder is not there.
+    """
+    if name not in CORPORA:
+        raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py list)")
+    corpus = CORPORA[name]
+    if not folder or not Path(folder).is_dir():
+        raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {corpus.holds}")
+    folder, splits, issues = corpus_folder(name, folder), {}, {}
+    if corpus.read:
+        issues["train"] = Counter()
+        splits = corpus.read(folder, issues["train"])
+    else:
+        for split, patterns in corpus.splits.items():
+            if path := find_split(folder, patterns):
+                issues[split] = Counter()
+                splits[split] = read_split(path, corpus.types, issues[split])
+            elif split != "dev":
+                raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
+    for split, documents in splits.items():
+        splits[split] = [d for d in documents if d.tokens]
+        n_empty = len(documents) - len(splits[split])
+        issues.setdefault(split, Counter())["documents without a word: left out"] += n_empty
+        if not splits[split]:
+            raise UserError(f"{folder}: the {split} split is empty; corpus {name} needs {corpus.holds}")
+    return splits, issues
+
+
+def find_split(folder, patterns):
+    """The file or folder of a split: the first pattern that is there, in `folder` or one below; None if none is."""
+    for pattern in patterns:
+        for place in (pattern, f"*/{pattern}"):
+            found = sorted(p for p in Path(folder).glob(place) if p.is_file() or any(p.glob("*.ann")))
+            if len(found) > 1:
+                names = ", ".join(str(p.relative_to(folder)) for p in found[:3])
+                raise UserError(f"{folder} holds {len(found)} of {place} ({names} ..); name a folder of one")
+            if found:
+                return found[0]
+    return None
+
+
+def corpus_folder(name, folder):
+    """The folder of a corpus itself; of E3C, which is cloned as a whole, the one language that is in `folder`.
+
+    Raises: UserError with the folders to choose from if there are several.
+    """
+    if name != "e3c" or not folder or Path(folder, "train.txt").is_file():
+        return folder
+    found = sorted(p.parent for p in Path(folder).rglob("train.txt") if p.with_name("test.txt").is_file())
+    found = [p for p in found if len(p.parts) == min(len(p.parts) for p in found)]
+    if len(found) > 1:
+        names = ", ".join(map(str, found[:10])) + " .." * (len(found) > 10)
+        raise UserError(f"{folder} holds {len(found)} folders of E3C; choose the one of a language as --data: {names}")
+    return found[0] if found else folder
+
+
+def language_of(name, folder):
+    """The language of a corpus; of one in several the first folder from the right that is named for one of them."""
+    known = CORPORA[name].language.split()
+    if len(known) == 1:
+        return known[0]
+    names = {name.lower(): lang for lang, (_, name) in LANGUAGES.items() if name} | {lang: lang for lang in known}
+    parts = Path(corpus_folder(name, folder)).resolve().parts
+    words = [word for part in parts for word in re.split(r"[\W_]", part.lower())]
+    named = [names[word] for word in reversed(words) if word in names]
+    return next((lang for lang in named if lang in known), "")
+
+
+# ---------------------------------------------------------------- the texts alone
+
+
+def read_texts(place):
+    """The texts of an evaluation corpus or of a part of it, whatever its format: what pre-training must not see.
+
+    Annotations are not parsed. So tags of other schemes, and files that lie beside a corpus, do not stop a build.
+
+    Args: place: a file or folder, as in data.py build --exclude. Returns: the text of each document; of columns each
+    sentence, and all sentences of a file as one.
+    """
+    place, texts = Path(place), []
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    for file in files:
+        if file.is_file() and file.name[0] != "." and file.suffix.lower() in TEXT_SUFFIXES:
+            texts += texts_of_file(file)
+    if not texts:
+        raise UserError(f"exclude: {place} is not, and does not hold, a file ending in {', '.join(TEXT_SUFFIXES)}")
+    return texts
+
+
+def texts_of_file(file):
+    """The texts of BioC, PubTator, a brat .txt, columns or a plain text."""
+    text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", read_utf8(file), flags=re.M)
+    if file.suffix.lower() == ".json":
+        try:
+            return [" ".join(p["text"] for p in d["passages"]) for d in json.loads(text)["documents"]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"exclude: {file}: not a collection of BioC in JSON; name another folder") from None
+    if abstracts := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
+        return [" ".join(title_and_abstract) for title_and_abstract in abstracts]
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if file.with_suffix(".ann").is_file() or not re.search(r"\t| (O|[BI]-\S+)$", first):
+        return [text]
+    # The word is the first column, or the third where sentence and token are numbered (CAS, ESSAI).
+    sentences = re.split(r"\n\s*\n", text)
+    sentences = [" ".join(re.findall(r"^(?:\d+\t\d+\t)?([^\t\n ]+)", x, re.M)) for x in sentences]
+    return [" ".join(sentences), *sentences]

@@ -1,0 +1,255 @@
+"""A data set on disk: its manifest, its tokenizer, and which one a command means."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+from tokenizers import Tokenizer
+
+import configs
+from configs import UserError
+from support import tokenizers
+from support.files import atomic_directory, memory_map, write_atomic, write_json
+
+SCHEMA = pa.schema(
+    [(name, pa.uint8()) for name in ("task", "lang", "kind")]
+    + [(name, pa.large_list(pa.int32())) for name in ("cuis", "ids")]
+)
+MANIFEST = {  # the form of a manifest.json; see find_misfit
+    "name": str,
+    "languages": [str],
+    "settings": {"seq_len": int},
+    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7},
+    "vocab_size": int,
+    "malformed_rows_left_out": {str: int},
+    "nci_rows_left_out": {str: int},
+    "counts": {
+        str: {
+            "train": {str: int}, "valid": {str: int}, "terms": int, "cuis": int, "relations": int, "megabytes": float,
+            "distribution": {
+                "columns": [str], "groups": {str: [float]}, "relations": {str: [float]},
+                "largest_deviation": {str: (float, str)},
+            },
+        }
+    },
+    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str},
+}  # fmt: skip
+
+
+def find_misfit(value, form, name="it"):
+    """What of a value from a JSON file is not of `form`, in words; "" if it fits.
+
+    A form is a type (float takes int too; numbers are from 0 to 1e15), [form] a list, (form, ...) a list of that
+    length, {key: form} an object with at least these keys, and {str: form} one with any.
+    """
+    if isinstance(form, type):
+        fits = type(value) is form or (form is float and type(value) is int)
+        return "" if fits and (form is str or 0 <= value < 1e15) else f"{name} is {str(value)[:20]}"
+    if type(value) is not (dict if type(form) is dict else list):
+        return f"{name} is {str(value)[:20]}"
+    if type(form) is dict and str not in form:
+        if missing := sorted(set(form) - set(value)):
+            return f"no {', '.join(missing)} in {name}"
+        parts = [(value[key], form[key], key) for key in form]
+    elif type(form) is dict:
+        parts = [(x, form[str], f"{name}: {key}") for key, x in value.items()]
+    elif type(form) is tuple and len(value) != len(form):
+        return f"{name} has {len(value)} values"
+    else:
+        parts = [(x, form[0] if type(form) is list else form[i], name) for i, x in enumerate(value)]
+    return next((misfit for part in parts if (misfit := find_misfit(*part))), "")
+
+
+def read_manifest(folder, task_names=()):
+    """The manifest.json of a data set. Raises: UserError if there is none, or it is not what a build writes.
+
+    task_names: the tasks whose examples must be counted there.
+    """
+    path = Path(folder, "manifest.json")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        check_manifest(manifest, task_names)
+        return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is not a data set (no manifest.json); build one with make data") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: damaged or of another version ({e}); build the data set again") from None
+
+
+def check_manifest(manifest, task_names):
+    """Raises ValueError if values of a manifest are of another form, or do not fit each other."""
+    if misfit := find_misfit(manifest, MANIFEST):
+        raise ValueError(misfit)
+    special, vocab_size, seq_len = manifest["special"], manifest["vocab_size"], manifest["settings"]["seq_len"]
+    if not 8 <= seq_len <= configs.MAX_SEQ_LEN or vocab_size > 2**24:
+        raise ValueError(f"seq_len is {seq_len}, vocab_size {vocab_size}")
+    ids = [i for x in special.values() for i in (x if isinstance(x, list) else [x])]
+    if max(ids) >= vocab_size:
+        raise ValueError("a special token is not in the vocabulary")
+    if sorted(manifest["languages"]) != sorted(manifest["counts"]):
+        raise ValueError("counts of other languages")
+    for c in manifest["counts"].values():
+        for split in ("train", "valid"):
+            if missing := sorted(set(task_names) - set(c[split])):
+                raise ValueError(f"no {', '.join(missing)} in {split}")
+        columns = c["distribution"]["columns"]
+        rows = [*c["distribution"]["groups"].values(), *c["distribution"]["relations"].values()]
+        if any(len(row) != len(columns) for row in rows) or set(c["distribution"]["largest_deviation"]) != set(columns):
+            raise ValueError("shares of other columns")
+
+
+def read_examples(path, manifest, document_task, limits):
+    """The columns of a split, mapped into memory: task, lang, kind, ids and their offsets, cuis and theirs.
+
+    Args: document_task: of the examples that may be longer than seq_len. limits: how many tasks and kinds there are.
+    Raises: UserError if the file is not what the manifest says, or its numbers are out of range.
+    """
+    try:
+        with open(path, "rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != manifest["sha256"][path.name]:
+                raise ValueError("not what the manifest says")
+        file = ipc.open_file(memory_map(path))
+        if file.schema != SCHEMA or file.num_record_batches != 1:
+            raise ValueError("not the columns of a data set")
+        batch = file.get_batch(0)
+        batch.validate(full=True)
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("values are missing")
+        task, lang, kind = (np.asarray(batch[c]) for c in ("task", "lang", "kind"))
+        ids, offsets = np.asarray(batch["ids"].values), np.asarray(batch["ids"].offsets)
+        cuis, cui_offsets = np.asarray(batch["cuis"].values), np.asarray(batch["cuis"].offsets)
+        ranges = [("a task", task, limits[0]), ("a kind of triple", kind, limits[1])]
+        ranges += [("a language", lang, len(manifest["languages"])), ("a token", ids, manifest["vocab_size"])]
+        for what, x, most in ranges:
+            if len(x) and not 0 <= int(x.min()) <= int(x.max()) < most:
+                raise ValueError(f"{what} is out of range")
+        length = np.diff(offsets)
+        fits = (task == document_task) | ((length >= 3) & (length <= manifest["settings"]["seq_len"]))
+        if not fits.all():
+            raise ValueError(f"example {np.argmin(fits)} has {length[np.argmin(fits)]} tokens")
+        return task, lang, kind, ids, offsets, cuis, cui_offsets
+    except (ValueError, pa.ArrowException) as e:
+        raise UserError(f"{path}: damaged ({e}); build the data set again") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror or e}") from None
+
+
+def read_tokenizer(folder):
+    """The bytes of a data set's tokenizer.json, checked against the manifest. Raises: UserError."""
+    path, manifest = Path(folder, "tokenizer.json"), read_manifest(folder)
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]["tokenizer.json"]:
+        raise UserError(f"{path} is not the tokenizer this data set was built with; build the data set again")
+    try:
+        n_entries = tokenizers.vocab_size(Tokenizer.from_buffer(content))
+    except Exception as e:  # the tokenizers library raises plain Exception
+        raise UserError(f"{path}: damaged ({e}); build the data set again") from None
+    if n_entries != manifest["vocab_size"]:
+        raise UserError(f"{path}: damaged ({n_entries:,} entries); build the data set again")
+    return content
+
+
+def write_dataset(out, writers, tokenizer, manifest):
+    """Writes train.arrow, valid.arrow, tokenizer.json and manifest.json; all of them appear at once."""
+    with atomic_directory(out) as new:
+        for split, writer in writers.items():
+            write_atomic(new / f"{split}.arrow", writer.write)
+        write_atomic(new / "tokenizer.json", lambda f: f.write(tokenizer.to_str(pretty=True).encode()))
+        manifest["sha256"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(new.iterdir())}
+        write_json(new / "manifest.json", manifest)
+
+
+def find_data(folder, checkpoint="", new_tokens=()):
+    """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer).
+
+    new_tokens: what every data set adds to a checkpoint's tokenizer.
+    """
+    if folder:
+        return Path(folder)
+    found, faults = [], ""
+    wanted = tokenizers.load(checkpoint, new_tokens).to_str() if checkpoint else ""
+    for path in sorted(Path("datasets").glob("[!.]*")):
+        try:
+            if (path / "manifest.json").exists() and (not checkpoint or tokenizer_of(path) == wanted):
+                found.append(path)
+        except (UserError, OSError) as e:  # a data set that cannot be read; another one may do
+            faults += f"; {e}"
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"several data sets found; choose one with --data: {', '.join(map(str, found))}")
+    if checkpoint:
+        raise UserError(
+            f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
+            f"(evaluate and map can do with another one, given as --data){faults}"
+        )
+    raise UserError(
+        "no data set under datasets/; build one with 'make data LANG=fr', or give --data (of 'make demo': demo/fr)"
+        f"{faults}"
+    )
+
+
+def tokenizer_of(folder):
+    """The tokenizer of a data set, as a text that can be compared."""
+    return Tokenizer.from_str(read_tokenizer(folder).decode()).to_str()
+
+
+def has_tokenizer_of(checkpoint, folder, new_tokens):
+    """Whether a data set was built with the tokenizer of a checkpoint (with the new tokens, if it had none)."""
+    return tokenizer_of(folder) == tokenizers.load(checkpoint, new_tokens).to_str()
+
+
+def how_to_build(checkpoint):
+    return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"
+
+
+# ---------------------------------------------------------------- what a build reads, and where it writes
+
+WHAT_TO_GET = """
+  UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
+        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
+  E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
+  Put or link them at ./umls and ./E3C-Corpus, or give: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
+  (E3C=none builds without documents, ARGS="--text FILE" with others).
+  'make demo' needs neither: it shows all of it on synthetic data."""
+
+
+def find_sources(s):
+    """The folders (UMLS, E3C or None) from the settings, the environment or the default places. Raises: UserError."""
+    umls_folder = s.umls or os.environ.get("UMLS") or "umls"
+    e3c_folder = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
+    only_text = s.text and e3c_folder == "E3C-Corpus" and not Path(e3c_folder).is_dir()  # nobody asked for E3C
+    e3c_folder = None if e3c_folder == "none" or only_text else e3c_folder
+    for what, folder in (("UMLS release", umls_folder), ("E3C corpus", e3c_folder)):
+        if folder and not Path(folder).is_dir():
+            raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
+    return umls_folder, e3c_folder
+
+
+def choose_output(s, langs):
+    """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
+    name = s.lang.lower() if len(langs) > 1 else langs[0]
+    if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
+        name += f"-{Path(s.tokenizer).resolve().name}"
+    out = Path(s.out or Path("datasets", name))
+    if s.text and len(langs) > 1 and "{lang}" not in s.text:
+        raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
+    if not out.name:
+        raise UserError(f"--out {out}: name a folder, such as datasets/{name}")
+    if out.exists() and not Path(out, "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not a data set; choose another --out")
+    try:
+        existing = read_manifest(out)["languages"]
+    except UserError:  # there is none, or one to be replaced
+        existing = langs
+    if existing != langs:
+        raise UserError(f"{out} holds a data set of language {' '.join(existing)}, not {s.lang}; choose another --out")
+    if not os.access(next(p for p in Path(os.path.realpath(out)).parents if p.exists()), os.W_OK):
+        raise UserError(f"{out}: the folder cannot be written to; choose another --out")
+    return name, out

@@ -1,0 +1,186 @@
+"""Files and messages: atomic writes, UTF-8, progress bars, and errors for users."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import mmap
+import os
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+import configs
+from configs import UserError
+
+
+def read_utf8(path, bom=""):
+    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8.
+
+    bom: what to have in the place of a byte order mark; offsets of brat count it.
+    """
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+        return bom + text[1:] if text[:1] == "\ufeff" else text
+    except UnicodeDecodeError as e:
+        row = content[: e.start].count(b"\n") + 1
+        raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
+
+
+def read_json(path):
+    """The object in a JSON file, {} if there is no such file. Raises: UserError."""
+    try:
+        content = json.loads(Path(path).read_bytes().decode("utf-8"))
+        if type(content) is not dict:
+            raise ValueError("not an object")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: cannot be read as JSON: {e}") from None
+
+
+def write_json(path, content):
+    """Writes a JSON file atomically."""
+    write_atomic(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def write_atomic(path, write):
+    """Calls write(file) on a file beside `path`, flushes it to disk, then renames it to `path`."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as e:  # torch.save wraps a full disk in a RuntimeError
+        beside.unlink(missing_ok=True)
+        why = getattr(e, "strerror", None) or f"is the disk full? ({e})"
+        raise UserError(f"{path}: cannot be written: {why}") from None
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(out):
+    """A new folder beside `out` to write to, which takes the place of `out` if all went well.
+
+    Another process that replaces a folder there waits for this one. What a killed process left behind is put right.
+    Where `out` is a symbolic link it stays one, and the folder that it names is replaced.
+    """
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out
+    new, old = (out.with_name(f".{out.name}.{what}") for what in ("building", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if old.exists() and not out.exists():  # killed between the two renames below
+                old.rename(out)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            yield new
+            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written: {e.strerror or e}") from None
+
+
+@contextmanager
+def folder_lock(folder, message):
+    """Keeps other processes out of a folder; the system frees the lock when this process ends, however it does.
+
+    Raises: UserError with the message if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: {message}") from None
+        except OSError:  # a file system without locks, as some clusters have
+            pass
+        yield
+    finally:
+        os.close(lock)
+
+
+def progress(what, total, unit=""):
+    """A tqdm bar on a terminal, nothing elsewhere. total: a number, or something to iterate over."""
+    options = {"desc": what, "disable": None, "leave": False, "dynamic_ncols": True}
+    if isinstance(total, int):
+        return tqdm(total=total, unit=unit or "it", unit_scale=True, **options)
+    return tqdm(total, **options)
+
+
+def memory_map(path):
+    """A file mapped into memory, as pyarrow reads it; of pyarrow's own the path would have to be UTF-8."""
+    with open(path, "rb") as f:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def write_all(f, content):
+    """Writes bytes to a raw file, which may take fewer at a time than it is given. Raises: UserError."""
+    content = memoryview(content).cast("B")
+    try:
+        while len(content):
+            n_taken = f.write(content)
+            if not n_taken:
+                raise OSError(errno.EAGAIN, "it takes no more")
+            content = content[n_taken:]
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise UserError(f"standard output cannot be written: {e.strerror}") from None
+
+
+def reject_lfs_pointer(path):
+    """Raises UserError if Git LFS left a pointer in the place of the file."""
+    if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
+
+
+def run_command(doc, commands, default=None):
+    """Runs a program: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1.
+
+    torchrun ends with a long report of its own. Each rank leaves the line in a file that this report shows last.
+
+    Args: doc, commands, default: as in configs.parse.
+    """
+    if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        function, settings = configs.parse(sys.argv[1:], doc, commands, default)
+        function(settings)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (UserError, OSError, SystemExit) as e:  # OSError: a disk that is full, a folder that may not be written to
+        line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {e}"
+        report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if report and isinstance(line, str):
+            message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            with contextlib.suppress(OSError):
+                Path(report).write_text(json.dumps({"message": message}))
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        sys.exit(line if is_first or isinstance(e, SystemExit) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,128 @@
+"""The machine: which device and number format to use, how fast its matrix products are, and what its memory holds."""
+
+import ctypes
+import math
+import os
+import resource
+import sys
+import time
+
+import torch
+
+from configs import UserError
+
+MAX_MICRO_TOKENS = 65_536  # on a GPU; more would not make it faster
+CPU_MICRO_TOKENS = 2048  # as fast as more, with less memory (docs/measurements.md)
+
+
+def choose_device(name, precision):
+    """(device, autocast dtype or None). bf16 from compute capability 8.0 on, fp16 before, fp32 on CPU.
+
+    Args: name: auto, cuda or cpu. precision: auto, bf16, fp16 or fp32. Raises: UserError.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda', but torch sees no GPU here")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and precision == "fp16":
+        raise UserError("precision = 'fp16' needs a GPU; on the CPU give bf16 or fp32")
+    if name == "cpu":
+        tune_malloc()
+    else:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+            raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if precision == "auto":
+        precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def autocast(device, dtype):
+    """Mixed precision in `dtype`; with None, nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def tune_malloc():
+    """Has glibc keep freed memory, which it would otherwise map and zero again for each large tensor of a step.
+
+    Without this setting the training of `make demo` took 109 s instead of 30, measured on one machine.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own for large blocks
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+    except (OSError, AttributeError):  # another system's
+        pass
+
+
+def measure_matmul_flops(device, dtype, repeat=3):
+    """Floating-point operations a second of a product of two square matrices: what the machine can do at most.
+
+    The state of the global random generator stays as it is.
+    """
+    n = 8192 if device.type == "cuda" else 2048
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(n, n, device=device, dtype=dtype or torch.float32, generator=generator)
+    best = math.inf
+    for _ in range(repeat):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the GPU
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / max(best, 1e-9)
+
+
+def training_flops(c, length, vocabulary_targets):
+    """Floating-point operations of training on examples: what the MFU counts. Padding is none of it.
+
+    2 per weight and token forward, 4 backward, and the two products of attention.
+
+    Args: c: the encoder's Config. length: (n,) tokens of each example. vocabulary_targets: how many the MLM head has.
+    """
+    weights = c.layers * (4 * c.dim**2 + 2 * c.dim * c.ffn)
+    attention = 2 * c.layers * c.dim * float((length.astype(float) ** 2).sum())
+    vocabulary = (c.dim**2 + c.dim * c.vocab_size) * float(vocabulary_targets)
+    return 6.0 * (weights * float(length.sum()) + attention + vocabulary)
+
+
+def peak_memory(device):
+    """The most bytes taken so far: of the GPU by tensors, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def estimate_memory(c, n_parameters):
+    """(bytes whatever the batch, bytes a padded token of a micro-batch) of training in mixed precision on a GPU.
+
+    By counting what autograd keeps, not by trial. Weights, gradients, two moments and the buckets of DDP in float32 and
+    a half copy: 22 a parameter. Per token and layer: the inputs of both LayerNorms in float32, queries, keys and
+    values, attention's result and the inputs of the matrices in half, two bytes of dropout: 22 dim + 4 ffn. At the
+    vocabulary head 12 bytes an entry (logits, log-probabilities, gradients), for one token in eight.
+    """
+    return 22 * n_parameters, c.layers * (22 * c.dim + 4 * c.ffn) + 1.5 * c.vocab_size
+
+
+def auto_micro_tokens(c, n_parameters, device):
+    """Padded tokens of a micro-batch that a GPU's memory holds with a quarter to spare; a fixed number on CPU."""
+    if device.type != "cuda":
+        return CPU_MICRO_TOKENS
+    fixed, per_token = estimate_memory(c, n_parameters)
+    room = 0.75 * torch.cuda.get_device_properties(device).total_memory - fixed
+    return int(min(MAX_MICRO_TOKENS, max(1024, room / per_token // 1024 * 1024)))
+
+
+def check_model_fits(n_parameters, device):
+    """Raises UserError if a model is too large to be trained here, before any of it is allocated.
+
+    Weights, gradients and two moments of AdamW in float32 take 16 bytes a parameter, on each GPU or for each rank.
+    """
+    needed, ranks = 16 * n_parameters, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        available, ranks = torch.cuda.get_device_properties(device).total_memory, 1
+    if needed * ranks > available:
+        each = f" on each of {ranks} ranks" if ranks > 1 else ""
+        raise UserError(
+            f"the model is too large for the memory: {n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train"
+            f"{each}, and there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
+        )

@@ -1,0 +1,234 @@
+"""Reports of what files hold: a data set, curves, a map, the model card, an evaluation. No model is needed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from configs import UserError
+from support.files import write_atomic
+
+# ---------------------------------------------------------------- a data set
+
+
+def print_dataset_tables(manifest, tasks):
+    """Tables 1 and 7 of the paper for a data set, and what its samples are made of. tasks: data.TASKS."""
+
+    def row(first, values, form="{:>11,}"):
+        print(f"{first:<16}" + "".join(form.format(x) if not isinstance(x, str) else f"{x:>11}" for x in values))
+
+    def heading(titles):
+        for line in range(2):
+            row("", [words[line] if line < len(words) else "" for words in map(str.split, titles)])
+
+    counts = manifest["counts"]
+    titles = [task.title.removesuffix(" modelling").replace("classification", "classif.") for task in tasks]
+    table_1 = {
+        lang: [*(c["train"][task.name] for task in tasks), sum(c["train"].values()), c["megabytes"]]
+        for lang, c in counts.items()
+    }
+    table_7 = {lang: [c["terms"], c["cuis"], c["relations"]] for lang, c in counts.items()}
+    print("\nTable 1: training examples")
+    heading([*titles, "total", "MB"])
+    print_rows_and_total(row, table_1)
+    print("\nTable 7: the knowledge graph")
+    row("", ("terms", "CUIs", "relations"))
+    print_rows_and_total(row, table_7)
+    for lang, c in counts.items():
+        distribution = c["distribution"]
+        print(f"\n{lang}: shares in the graph and in the training samples (%)")
+        heading(distribution["columns"])
+        for kind in ("groups", "relations"):
+            for name, values in distribution[kind].items():
+                row(f"  {name}", [100 * v for v in values], "{:>11.2f}")
+        deviation = distribution["largest_deviation"]
+        row("  deviation", [100 * deviation[x][0] for x in distribution["columns"]], "{:>11.3f}")
+        worst = max(deviation, key=lambda x: deviation[x][0])
+        print(f"  largest deviation of a pair of groups from the triples drawn from: {deviation[worst][1]} in {worst}")
+    for file, n in manifest["malformed_rows_left_out"].items():
+        print(f"\n{file}: {n:,} malformed rows left out")
+    for file, n in manifest["nci_rows_left_out"].items():
+        print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
+    print()
+
+
+def print_rows_and_total(row, table):
+    for lang, values in table.items():
+        row(lang, values)
+    if len(table) > 1:
+        row("total", [sum(column) for column in zip(*table.values())])
+
+
+# ---------------------------------------------------------------- a run: its metrics, its curves, its card
+
+
+def parse_record(line):
+    """A line of metrics.jsonl, {} if it is damaged: cut off, not JSON, or not a step with numbers."""
+    try:
+        record = json.loads(line)
+        step, values = record["step"], record | record.get("valid", {})
+        numbers = [x for key, x in values.items() if key != "valid"]
+        good = all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in numbers)
+        return record if good and type(step) is int and step >= 0 else {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def read_metrics(path):
+    """(the records of a metrics.jsonl, the number of its damaged lines); none of either if there is no file."""
+    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
+    records = [record for line in lines if (record := parse_record(line))]
+    return records, len(lines) - len(records)
+
+
+def draw_curves(runs, out, tasks):
+    """Draws loss and accuracy of each task over the steps, of one or several runs, as one picture.
+
+    Args: runs: run folders. out: the picture, "" for the default. tasks: data.TASKS. Returns: the path of the picture.
+    """
+    axes = blank_figure((16, 7)).subplots(2, len(tasks), sharex=True)
+    for k, run in enumerate(runs):
+        path, color = run / "metrics.jsonl", f"C{k}"
+        if not path.is_file():
+            raise UserError(f"{path} not found; is {run} a run folder?")
+        records, n_damaged = read_metrics(path)
+        if n_damaged:
+            print(f"{path}: {n_damaged:,} damaged lines are left out")
+        if not any("valid" in r for r in records):
+            raise UserError(f"{path}: no validation in it yet")
+        for row, what in zip(axes, ("loss", "accuracy")):
+            for ax, task in zip(row, tasks):
+                key = f"{task.name}_{what}"
+                train = [(r["step"], r[key]) for r in records if key in r]
+                valid = [(r["step"], r["valid"][key]) for r in records if key in r.get("valid", ())]
+                ax.set(title=task.title, xlabel="step", ylabel=what)
+                if train:
+                    ax.plot(*zip(*train), color=color, alpha=0.4)
+                if valid:
+                    ax.plot(*zip(*valid), color=color, marker="o", label=run.name)
+    axes[0, 0].legend(title="held out (pale: training)")
+    out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
+    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:].lower()))
+    return out
+
+
+def draw_map(path, points, shares, groups, title):
+    """Draws terms as points, coloured by semantic group.
+
+    Args: points: (n, 2). shares: the variance along both axes, in per cent. groups: the group of each term.
+    """
+    figure = blank_figure((11, 9))
+    ax, groups = figure.subplots(), np.array(groups)
+    names, count = np.unique(groups, return_counts=True)
+    for name, n in sorted(zip(names, count), key=lambda x: -x[1]):  # the rare ones above
+        ax.scatter(*points[groups == name].T, s=3, alpha=0.5, label=f"{name} ({n:,})")
+    ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
+    ax.set_title(title)
+    ax.legend(markerscale=4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda f: figure.savefig(f, format="png"))
+
+
+def blank_figure(size):
+    """A figure of matplotlib, which is an extra."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install -r requirements-plot.txt") from None
+    return Figure(size, layout="constrained")
+
+
+def model_card(folder, init, config, manifest, weights, values, tasks, trained):
+    """The README.md of a run folder: what it was trained on and with, and its last validation, as Markdown.
+
+    Args:
+        init: the checkpoint that it started from, or "". config: model.Config. manifest: of the data set.
+        weights: {task name: weight in equation (2)}. values: {setting: value} to show. tasks: data.TASKS.
+        trained: names of the tasks that it was trained on.
+    """
+    tasks, languages = [task for task in tasks if task.name in trained], manifest["languages"]
+    has_text, has_graph = "mlm" in trained, trained != ["mlm"]
+    sources = ["sequences from the UMLS knowledge graph"] * has_graph + ["documents"] * has_text
+    beginning = f"continues the training of `{Path(init).resolve().name}`" if init else "was trained from scratch"
+    licence = " (for the UMLS, that of the US National Library of Medicine)" if has_graph else ""
+    lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
+    lines += ["pipeline_tag: fill-mask"] * ("mlm" in config.extra_config["kgi_tasks"])
+    lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * has_graph, "---", ""]
+    lines += [f"# {folder.resolve().name}", ""]
+    lines += [
+        f"This is a UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023). It {beginning} on {' and on '.join(sources)}. "
+        f"The encoder opens with any library that reads the layout `{config.family}`. `tokenizer.json` holds the "
+        f"relation tokens. What the model was trained on has licences of its own{licence}.",
+        "",
+    ]
+    columns = ["terms", "CUIs", "relations"] * has_graph
+    lines += markdown_table(
+        ["language", *columns, *(f"{task.title} examples" for task in tasks)],
+        [
+            [lang, *(f"{n[x.lower()]:,}" for x in columns), *(f"{n['train'][task.name]:,}" for task in tasks)]
+            for lang, n in manifest["counts"].items()
+        ],
+    )
+    sizes = {"layers": config.layers, "heads": config.heads, "hidden size": config.dim, "feed-forward": config.ffn}
+    sizes |= {"vocabulary": config.vocab_size, "positions": config.max_positions}
+    weights = ", ".join(f"{task.name.upper()} {weights[task.name]:.3f}" for task in tasks)
+    lines += markdown_table(["setting", "value"], (sizes | values | {"weights of the tasks": weights}).items())
+    validations = [r for r in read_metrics(folder / "metrics.jsonl")[0] if "valid" in r]
+    if validations:
+        step, valid = validations[-1]["step"], validations[-1]["valid"]
+        rows = [
+            [task.title, f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
+            for task in tasks
+            if f"{task.name}_loss" in valid and f"{task.name}_accuracy" in valid
+        ]
+        lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
+    return "\n".join(lines)
+
+
+def markdown_table(heads, rows):
+    """A table as lines of Markdown, a blank line after it."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+
+
+# ---------------------------------------------------------------- what was learnt
+
+
+def print_evaluation(record, tasks, relations):
+    """Prints what kgi.py evaluate found. Args: tasks, relations: data.TASKS, data.RELATIONS."""
+    titles = {task.name: task.title for task in tasks}
+    for lang, x in record.get("mlm", {}).items():
+        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f}")
+    if x := record.get("ep"):
+        print(f"  {titles['ep']}: {x['tokens']:.1f} of the tokens, {x['entities']:.1f} of the entities")
+    if x := record.get("lp"):
+        confusion = np.array(x["confusion"])
+        majority = 100 * confusion.sum(1).max() / confusion.sum()
+        print(
+            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} (majority baseline {majority:.1f}), "
+            f"macro F1 {x['macro_f1']:.1f}"
+        )
+        names = relations[: len(confusion)]
+        print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
+        for name, row in zip(names, confusion.tolist()):
+            print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
+    if x := record.get("tc"):
+        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f}")
+        for kind in ("corrupted_entities", "corrupted_relation"):
+            if kind in x:
+                accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
+                negatives = f"negatives with {kind.replace('_', ' ')}"
+                print(f"    {negatives}: accuracy {accuracy:.1f}, ROC AUC against true ones {auc:.1f}")
+    for lang, by_vectors in record["synonyms"].items():
+        n = by_vectors["terms"]
+        if not by_vectors["mean"]:
+            print(f"  synonyms, {lang}: no concept has two of the {n:,} terms")
+        for how, x in by_vectors.items():
+            if how != "terms" and x:
+                what = "trigrams of letters" if how == "spelling" else how
+                print(
+                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f}, "
+                    f"at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
+                )

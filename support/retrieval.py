@@ -1,0 +1,98 @@
+"""Nearest neighbours among vectors of terms: how well synonyms are found, and the axes of a map."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configs import UserError
+from support import umls
+from support.arrays import concat_ranges, hash_uniform
+from support.datasets import read_manifest
+
+
+def synonym_ranks(vectors, term, concept):
+    """How near the other terms of a concept are, by cosine: the rank of the first of them among all other terms.
+
+    Args:
+        vectors: (N, dim) float tensor, one a term. term, concept: (pairs,) int tensors of a term and a concept that it
+            names; a term may name several.
+
+    Returns: (queries, ranks): the terms of concepts that have another one, and the rank (1 is the nearest) of the
+        nearest other term with a concept in common; among terms that are equally near the mean of their ranks.
+    """
+    vectors = F.normalize(vectors, dim=1)
+    n, (a, b) = len(vectors), pairs_within(term, concept)
+    pairs = torch.unique((a * n + b)[a != b])
+    queries, count = torch.unique(pairs // n, return_counts=True)
+    ranks, end = [], torch.cumsum(count, 0)
+    for i in range(0, len(queries), 256):
+        block, k = queries[i : i + 256], count[i : i + 256]
+        similarity = vectors[block.to(vectors.device)] @ vectors.T
+        similarity[torch.arange(len(block)), block] = -2.0  # itself
+        others = pairs[end[i] - count[i] : end[i + len(block) - 1]] % n
+        row = torch.arange(len(block)).repeat_interleave(k)
+        best = torch.full((len(block),), -2.0).scatter_reduce(0, row, similarity.cpu()[row, others], "amax")
+        best = best.to(similarity.device)[:, None]
+        n_nearer, n_equal = (x.sum(1).cpu() for x in (similarity > best, similarity == best))
+        ranks.append(1 + n_nearer + (n_equal - 1) / 2)
+    return queries, torch.cat([*ranks, torch.zeros(0)])
+
+
+def pairs_within(term, concept):
+    """All ordered pairs (a, b) of terms of one concept, a term with itself included."""
+    order = torch.argsort(concept, stable=True)
+    members = term[order]
+    _, group, sizes = torch.unique(concept[order], return_inverse=True, return_counts=True)
+    first, size = (torch.cumsum(sizes, 0) - sizes)[group], sizes[group]
+    a = members.repeat_interleave(size)
+    position = torch.arange(len(a)) - (torch.cumsum(size, 0) - size).repeat_interleave(size)
+    return a, members[first.repeat_interleave(size) + position]
+
+
+def retrieval_metrics(vectors, term, concept):
+    """Synonym retrieval in per cent: accuracy at 1 and 5, mean reciprocal rank; {} if no concept has two terms.
+
+    Args: vectors: as in synonym_ranks. term, concept: (pairs,) int arrays.
+    """
+    queries, ranks = synonym_ranks(vectors, torch.from_numpy(term), torch.from_numpy(concept))
+    if not len(queries):
+        return {}
+    at_1, at_5 = (100 * (ranks <= k).double().mean().item() for k in (1, 5))
+    return {"at_1": at_1, "at_5": at_5, "mrr": 100 * (1 / ranks).mean().item(), "queries": len(queries)}
+
+
+def trigram_vectors(strings):
+    """(strings, 4096) float32 tensor of their trigrams of letters: the baseline of who looks at spelling alone."""
+    from sklearn.feature_extraction.text import HashingVectorizer  # a second that training need not wait
+
+    spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
+    return torch.from_numpy(spelling.transform(strings).toarray())
+
+
+def principal_components(vectors, seed):
+    """((n, 2) float array: vectors on their first two principal components, the variance of each in per cent)."""
+    x = (vectors - vectors.mean(0)).cpu()
+    torch.manual_seed(seed)
+    _, size, axes = torch.pca_lowrank(x, q=min(8, *x.shape), center=False)
+    return (x @ axes[:, :2]).numpy(), (size[:2] ** 2 / x.square().sum() * 100).tolist()
+
+
+def sample_terms(folder, lang, n, seed):
+    """All terms of some concepts of a language, drawn until there are n strings (0: all).
+
+    They are those of the release that the data set in `folder` was built from, whose tables are kept beside it.
+
+    Returns: (tables, strings, term, concept): term and concept (pairs,) say which string names which concept. A string
+    that names several concepts is there once.
+    """
+    cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
+    if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
+        raise UserError(f"{place}: not the terms of {folder}, not there or damaged; build the data set again")
+    tables = cached[0]
+    concepts = np.argsort(hash_uniform(seed, tables.cui), kind="stable")
+    sizes = np.diff(tables.first_term)[concepts]
+    concepts = concepts[: np.searchsorted(np.cumsum(sizes), n) + 1 if n else None]
+    sizes = np.diff(tables.first_term)[concepts]
+    rows = concat_ranges(tables.first_term[concepts], sizes)
+    strings, term = np.unique(np.array(tables.terms.take(rows).to_pylist(), object), return_inverse=True)
+    return tables, strings.tolist(), term, np.repeat(concepts, sizes)

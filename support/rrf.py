@@ -1,0 +1,266 @@
+"""RRF files: bytes on disk -> rows, with file, row and column of every fault.
+
+An RRF file is UTF-8, `|`-delimited, with a trailing `|` on each row, no header and no quoting: `"` is an ordinary
+character (UMLS Reference Manual, chapter 3). MRREL has 5 GB and 25 million rows, so nothing is made a string that is
+not needed as one. A block of 4 MB is searched for its `|` once; a field is then a pair of positions, and an identifier
+is read eight digits at a time.
+
+    for cuis in read_rrf("2022AB", "MRSTY", lambda rows: rows.parse_cui("CUI")): ...
+"""
+
+import copy
+import gzip
+import sys
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from configs import UserError
+from support.files import progress
+
+COLUMNS = {  # of the release files that are read here, in order
+    "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF".split(),
+    "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF".split(),
+    "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
+    "MRRANK": "RANK SAB TTY SUPPRESS".split(),
+}
+BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
+MAX_ROW = 64 << 20  # bytes: a longer row is no row
+PADDING = bytes(8)  # around each block, so that eight bytes can be read at any of its positions
+FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks the first n of eight bytes
+
+
+def find_rrf(umls, name):
+    """The files of NAME in a release folder or its META: [NAME.RRF], [NAME.RRF.gz], or its .gz parts; [] if none."""
+    for folder in (Path(umls), Path(umls, "META")):
+        if (folder / f"{name}.RRF").is_file():
+            return [folder / f"{name}.RRF"]
+        if (folder / f"{name}.RRF.gz").is_file():
+            return [folder / f"{name}.RRF.gz"]
+        if parts := sorted(folder.glob(f"{name}.RRF.*.gz")):
+            return parts
+    return []
+
+
+def missing_files_hint(umls):
+    """What to do with a release folder that lacks its files, as the end of an error message."""
+    found = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
+    packed = sorted(str(p) for p in found if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
+    return f"unpack {packed[0]} first (.nlm files are .zip files too)" if packed else "unpack the release there"
+
+
+def read_rrf(umls, name, parse_block, skipped=None, nci=None):
+    """Yields parse_block(rows) for each block of Rows of NAME.RRF, in order. Two threads parse.
+
+    Args:
+        umls: the release folder. name: a key of COLUMNS. parse_block: a function of Rows.
+        skipped: a Counter. Malformed rows are left out and counted there by file. None: they are errors.
+        nci: a Counter by file of the rows left out because the NCI Metathesaurus, not the UMLS, numbers their concept.
+
+    Raises: UserError with file, row and column.
+    """
+    paths = find_rrf(umls, name)
+    where = paths[0] if len(paths) == 1 else f"{paths[0]} (and the parts after it)"
+    first_line = n_rows = 0
+    for result, rows in _parse_in_threads(paths, name, parse_block):
+        first_fault_of_row = dict(reversed(rows.faults))
+        for line, fault in sorted(first_fault_of_row.items()):
+            report_bad_row(skipped, f"{name}.RRF", f"{where}, row {first_line + line + 1}{fault}")
+        first_line, n_rows = first_line + rows.n_lines, n_rows + len(rows.start)
+        n_nci = len({line for lines in rows.nci_lines for line in lines.tolist()} - first_fault_of_row.keys())
+        if nci is not None and n_nci:
+            nci[f"{name}.RRF"] += n_nci
+        yield result
+    if n_rows == 0:
+        well_formed = " well-formed" if skipped and skipped[f"{name}.RRF"] else ""
+        raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
+
+
+def _parse_in_threads(paths, name, parse_block):
+    """Yields (parse_block(rows), rows) of each block in order; a few blocks are in flight, not the whole file."""
+
+    def parse(block, cut):
+        rows = Rows(block, cut, COLUMNS[name])
+        return parse_block(rows), rows
+
+    waiting = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for block in read_blocks(paths):
+            waiting.append(pool.submit(parse, *block))
+            if len(waiting) > 3:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_blocks(paths):
+    """Yields (whole rows as bytes with PADDING around them, whether the file ends within the last row).
+
+    paths: one file, or the parts of one, which may be cut anywhere, also within a row.
+    """
+    rest = b""
+    with progress(paths[0].name, sum(p.stat().st_size for p in paths), "B") as bar:
+        for path in paths:
+            with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as f:
+                position = 0
+                try:
+                    while chunk := f.read(BLOCK_SIZE):
+                        if position == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                            raise UserError(f"{path}: UTF-16, and an RRF file must be UTF-8; convert it with iconv")
+                        cut = chunk.rfind(b"\n") + 1
+                        if cut:
+                            yield b"".join([PADDING, rest, memoryview(chunk)[:cut], PADDING]), False
+                            rest = b""
+                        rest += chunk[cut:]
+                        if len(rest) > MAX_ROW:
+                            raise UserError(f"{path}: no line end in 64 MB; this is not an RRF file")
+                        bar.update(raw.tell() - position)
+                        position = raw.tell()
+                except (EOFError, zlib.error, OSError) as e:
+                    raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
+    if rest:
+        yield b"".join([PADDING, rest, b"\n", PADDING]), True
+
+
+class Rows:
+    """The rows of one block of an RRF file as positions in its bytes; nothing is copied or decoded.
+
+    Attributes:
+        start: (n,) first byte of each row. line: (n,) its line within the block. pipes: (n, columns) positions of `|`.
+        faults: [(line within the block, ", column X: what is wrong")]; such rows are left out.
+        nci_lines: arrays of lines whose concept the NCI Metathesaurus numbers (CL and digits); these too.
+        n_lines: lines of the block, malformed ones too.
+    """
+
+    def __init__(self, block, cut, columns):
+        self.columns, self.block, self.faults, self.nci_lines = columns, block, [], []
+        self.bytes = np.frombuffer(block, np.uint8)
+        self.words = np.ndarray(len(block) - 7, np.uint64, block, strides=(1,))  # eight bytes from each position
+        self.n_lines = np.count_nonzero(self.bytes == ord("\n"))
+        pipes, width = np.flatnonzero(self.bytes == ord("|")), len(columns)
+        ends = pipes[width - 1 :: width] + 1
+        regular = len(pipes) == width * self.n_lines and (self.bytes[ends] == ord("\n")).all()
+        if not regular:
+            ends = np.flatnonzero(self.bytes == ord("\n"))
+        self.start, self.line = np.concatenate([[len(PADDING)], ends[:-1] + 1]), np.arange(len(ends))
+        utf8 = is_utf8(block)
+        if not (regular and utf8):
+            pipes = self._leave_out_malformed(pipes, ends, cut, utf8)
+        self.pipes, self.selection = pipes.reshape(-1, width), slice(None)
+
+    def _leave_out_malformed(self, pipes, ends, cut, utf8):
+        """Keeps the rows of the right number of columns and of valid UTF-8, and records the faults of the others.
+
+        Returns: the positions of `|` of the rows that are kept.
+        """
+        width = len(self.columns)
+        ends = ends - (self.bytes[ends - 1] == ord("\r"))  # Windows line ends
+        count = np.diff(np.searchsorted(pipes, ends), prepend=0)
+        good = (count == width) & (self.bytes[ends - 1] == ord("|"))
+        for i in np.flatnonzero(~good & (ends > self.start)).tolist():
+            what = f"{count[i]} columns instead of {width}" if count[i] != width else "text after the last column"
+            last = ", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""
+            self.faults.append((i, f": {what}{last}"))
+        for i in [] if utf8 else np.flatnonzero(good).tolist():
+            row = self.block[self.start[i] : ends[i]]
+            try:
+                row.decode()
+            except UnicodeDecodeError as e:
+                good[i] = False
+                column = self.columns[row[: e.start].count(b"|")]
+                self.faults.append((i, f", column {column}: byte 0x{row[e.start]:02x} is not UTF-8"))
+        self.start, self.line = self.start[good], self.line[good]
+        return pipes[np.repeat(good, count)]
+
+    def filter(self, which):
+        """Some of the rows (a mask, or positions in ascending order), as Rows."""
+        rows = copy.copy(self)
+        rows.selection = np.arange(len(self.start))[self.selection][which]
+        return rows
+
+    def span(self, column):
+        """First byte of the field in each row, and the one after its last."""
+        k = self.columns.index(column)
+        start = self.pipes[self.selection, k - 1] + 1 if k else self.start[self.selection]
+        return start, self.pipes[self.selection, k]
+
+    def prefix8(self, column):
+        """The field's first eight bytes as one integer, to compare with prefix8(text)."""
+        start, end = self.span(column)
+        return self.words[start] & FIRST_BYTES[np.minimum(end - start, 8)]
+
+    def strings(self, first, last=None):
+        """The fields as an Arrow array (those from `first` to `last` with the `|` between them)."""
+        start, end = self.span(first)[0], self.span(last or first)[1]
+        # Offsets start[0], end[0], start[1], ... make strings of which every other one is a field.
+        offsets = np.stack([start, end], axis=1).astype(np.int32).ravel()
+        both = pa.StringArray.from_buffers(max(0, len(offsets) - 1), pa.py_buffer(offsets), pa.py_buffer(self.block))
+        return both.take(pa.array(np.arange(0, len(offsets), 2)))
+
+    def parse_digits(self, start, end, prefix, min_digits, max_digits):
+        """(whether each field is the prefix and that many digits, at most eight; its number, int64)."""
+        n_digits = end - start - len(prefix)
+        x = self.words[end - 8] ^ np.uint64(0x3030303030303030)
+        x = x & ~FIRST_BYTES[np.clip(8 - n_digits, 0, 8)]
+        good = (x | x + np.uint64(0x7676767676767676)) & np.uint64(0x8080808080808080) == 0  # each byte is 0..9
+        good &= (n_digits >= min_digits) & (n_digits <= max_digits)
+        for i, letter in enumerate(prefix):
+            good &= self.bytes[start + i] == ord(letter)
+        # Eight digits at once: pairs become two-digit numbers, these four-digit ones, these one of eight digits.
+        x = x * np.uint64(10 << 8 | 1) >> np.uint64(8) & np.uint64(0x00FF00FF00FF00FF)
+        x = x * np.uint64(100 << 16 | 1) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
+        x = x * np.uint64(10000 << 32 | 1) >> np.uint64(32)
+        return good, x.astype(np.int64)
+
+    def parse_id(self, column, letter, min_digits, max_digits, optional=False):
+        """Identifiers of a letter and digits (C0000123) -> int64 numbers; -1 if malformed, or empty and optional."""
+        start, end = self.span(column)
+        good, numbers = self.parse_digits(start, end, letter, min_digits, max_digits)
+        wrong = np.flatnonzero(~good & ((end > start) | (not optional)))
+        if letter == "C" and len(wrong):  # CL105989 is no UMLS concept, but nothing malformed either
+            is_nci, _ = self.parse_digits(start[wrong], end[wrong], "CL", 1, 8)
+            self.nci_lines.append(self.line[self.selection][wrong[is_nci]])
+            wrong = wrong[~is_nci]
+        for i in wrong.tolist():
+            text = self.block[start[i] : end[i]].decode()
+            text = repr(text[:40]) + "..." * (len(text) > 40)
+            digits = f"{min_digits} digits" if min_digits == max_digits else f"{min_digits} or {max_digits} digits"
+            line = int(self.line[self.selection][i])
+            self.faults.append((line, f", column {column}: {text} is not {letter} and {digits}"))
+        return np.where(good, numbers, -1)
+
+    def parse_cui(self, column, optional=False):
+        """The numbers of CUIs (C and seven digits), int64; -1 as in parse_id."""
+        return self.parse_id(column, "C", 7, 7, optional)
+
+
+def prefix8(text):
+    """The first eight bytes of a text as one integer, as Rows.prefix8 gives them."""
+    return np.uint64(int.from_bytes(text.encode()[:8], "little"))
+
+
+def is_utf8(block):
+    """Whether bytes are valid UTF-8, without making a string of them."""
+    offsets = np.array([0, len(block)], np.int32)
+    try:
+        pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(block)).validate(full=True)
+        return True
+    except pa.ArrowInvalid:
+        return False
+
+
+def report_bad_row(skipped, file, message):
+    """A malformed row is an error; with --skip_bad_rows it is left out, counted, and the first five are shown.
+
+    skipped: the Counter by file of --skip_bad_rows, or None.
+    """
+    if skipped is None:
+        raise UserError(f"{message}; repair the file or fetch it again (--skip_bad_rows leaves such rows out)")
+    skipped[file] += 1
+    if skipped[file] <= 5:
+        tqdm.write(f"{message}; left out", file=sys.stderr)

@@ -1,0 +1,237 @@
+"""The paper's tables from result files: Tables 2, 3, 4, 6, 9, 10 and 11, and what encoders know.
+
+A result is a scores.json of finetune.py or a knowledge-*.json of kgi.py evaluate. Files of other shapes are named and
+left out. The paper's rows and figures are in configs/tables.json.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import configs
+from configs import UserError
+from support.files import read_utf8, write_atomic
+
+ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
+KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that kgi.py evaluate writes
+    "MLM loss": "mlm_loss", "EP tokens": "ep_tokens", "LP accuracy": "lp_accuracy", "LP macro F1": "lp_macro_f1",
+    "TC accuracy": "tc_accuracy", "AUC, corrupted entities": "tc_auc_corrupted_entities",
+    "AUC, corrupted relation": "tc_auc_corrupted_relation", "synonyms at 1": "synonyms_at_1", "at 5": "synonyms_at_5",
+    "MRR": "synonyms_mrr", "MRR, [CLS]": "synonyms_mrr_cls", "MRR, spelling": "synonyms_mrr_spelling",
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- result files
+
+
+def read_records(folder, pattern, parse):
+    """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
+    for path in sorted(Path(folder).rglob(pattern)):
+        try:
+            parsed = parse(json.loads(read_utf8(path)))
+        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
+            reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
+            print(f"{path}: not a file of results, left out ({reason})")
+        else:
+            yield path, parsed
+
+
+def checked(kind, value):
+    """The value of a result file, if it is of this kind. Raises: TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
+    if kind is str:
+        value.encode()  # half of a surrogate pair is no text
+    return value
+
+
+def finite(value, least=0, most=1e9):
+    """A number of a result file. Raises: TypeError or ValueError if it is none, or cannot be a result."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{repr(value)[:40]} is not a number")
+    if not least <= value <= most:  # nor is NaN
+        raise ValueError(f"{repr(value)[:40]} is not a score")
+    return float(value)
+
+
+def percent(value):
+    return finite(value, most=100 + 1e-6)
+
+
+class Scores(NamedTuple):
+    """A scores.json of finetune.py."""
+
+    name: str  # of the checkpoint
+    language: str
+    task: str
+    runs: dict  # {seed: {"paper": [P, R, F1], "entity": [P, R, F1], "constant_baseline": F1}}
+    signature: dict
+
+
+def parse_scores(record):
+    """A scores.json -> Scores. Raises: TypeError, KeyError or ValueError if it is of another shape."""
+    name = Path(checked(str, checked(dict, record)["checkpoint"])).name
+    name += "-untrained" if checked(bool, checked(dict, record["settings"])["untrained"]) else ""
+    runs = {}
+    for r in checked(list, record["runs"]):
+        scores = {k: [percent(x) for x in checked(list, checked(dict, r)[k])] for k in ("paper", "entity")}
+        if not all(len(x) == 3 for x in scores.values()):
+            raise ValueError("not three scores")
+        runs[checked(int, r["seed"])] = scores | {"constant_baseline": percent(r["constant_baseline"])}
+    if len(runs) < len(record["runs"]):
+        raise ValueError("a seed is in it twice")
+    # Where a folder lies is not a setting; digests say whether the contents are the same.
+    signature = checked(dict, record.get("signature", {}))
+    signature = {k: v for k, v in signature.items() if k not in ("checkpoint", "data")}
+    return Scores(name, checked(str, record["language"]), checked(str, record["task"]), runs, signature)
+
+
+def read_results(folder):
+    """{(language, task): {run: its scores of all seeds}} of the scores.json below a folder.
+
+    Runs that differ only in the seed of pre-training (name-s0, name-s1 ...) are one. The same seed of the same
+    checkpoint counts once, and of results with different settings the first.
+    """
+    found, path_of_seed, first_of = defaultdict(lambda: defaultdict(list)), {}, {}
+    for path, (name, language, task, runs, signature) in read_records(folder, "scores.json", parse_scores):
+        if signature:  # older files have none
+            first, first_signature = first_of.setdefault((name, task), (path, signature))
+            if other := sorted(differing_settings(signature, first_signature)):
+                print(f"{path}: of other settings ({', '.join(other)}) than {first}, left out")
+                continue
+        for seed, scores in runs.items():
+            if (first := path_of_seed.setdefault((name, task, seed), path)) != path:
+                print(f"{path}: seed {seed} of {name} is in {first} already, left out")
+                continue
+            found[language, task][strip_seed_suffix(name)].append(scores)
+    return found
+
+
+def differing_settings(before, now):
+    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
+    keys = [k for k in now if before.get(k) != now[k]]
+    return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
+
+
+def strip_seed_suffix(run):
+    """A run's name without the seed of its pre-training, -s0, -s1 ..."""
+    return re.sub(r"-s\d+(?=$|-untrained$)", "", run)
+
+
+def parse_knowledge(record):
+    """A knowledge-*.json -> (title of its block, name of the checkpoint, {key: score})."""
+    scores = checked(dict, checked(dict, record)["scores"])
+    scores = {k: (finite if k == "mlm_loss" else percent)(scores[k]) for k in KNOWLEDGE.values() if k in scores}
+    if record.get("tasks") is not None:  # the head of a task that was not trained knows nothing
+        trained = [checked(str, task) for task in checked(list, record["tasks"])]
+        scores = {k: x for k, x in scores.items() if k.split("_")[0] in ("synonyms", *trained)}
+    terms = checked(int, checked(dict, record["settings"])["terms"])
+    name = Path(checked(str, record["checkpoint"])).name
+    return f"{checked(str, record['data'])}, {terms:,} terms", name, scores
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def mean_and_deviation(values):
+    """Mean ± standard deviation of some runs, as text."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def format_cell(values, column, paper=None, lower_is_better=False):
+    """mean_and_deviation of some runs, the best of its column bold, the second underlined; the paper's behind."""
+    text = mean_and_deviation(values) if values else "–"
+    ranking = sorted({statistics.mean(v) for v in column if v}, reverse=not lower_is_better)
+    if values and len(ranking) > 1 and (rank := ranking.index(statistics.mean(values))) < 2:
+        text = (f"**{text}**", f"<u>{text}</u>")[rank]
+    return text + (f" [{paper:.2f}]" if paper is not None else "")
+
+
+def knowledge_table(folder):
+    """What `kgi.py evaluate` found, a block for each data set, as lines of Markdown."""
+    blocks = defaultdict(lambda: defaultdict(list))
+    for _, (block, name, scores) in read_records(folder, "knowledge-*.json", parse_knowledge):
+        blocks[block][strip_seed_suffix(name)].append(scores)
+    lines = ["# What encoders know of held-out pairs, and of synonyms", ""]
+    lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>.", ""]
+    lines += ["–: not run, or a task that the encoder was not trained on.", ""]
+    for block, runs in sorted(blocks.items()):
+        lines += [f"| {block} | " + " | ".join(KNOWLEDGE) + " |", "|---|" + "---:|" * len(KNOWLEDGE)]
+        columns = {k: {run: [r[k] for r in x if k in r] for run, x in runs.items()} for k in KNOWLEDGE.values()}
+        for run in sorted(runs):
+            cells = [format_cell(x[run], x.values(), lower_is_better=k == "mlm_loss") for k, x in columns.items()]
+            lines.append(f"| {run} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def score_table(part, found, metric, number, with_paper):
+    """One block of a table as lines of Markdown: the paper's rows and corpora, then the others with results.
+
+    Args: part: of configs/tables.json. found: of read_results. metric: paper or entity. number: of the table.
+    """
+    language, columns = part["language"], part["columns"]
+    corpora = [*part["corpora"], *(c for lang, c in found if lang == language and c not in part["corpora"])]
+    rows = {row["model"]: row for row in part["rows"]}
+    named = {name for row in part["rows"] for name in row["runs"]}
+    others = sorted({n for c in corpora for n in found.get((language, c), ())} - named)
+    if number != "others":  # which has all there is
+        others = [n for n in others if bool(ABLATION.fullmatch(n)) == (number == "6")]
+    rows |= {n: {"runs": [n], "paper": []} for n in others}
+    grid = {}
+    for name, row in rows.items():
+        for c in corpora:
+            runs = [r for n in row["runs"] for r in found.get((language, c), {}).get(n, ())]
+            for k in columns:
+                grid[name, c, k] = [r[metric]["P R F1".split().index(k)] for r in runs]
+    heads = [f"{c} {k}" if len(columns) > 1 else c for c in corpora for k in columns]
+    lines = ["| model | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name, row in rows.items():
+        cells = []
+        for i, c in enumerate(corpora):
+            for j, k in enumerate(columns):
+                paper = row["paper"][i][j] if with_paper and i < len(row["paper"]) else None
+                cells.append(format_cell(grid[name, c, k], [grid[n, c, k] for n in rows], paper))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if metric == "paper":
+        lines.append(baseline_row(found, language, corpora, columns))
+    return [*lines, ""]
+
+
+def baseline_row(found, language, corpora, columns):
+    """The F1 of a tagger that always gives the same label."""
+    cells = []
+    for c in corpora:
+        baselines = {r["constant_baseline"] for runs in found.get((language, c), {}).values() for r in runs}
+        cells += [f"{min(baselines):.2f}" if baselines and k == "F1" else "" for k in columns]
+    return "| *constant baseline* | " + " | ".join(cells) + " |"
+
+
+def write_tables(folder, with_paper):
+    """Writes all results below a folder as tables in Markdown into it, and prints their paths."""
+    found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
+    layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
+    shown = {part["language"] for layout in layouts.values() for part in layout["parts"]}
+    others = sorted({language for language, _ in found} - shown)
+    parts = [{"language": lang, "corpora": [], "columns": ["P", "R", "F1"], "rows": []} for lang in others]
+    layouts["others"] = {"title": "Corpora that are in no other table", "parts": parts}
+    titles = {
+        "paper": "The paper's metric, averaged over sequences, in per cent."
+        + (" In brackets: the paper's figures." if with_paper else ""),
+        "entity": "Strict entity-level micro scores (parts of speech: token accuracy), in per cent.",
+    }
+    for number, layout in layouts.items():
+        lines = [f"# Table {number}: {layout['title']}" if number.isdigit() else f"# {layout['title']}", ""]
+        for metric, title in titles.items():
+            lines += [title + " Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
+            for part in layout["parts"]:
+                lines += score_table(part, found, metric, number, with_paper and metric == "paper")
+        out[f"table-{number}.md"] = lines
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, lines in out.items():
+        path = Path(folder, name)
+        write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))
+        print(path)

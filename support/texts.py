@@ -1,0 +1,122 @@
+"""Documents to train on, and which texts overlap with others (contamination).
+
+texts, issues = read_e3c("E3C-Corpus", "fr", ["3"])
+overlaps = find_overlaps(texts, test_texts)
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from configs import UserError
+from support.arrays import concat_ranges, splitmix64
+from support.files import progress
+from support.rrf import report_bad_row
+from support.umls import LANGUAGES
+
+NGRAM_SIZE = 8  # words
+MIN_NGRAMS = 5  # distinct n-grams of a text: with fewer, an overlap cannot be distinguished from chance
+
+
+def read_e3c(folder, lang, layers):
+    """Texts of data_collection/<Language>/layer<n>/*.json of the E3C corpus.
+
+    Files without a text, or that are not JSON, are left out. Files named for another language than their folder's (in
+    French half of them, twins of the others) are read like the rest. Both are counted, neither is an error.
+
+    Returns: (texts, Counter of issues). Raises: UserError if a folder is not there or empty.
+    """
+    name = LANGUAGES.get(lang, ("", ""))[1]
+    if not name:
+        raise UserError(f"E3C has no documents in language {lang}; give E3C=none to build without documents")
+    texts, issues = [], Counter()
+    for layer in layers:
+        place = Path(folder, "data_collection", name, f"layer{layer}")
+        if not place.is_dir():
+            raise UserError(f"{place} not found; E3C must point to the folder that holds data_collection/")
+        files = sorted(place.glob("*.json"))
+        if not files:
+            raise UserError(f"{place} holds no .json file; E3C must point to the corpus")
+        for path in progress(f"E3C {name} layer {layer}", files):
+            try:
+                text = clean_text(json.loads(path.read_text(encoding="utf-8-sig"))["text"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                text = ""
+            issues["files without text"] += not text
+            issues["files named for another language"] += bool(text) and not path.name.upper().startswith(lang.upper())
+            texts += [text] if text else []
+    return texts, issues
+
+
+def read_text(path, skipped=None):
+    """Documents of --text, in UTF-8.
+
+    A .jsonl file has one in the field "text" of each line, a folder one in each .txt file, any other file one a line.
+
+    Args: skipped: as in rrf.report_bad_row. Returns: (texts, Counter of issues). Raises: UserError with file and row.
+    """
+    texts, issues, path = [], Counter(), Path(path)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*.txt") if f.is_file())
+    if not files:
+        raise UserError(f"{path}: neither a file nor a folder with .txt files; --text names documents to train on")
+    with progress(f"text {path.name}", sum(f.stat().st_size for f in files), "B") as bar:
+        for file in files:
+            with open(file, "rb") as f:
+                for row, content in enumerate([f.read()] if path.is_dir() else f, 1):
+                    bar.update(len(content))
+                    text = decode_document(content, file, row, skipped)
+                    issues["empty texts"] += text == ""
+                    texts += [text] if text else []
+    return texts, issues
+
+
+def decode_document(content, file, row, skipped):
+    """The text of one document of --text; None, reported, if it is malformed."""
+    content = content.removeprefix(b"\xef\xbb\xbf") if row == 1 else content
+    try:
+        text = content.decode().strip()
+        if text and file.suffix.lower() in (".jsonl", ".ndjson"):
+            text = clean_text(json.loads(text)["text"])
+        return text
+    except UnicodeDecodeError as e:
+        row += content[: e.start].count(b"\n")
+        report_bad_row(skipped, file.name, f"{file}, row {row}: byte 0x{content[e.start]:02x} is not UTF-8")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        report_bad_row(skipped, file.name, f'{file}, row {row}: not a JSON object with a field "text"')
+
+
+def clean_text(text):
+    """A string of a JSON file without blanks at its ends; JSON can hold half a surrogate pair, which is no text."""
+    return text.encode("utf-8", "ignore").decode().strip()
+
+
+# ---------------------------------------------------------------- overlap
+
+
+def ngram_hashes(text):
+    """Hashes of the distinct NGRAM_SIZE-grams of words of a text, uint64. A word is letters and digits, in any case."""
+    words = np.array([hash(w) for w in re.findall(r"[^\W_]+", text.casefold())], np.int64).view(np.uint64)
+    n = len(words) - NGRAM_SIZE + 1
+    return np.unique(splitmix64(*(words[i : i + n] for i in range(NGRAM_SIZE)))) if n > 0 else words[:0]
+
+
+def find_overlaps(texts, others):
+    """Yields, for each of `texts`, the indices of those of `others` that it overlaps with.
+
+    Two texts overlap if at least half of the n-grams of the shorter one are in the other. A text of fewer than
+    MIN_NGRAMS n-grams (12 words) is too short to tell.
+    """
+    hashes = [ngram_hashes(other) for other in others]
+    size = np.array([len(h) for h in hashes], np.int64)
+    owner, hashes = np.repeat(np.arange(len(hashes)), size), np.concatenate([*hashes, np.zeros(0, np.uint64)])
+    order = np.argsort(hashes, kind="stable")
+    owner, hashes = owner[order], hashes[order]
+    for text in texts:
+        mine = ngram_hashes(text)
+        first, end = (np.searchsorted(hashes, mine, side) for side in ("left", "right"))
+        shared = np.bincount(owner[concat_ranges(first, end - first)], minlength=len(size))
+        shorter = np.minimum(size, len(mine))
+        yield np.flatnonzero((shorter >= MIN_NGRAMS) & (2 * shared >= shorter))

@@ -1,0 +1,232 @@
+"""Tokenizers in, out and trained.
+
+In, whichever files a checkpoint folder has: tokenizer.json; else vocab.txt (BERT's WordPiece); else vocab.json with
+merges.txt (RoBERTa's byte-level BPE). Out: tokenizer.json and the two small files that other libraries read with it.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from configs import UserError
+from support.files import progress, read_json, reject_lfs_pointer, write_atomic, write_json
+
+ROBERTA_NAMES = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
+BERT_NAMES = {
+    "pad": "[PAD]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
+}  # ids 0 to 4, if trained
+
+HOW_TO_GET_ONE = """vocab.txt, or vocab.json with merges.txt, would do too, if no tokens were added to them.
+  With the transformers library, installed anywhere, this writes a tokenizer.json into the folder DIR:
+  python -c "from transformers import AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')"
+  where DIR is """
+
+
+# ---------------------------------------------------------------- in
+
+
+def load(folder, new_tokens=(), max_entries=None):
+    """The tokenizer of a checkpoint folder.
+
+    Args:
+        new_tokens: special tokens to append, those that it lacks. max_entries: the size of the checkpoint's vocabulary,
+        which the tokenizer must not exceed.
+
+    Raises: UserError naming the file, what is wrong with it and how to get a tokenizer.json.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the checkpoint folder it is in")
+    tokenizer = read_files(folder)
+    tokenizer.no_truncation()  # some files come with both switched on
+    tokenizer.no_padding()
+    if max_entries is not None and vocab_size(tokenizer) > max_entries:
+        raise UserError(
+            f"{folder}: its tokenizer has {vocab_size(tokenizer):,} entries, its weights {max_entries:,}; "
+            "the files are not of one checkpoint"
+        )
+    if new_tokens:
+        add_special_tokens(tokenizer, new_tokens)
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+        if len(set(ids)) < len(ids):  # the library numbers new tokens by how many there are, whatever the largest id is
+            raise UserError(
+                f"{folder}: its vocabulary has holes or repeats, so new tokens would share ids with old ones"
+            )
+    return tokenizer
+
+
+def read_files(folder):
+    """The tokenizer of the files in a folder. Raises: UserError."""
+    config, path = read_json(folder / "tokenizer_config.json"), folder
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        if "tokenizer.json" in names:
+            path = folder / "tokenizer.json"
+            reject_lfs_pointer(path)
+            tokenizer = Tokenizer.from_buffer(path.read_bytes())
+        elif "vocab.txt" in names and not read_json(folder / "added_tokens.json"):
+            path = folder / "vocab.txt"
+            tokenizer = wordpiece(path, config)
+        elif {"vocab.json", "merges.txt"} <= names and not read_json(folder / "added_tokens.json"):
+            path = folder / "vocab.json"
+            tokenizer = byte_level_bpe(path, folder / "merges.txt", config)
+        else:
+            raise UserError(
+                f"{folder}: no tokenizer.json there (nor what one can be made from). {HOW_TO_GET_ONE}{folder}"
+            )
+        missing = [role for role, i in special_ids(tokenizer).items() if i is None]
+        if missing:
+            lacking = ", ".join(f"neither {BERT_NAMES[role]} nor {ROBERTA_NAMES[role]}" for role in missing)
+            raise UserError(f"{path}: the tokenizer has {lacking}")
+        return tokenizer
+    except UserError:
+        raise
+    except Exception as e:  # the tokenizers library raises plain Exception
+        raise UserError(f"{path}: not a tokenizer: {e}") from None
+
+
+def wordpiece(path, config):
+    """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased)."""
+    words = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),  # None: as lowercase is
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([token for role in ROBERTA_NAMES if (token := BERT_NAMES[role]) in words])
+    if {"[CLS]", "[SEP]"} <= set(words):
+        add_cls_sep(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
+    return tokenizer
+
+
+def byte_level_bpe(path, merges, config):
+    """RoBERTa's tokenizer from vocab.json and merges.txt."""
+    tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    vocab = tokenizer.get_vocab()
+    if "\u0120" not in vocab or any(token.endswith("</w>") for token in vocab):
+        raise UserError(f"{path}: not a byte-level BPE as RoBERTa has it; a tokenizer.json is needed")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+    names = [name for name in ROBERTA_NAMES.values() if name in vocab]
+    tokenizer.add_special_tokens([AddedToken(name, lstrip=name == "<mask>", normalized=False) for name in names])
+    if {"<s>", "</s>"} <= vocab.keys():
+        add_cls_sep(tokenizer, "<s>", "</s>", pair="<s> $A </s> </s> $B </s>")
+    return tokenizer
+
+
+def add_cls_sep(tokenizer, cls, sep, pair):
+    """Puts cls and sep around a text; `pair` is the same for two texts."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{cls} $A {sep}", pair, ids)
+
+
+def add_special_tokens(tokenizer, tokens):
+    """Makes tokens special, appending those that are new, in this order."""
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in tokens])
+
+
+# ---------------------------------------------------------------- trained
+
+
+def train_wordpiece(texts, vocab_size, cased, new_tokens):
+    """A WordPiece tokenizer (accents kept) from an iterable of lists of strings.
+
+    The WordPieceTrainer of the tokenizers library numbers its "##x" pieces in the order of a hash table, so that two
+    runs differ. Its BPE trainer, given those pieces up front, learns the same merges and is deterministic, whatever the
+    order of the texts. WordPiece then only needs the vocabulary.
+
+    Args: new_tokens: special tokens beside [PAD], [UNK], [CLS], [SEP], [MASK].
+    """
+    texts, specials = list(texts), [*BERT_NAMES.values(), *new_tokens]
+    normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)]
+    )
+    words = {word for batch in texts for text in batch for word in text.split()}
+    count = Counter(normalizer.normalize_str(" ".join(words)))  # over distinct words: the text itself takes long
+    letters = sorted(c for c in count if not c.isspace())
+    letters = sorted(sorted(letters, key=lambda c: -count[c])[: vocab_size // 4])
+    bpe = Tokenizer(models.BPE(continuing_subword_prefix="##"))
+    bpe.normalizer, bpe.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[*specials, *("##" + c for c in letters)], initial_alphabet=letters,
+        limit_alphabet=len(letters), continuing_subword_prefix="##", show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(bpe.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    add_cls_sep(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
+    add_special_tokens(tokenizer, specials)
+    return tokenizer
+
+
+# ---------------------------------------------------------------- used
+
+
+def vocab_size(tokenizer):
+    """Rows an embedding must have for it: one more than the largest id (there may be holes below)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def special_ids(tokenizer):
+    """{"pad", "cls", "sep", "mask", "unk": id}, by BERT's names or RoBERTa's; None where there is neither."""
+    names = {role: (BERT_NAMES[role], name) for role, name in ROBERTA_NAMES.items()}
+    ids = {role: [i for i in map(tokenizer.token_to_id, pair) if i is not None] for role, pair in names.items()}
+    return {role: found[0] if found else None for role, found in ids.items()}
+
+
+def encode(tokenizer, texts, what):
+    """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP].
+
+    Names and single words should come with a space before them, as in the middle of a text: to a byte-level BPE
+    "liver" and " liver" are different words, and the second is the one it mostly met. To others they are one.
+    A "[SEP]" inside a text is text here, while other libraries make the special token of it.
+
+    Args: what: for the progress bar. Raises: UserError if the tokenizer cannot encode a text.
+    """
+    tokenizer.encode_special_tokens = True
+    ids, lengths = [np.zeros(0, np.int32)], []
+    with progress(what, len(texts)) as bar:
+        for i in range(0, len(texts), 2048):
+            try:
+                encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
+            except Exception as e:  # such as an unknown character and no token for it
+                raise UserError(f"{what}: the tokenizer cannot encode all of them: {e}") from None
+            lengths += [len(e) for e in encoded]
+            ids.append(np.fromiter((x for e in encoded for x in e.ids), np.int32))
+            bar.update(len(encoded))
+    tokenizer.encode_special_tokens = False
+    return np.concatenate(ids), np.array(lengths, np.int64)
+
+
+# ---------------------------------------------------------------- out
+
+
+def save(content, folder, max_positions, type_vocab_size):
+    """Writes tokenizer.json (`content`: its bytes), tokenizer_config.json and special_tokens_map.json.
+
+    Args: max_positions: tokens of the model's longest input. type_vocab_size: its token types; with fewer than two, the
+    inputs that other libraries make must have none.
+    """
+    tokenizer = Tokenizer.from_str(content.decode())
+    roles = {f"{role}_token": tokenizer.id_to_token(i) for role, i in special_ids(tokenizer).items()}
+    special = [t.content for _, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special]
+    roles["additional_special_tokens"] = [token for token in special if token not in roles.values()]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json as it is, with nothing built around it
+        "model_max_length": max_positions,
+        "model_input_names": ["input_ids", *["token_type_ids"] * (type_vocab_size > 1), "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(Path(folder, "tokenizer_config.json"), config | roles)
+    write_json(Path(folder, "special_tokens_map.json"), roles)
+    write_atomic(Path(folder, "tokenizer.json"), lambda f: f.write(content))

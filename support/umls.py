@@ -1,0 +1,380 @@
+"""A UMLS release -> the tables of a knowledge graph, one set for each language, kept as Parquet.
+
+Read here: which concepts have a name in a language (MRCONSO, and MRRANK for the order of names), what they are
+(MRSTY and the table of semantic groups), and how they are related (MRREL). data.py makes the graph of these tables.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+import configs
+from configs import UserError
+from support import rrf
+from support.files import atomic_directory, memory_map, write_atomic
+from support.rrf import prefix8, read_rrf
+
+N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
+MAX_RANK = 4095
+LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
+    "en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish"), "it": ("ITA", "Italian"),
+    "eu": ("BAQ", "Basque"), "de": ("GER", ""), "pt": ("POR", ""), "nl": ("DUT", ""), "cs": ("CZE", ""),
+    "da": ("DAN", ""), "el": ("GRE", ""), "et": ("EST", ""), "fi": ("FIN", ""), "he": ("HEB", ""),
+    "hr": ("SCR", ""), "hu": ("HUN", ""), "ja": ("JPN", ""), "ko": ("KOR", ""), "lv": ("LAV", ""),
+    "no": ("NOR", ""), "pl": ("POL", ""), "ru": ("RUS", ""), "sv": ("SWE", ""), "tr": ("TUR", ""),
+    "uk": ("UKR", ""), "zh": ("CHI", ""),
+}  # fmt: skip
+
+
+@dataclass
+class Tables:
+    """The concepts, terms and relations of one language.
+
+    Concepts are 0..N-1 in the order of their CUIs. The strings of concept c are
+    `terms[first_term[c]:first_term[c+1]]`, the preferred term first. `keys` is the set of triples, sorted.
+    """
+
+    lang: str
+    cui: np.ndarray  # (N,) int32: the number in the CUI
+    group: np.ndarray  # (N,) int16: index into `groups`
+    groups: list[str]  # abbreviations of the semantic groups
+    first_term: np.ndarray  # (N + 1,) int64
+    terms: pa.Array  # of strings
+    keys: np.ndarray  # (E,) int64: triple_key of each triple
+
+
+class Release(NamedTuple):
+    """What read_release found."""
+
+    tables: list[Tables]  # of each language
+    skipped: dict  # {file: malformed rows left out}
+    nci: dict  # {file: rows left out whose concept the NCI Metathesaurus numbers}
+    unsaved: list[Tables]  # those that were not in the cache
+    source: dict  # what they were made from, for save_tables
+
+
+def triple_key(h, r, t):
+    """Triples as one int64 each, so that they sort by head and membership is a search."""
+    return (np.asarray(h, np.int64) << 27) | (np.asarray(t, np.int64) << 3) | r
+
+
+def split_key(keys):
+    """(h int32, r int8, t int32) of triple_key(h, r, t)."""
+    return (keys >> 27).astype(np.int32), (keys & 7).astype(np.int8), (keys >> 3 & (1 << 24) - 1).astype(np.int32)
+
+
+# ---------------------------------------------------------------- languages
+
+
+def lat_code(lang):
+    """The LAT code of MRCONSO for one of our language codes."""
+    return LANGUAGES[lang][0] if lang in LANGUAGES else lang
+
+
+def parse_languages(text):
+    """What the user typed -> our codes: 'fr', 'FRE' and 'french' give ['fr'], 'multi' gives en, fr and es."""
+    if not text:
+        raise UserError("no language given; example: make data LANG=fr (or en, es, multi, or a LAT code such as ITA)")
+    if text.lower() == "multi":
+        return ["en", "fr", "es"]
+    for code, names in LANGUAGES.items():
+        if text.lower() in (code, *(name.lower() for name in names if name)):
+            return [code]
+    if re.fullmatch(r"[A-Z]{3}", text):
+        return [text]
+    raise UserError(f"unknown language '{text}'; use one of {' '.join(LANGUAGES)}, a LAT code such as FRE, or multi")
+
+
+# ---------------------------------------------------------------- the three files
+
+
+def read_semantic_types(umls, kept, table, skipped=None, nci=None):
+    """MRSTY and a table of semantic groups -> (groups, (N_CUIS,) int16 group of each kept concept, or -1).
+
+    A concept is kept if one of its semantic types is. Of several kept types, the least deep one (shortest tree number
+    STN, then STN, then TUI) gives the group.
+
+    Args:
+        kept: TUIs and abbreviations of groups. table: a SemGroups.txt (GRP|name|TUI|type name).
+    """
+    group_of = read_semantic_groups(table)
+    unknown = [k for k in kept if k not in group_of and k not in group_of.values()]
+    if unknown:
+        raise UserError(f"semantic_types: {', '.join(unknown)} not in {table}")
+    groups = sorted(set(group_of.values()))
+
+    def parse_block(rows):
+        cui, tui = rows.parse_cui("CUI"), rows.parse_id("TUI", "T", 3, 3)
+        good = (cui >= 0) & (tui >= 0)
+        rows, cui, tui = rows.filter(good), cui[good], tui[good]
+        one_of_each = rows.filter(np.sort(np.unique(tui, return_index=True)[1]))
+        tree_numbers = zip(one_of_each.strings("TUI").to_pylist(), one_of_each.strings("STN").to_pylist())
+        return cui, tui, dict(tree_numbers)
+
+    cuis, tuis, depth = [], [], {}
+    for cui, tui, tree_numbers in read_rrf(umls, "MRSTY", parse_block, skipped, nci):
+        cuis.append(cui)
+        tuis.append(tui)
+        depth |= tree_numbers
+    # The kept types in order of preference, so that the least deep one is the smallest number of a concept.
+    by_depth = sorted(depth, key=lambda tui: (len(depth[tui]), depth[tui], tui))
+    kept_types = [tui for tui in by_depth if tui in kept or group_of.get(tui) in kept]
+    preference = np.full(1000, len(kept_types), np.int16)  # by the number in the TUI
+    preference[[int(tui[1:]) for tui in kept_types]] = np.arange(len(kept_types))
+    best = np.full(N_CUIS, len(kept_types), np.int16)
+    np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(tuis)])
+    return groups, np.array([groups.index(group_of[tui]) for tui in kept_types] + [-1], np.int16)[best]
+
+
+def read_semantic_groups(path):
+    """{TUI: abbreviation of its semantic group} of a SemGroups.txt. Raises: UserError naming file and row."""
+    group_of = {}
+    try:
+        for row, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                fields = line.split("|")
+                if len(fields) != 4:
+                    raise UserError(f"{path}, row {row}: {len(fields)} columns instead of 4 (GRP|name|TUI|type)")
+                group_of[fields[2]] = fields[0]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read: {e}") from None
+    return group_of
+
+
+def read_terms(umls, lats, group, skipped=None, nci=None):
+    """MRCONSO (and MRRANK) -> [(cui, first_term, terms)] of each language, as in Tables, for concepts with a group.
+
+    Rows with SUPPRESS other than N are left out. The strings of a concept are in order of preference, and the first is
+    the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF, then TS=P, then the rest. Among equals
+    the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
+
+    Raises: UserError if a language has no row, naming those that the release has.
+    """
+    rank = read_ranks(umls, skipped)
+
+    def parse_block(rows):
+        lat = rows.prefix8("LAT")
+        atoms = {name: atoms_of(rows.filter(lat == prefix8(name)), group, rank) for name in lats}
+        return atoms, np.unique(lat)
+
+    found, codes_found = {lat: [] for lat in lats}, set()
+    for atoms, codes in read_rrf(umls, "MRCONSO", parse_block, skipped, nci):
+        codes_found.update(codes.tolist())
+        for lat in lats:
+            found[lat].append(atoms[lat])
+    for lat in lats:
+        if prefix8(lat) not in codes_found:
+            names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes_found)
+            path = rrf.find_rrf(umls, "MRCONSO")[0]
+            raise UserError(f"{path}: no row in language {lat}; it has {' '.join(sorted(names))}")
+    return [sort_terms(*zip(*found.pop(lat))) for lat in lats]
+
+
+def read_ranks(umls, skipped=None):
+    """{"SAB|TTY": rank} of MRRANK, {} if the release has none."""
+    rank = {}
+    if rrf.find_rrf(umls, "MRRANK"):
+        blocks = read_rrf(umls, "MRRANK", lambda rows: (rows.strings("SAB", "TTY"), rows.strings("RANK")), skipped)
+        for sources, ranks in blocks:
+            for source, text in zip(sources.to_pylist(), ranks.to_pylist()):
+                rank[source] = max(rank.get(source, 0), min(int(text), MAX_RANK) if text.isdecimal() else 0)
+    return rank
+
+
+def atoms_of(rows, group, rank):
+    """Rows of MRCONSO in one language -> (cui, priority, string) of the atoms that count; low priorities come first."""
+    rows = rows.filter(rows.prefix8("SUPPRESS") == prefix8("N"))
+    cui = rows.parse_cui("CUI")
+    keep = (cui >= 0) & (group[cui] >= 0)
+    rows, cui = rows.filter(keep), cui[keep]
+    aui = rows.parse_id("AUI", "A", 7, 8)
+    start, end = rows.span("STR")
+    keep = (aui >= 0) & (end > start)  # an empty string is no name
+    rows, cui, aui = rows.filter(keep), cui[keep], aui[keep]
+    preferred_class = rows.prefix8("TS") == prefix8("P")
+    preferred_form = preferred_class & (rows.prefix8("STT") == prefix8("PF"))
+    preferred_atom = preferred_form & (rows.prefix8("ISPREF") == prefix8("Y"))
+    level = 3 - preferred_class.astype(np.int64) - preferred_form - preferred_atom
+    source = rows.strings("SAB", "TTY").dictionary_encode()
+    ranks = np.array([rank.get(s, 0) for s in source.dictionary.to_pylist()] or [0])[source.indices]
+    priority = (level << 39) | ((MAX_RANK - ranks) << 27) | aui
+    return cui.astype(np.int32), priority, rows.strings("STR").cast(pa.large_string())
+
+
+def sort_terms(cui, priority, strings):
+    """Atoms of one language -> (cui, first_term, terms) as in Tables: by concept and priority, each string once."""
+    cui, priority, strings = np.concatenate(cui), np.concatenate(priority), pa.concat_arrays(strings)
+    is_concept = np.zeros(N_CUIS, bool)
+    is_concept[cui] = True
+    concepts = np.flatnonzero(is_concept).astype(np.int32)
+    concept = (np.cumsum(is_concept, dtype=np.int32) - 1)[cui].astype(np.int64)
+    order = np.argsort(concept.astype(np.uint64) << np.uint64(41) | priority.astype(np.uint64))
+    # Of equal strings of a concept the first stays. Only strings of equal length need to be compared.
+    length = np.asarray(pc.binary_length(strings)).astype(np.int64)
+    key = (concept << 32 | length)[order]
+    by_key = np.argsort(key)
+    same_length = np.flatnonzero(key[by_key[1:]] == key[by_key[:-1]])
+    candidates = np.unique(by_key[np.concatenate([same_length, same_length + 1])])
+    string_id = np.asarray(strings.take(pa.array(order[candidates])).dictionary_encode().indices)
+    first_of_each = np.unique(concept[order[candidates]] << 32 | string_id, return_index=True)[1]
+    keep = np.ones(len(order), bool)
+    keep[candidates] = False
+    keep[candidates[first_of_each]] = True
+    order = order[keep]
+    first_term = np.concatenate([[0], np.cumsum(np.bincount(concept[order], minlength=len(concepts)))])
+    return concepts, first_term, strings.take(pa.array(order))
+
+
+def read_relations(umls, terms, relations, skipped=None, nci=None):
+    """MRREL -> the sorted triple_key of each language's triples.
+
+    REL is the relation of the SECOND concept to the first: `C1|..|PAR|C2` says that C2 is a parent of C1. The paper
+    does not say which of them is h. We read (h, r, t) as "h is the r of t", so that h = CUI2, r = REL, t = CUI1. Kept
+    are the given relations with SUPPRESS=N, both concepts with a term in the language. A concept is related to itself
+    only by SY, and only if the language has two strings for it, or there would be nothing to read.
+
+    Args:
+        terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
+
+    Returns: a list of (E,) int64.
+    """
+    concept_of, has_synonym = [], []
+    for cui, first_term, *_ in terms:
+        index = np.full(N_CUIS + 1, -1, np.int32)  # the last one for "no concept", -1
+        index[cui] = np.arange(len(cui))
+        concept_of.append(index)
+        has_synonym.append(np.append(np.diff(first_term) > 1, False))
+    codes = np.array([prefix8(name) for name in relations])
+    relation_of = np.zeros(1 << 16, np.int8)
+    relation_of[codes & np.uint64(0xFFFF)] = np.arange(len(codes))
+    synonymy = relations.index("SY")
+
+    def parse_block(rows):
+        rel = rows.prefix8("REL")
+        r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
+        r[codes[r] != rel] = -1
+        keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
+        rows, r = rows.filter(keep), r[keep]
+        t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
+        keys = []
+        for index, synonyms in zip(concept_of, has_synonym):
+            head, tail = index[h], index[t]
+            good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
+            keys.append(triple_key(head[good], r[good], tail[good]))
+        return keys
+
+    return [sort_unique(np.concatenate(keys)) for keys in zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))]
+
+
+def sort_unique(keys):
+    """np.unique of integers, in place: the triples of English are 20 million."""
+    keys.sort()
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+
+
+# ---------------------------------------------------------------- a release, and the cache of parsed tables
+
+
+def read_release(umls, langs, s, cache, relations, log):
+    """The Release of a folder. Each RRF file is read once, and not at all if the cache holds its outcome.
+
+    Args:
+        s: settings (semantic_types, semgroups, skip_bad_rows). cache: the folder that holds the tables of languages.
+        relations: the codes of REL to keep. log: prints a line.
+    """
+    for name in ("MRSTY", "MRCONSO", "MRREL"):
+        if not rrf.find_rrf(umls, name):
+            hint = rrf.missing_files_hint(umls)
+            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
+    semgroups = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
+    source, found, skipped, nci = describe_source(umls, s, semgroups), {}, Counter(), Counter()
+    for lang in langs:
+        if cached := load_tables(cache / lang, lang, source):
+            found[lang], skipped, nci = cached[0], skipped | cached[1], nci | cached[2]
+            log(f"{lang}: tables of {cache / lang} (made from the same files)")
+    missing = [lang for lang in langs if lang not in found]
+    if missing:
+        counters = Counter() if s.skip_bad_rows else None, Counter()
+        for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, counters, log):
+            found[tables.lang] = tables
+        skipped, nci = skipped | (counters[0] or Counter()), nci | counters[1]
+    tables, unsaved = ([found[lang] for lang in these] for these in (langs, missing))
+    return Release(tables, dict(skipped), dict(nci), unsaved, source)
+
+
+def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log):
+    """The Tables of each language, from the files. counters: (skipped, nci) of read_rrf."""
+    groups, group = read_semantic_types(umls, semantic_types, semgroups, *counters)
+    log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
+    terms = read_terms(umls, [lat_code(lang) for lang in langs], group, *counters)
+    log(f"MRCONSO: {sum(len(strings) for _, _, strings in terms):,} terms")
+    keys = read_relations(umls, terms, relations, *counters)
+    log(f"MRREL: {sum(map(len, keys)):,} relations")
+    out = []
+    for lang, (cui, first_term, strings), key in zip(langs, terms, keys):
+        if len(key) == 0:
+            raise UserError(
+                f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {len(cui)} concepts with a term "
+                "and a kept semantic type, none of them related; see --semantic_types, or use a larger subset"
+            )
+        out.append(Tables(lang, cui, group[cui], groups, first_term, strings, key))
+    return out
+
+
+def describe_source(umls, s, semgroups):
+    """What the tables of a release depend on: if it is the same again, the cache holds."""
+    files = {path.name: path.stat() for name in rrf.COLUMNS for path in rrf.find_rrf(umls, name)}
+    return {
+        "version": 3, "folder": str(Path(umls).resolve()),
+        "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},
+        "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
+        "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),
+    }  # fmt: skip
+
+
+def save_tables(folder, tables, source, skipped, nci):
+    """Writes Tables as three Parquet files, with what they were made from."""
+    h, r, t = split_key(tables.keys)
+    columns = {
+        "concepts": {"cui": tables.cui, "group": tables.group, "terms": np.diff(tables.first_term)},
+        "terms": {"term": tables.terms},
+        "relations": {"head": h, "relation": r, "tail": t},
+    }
+    options = {"compression": "lz4", "use_dictionary": False, "write_page_checksum": True}
+    with atomic_directory(folder) as new:
+        for name, table in columns.items():
+            path, table = new / f"{name}.parquet", pa.table(table)
+            write_atomic(path, lambda f, table=table: parquet.write_table(table, f, **options))
+        about = {"source": source, "groups": tables.groups, "skipped": skipped, "nci": nci}
+        write_atomic(new / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
+
+
+def load_tables(folder, lang, source=None):
+    """(Tables, skipped, nci) of save_tables; None if not there, damaged, or made from another source."""
+    try:
+        about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
+        if source not in (None, about["source"]):
+            return None
+        concepts, terms, relations = (
+            parquet.read_table(memory_map(folder / f"{name}.parquet"), page_checksum_verification=True)
+            for name in ("concepts", "terms", "relations")
+        )
+        first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
+        h, r, t = (relations[c].to_numpy() for c in ("head", "relation", "tail"))
+        tables = Tables(
+            lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
+            terms["term"].combine_chunks(), triple_key(h, r, t),
+        )  # fmt: skip
+        consistent = first_term[-1] == len(tables.terms) and len(tables.groups) > tables.group.max()
+        return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
+        return None

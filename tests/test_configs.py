@@ -1,0 +1,339 @@
+"""configs/__init__.py: defaults, TOML files, the command line, --help, and the messages about mistakes."""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import configs
+import data
+import finetune
+import kgi
+import model
+from configs import UserError
+from tests.conftest import ROOT
+
+FILES = sorted(Path(configs.__file__).parent.glob("*.toml"))
+PROGRAMS = {  # {file: (module, the command that need not be named)}
+    "data.py": (data, None), "kgi.py": (kgi, "train"), "finetune.py": (finetune, "run"), "model.py": (model, None),
+}  # fmt: skip
+EVERY_COMMAND = [(program, name) for program, (module, _) in PROGRAMS.items() for name in module.COMMANDS]
+
+
+def parse(program, *argv):
+    """The settings of a command line such as `kgi.py --lr 1`."""
+    module, default = PROGRAMS[program]
+    return configs.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
+
+
+def settings_of(table, *argv):
+    """The settings of the command that reads this table of a TOML file."""
+    program, name = COMMAND_OF_TABLE[table]
+    arguments = ["x" for f in dataclasses.fields(configs.TABLES[table]) if "argument" in f.metadata]
+    return parse(program, name, *arguments, *argv)
+
+
+COMMAND_OF_TABLE = {
+    table: next((program, name) for program, name in EVERY_COMMAND if PROGRAMS[program][0].COMMANDS[name][1] is cls)
+    for table, cls in configs.TABLES.items()
+}
+
+
+# ---------------------------------------------------------------- where a value comes from
+
+
+def test_the_command_line_wins_over_files_and_files_over_defaults(tmp_path):
+    one, two = tmp_path / "x.toml", tmp_path / "y.toml"
+    one.write_text("[train]\nlr = 1\nepochs = 3\nalphas = [0.2, 0.3, 0.5]\n[data]\nlang = 'fr'\n")
+    two.write_text("[train]\nlr = 2\nalphas = [1, 0, 0.5]\n")
+    s = parse("kgi.py", one, "--epochs", "5", "--weight-decay=0", "--data", "x")
+    assert (s.lr, s.epochs, s.weight_decay, s.alphas, s.layers) == (1.0, 5.0, 0.0, [0.2, 0.3, 0.5], 12)
+    s = parse("kgi.py", one, two)
+    assert (s.lr, s.epochs, s.alphas) == (2, 3, [1.0, 0.0, 0.5])
+    assert parse("kgi.py", two, one).lr == 1
+    assert all(type(x) is float for x in (s.lr, s.epochs, *s.alphas))
+    assert parse("data.py", "build", one).lang == "fr"
+
+
+def test_arguments_come_in_any_order(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("[train]\nepochs = 3\n[evaluate]\nterms = 5\n[finetune]\nruns = 4\n")
+    for argv in ([file, "--epochs", 5], ["--epochs", 5, file], ["--epochs=5", file, "--tasks", "mlm", "lp"]):
+        assert parse("kgi.py", *argv).epochs == 5
+        assert parse("kgi.py", "train", *argv).epochs == 5
+    for argv in (["a", "b", "--seed", 2, file], ["--seed", 2, "a", file, "b"], ["a", "--seed", 2, file, "b"]):
+        s = parse("kgi.py", "evaluate", *argv)
+        assert (s.checkpoints, s.seed, s.terms) == (["a", "b"], 2, 5)
+    for argv in (["x", "--untrained", file], ["--untrained", "x", file], [file, "x", "--untrained", "true"]):
+        s = parse("finetune.py", *argv)
+        assert (s.checkpoint, s.untrained, s.runs) == ("x", True, 4)
+
+
+def test_lists_flags_and_underscores():
+    s = parse("data.py", "build", "--semantic_types", "DISO", "T016", "--cased", "false", "--keep-duplicates")
+    assert (s.semantic_types, s.cased, s.keep_duplicates, s.skip_bad_rows) == (["DISO", "T016"], False, True, False)
+    s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--micro-tokens", "1000")
+    assert (s.tasks, s.alphas, s.micro_tokens) == (["mlm", "ep", "lp"], [1.0, 0.0, 0.5], 1000)
+    assert parse("kgi.py", "--tasks=mlm").tasks == ["mlm"]
+    s = parse("finetune.py", "x", "--untrained", "--lr", "1e-4")
+    assert s.untrained and s.lr == 1e-4
+    assert not parse("finetune.py", "--untrained", "False", "x").untrained
+    assert parse("kgi.py", "--lr", "1", "--lr", "2").lr == 2
+
+
+def test_defaults_are_not_shared():
+    parse("kgi.py").tasks.append("x")
+    assert parse("kgi.py").tasks == ["mlm", "ep", "lp", "tc"]
+
+
+def test_a_default_can_be_given(tmp_path):
+    """Also where it is not among the choices: "" is the checkpoint's own pooling."""
+    (tmp_path / "x.toml").write_text("[embed]\npooling = ''\n")
+    assert parse("model.py", "embed", "x", tmp_path / "x.toml").pooling == ""
+
+
+def test_a_command_by_name_or_by_default():
+    for module, default in PROGRAMS.values():
+        for name, (function, cls) in module.COMMANDS.items():
+            arguments = ["x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
+            found = configs.parse([name, *arguments], module.__doc__, module.COMMANDS, default)
+            assert found == (function, cls(*([["x"]] if cls in (configs.Evaluate, configs.Plot) else arguments)))
+            if name == default:
+                assert configs.parse(arguments, module.__doc__, module.COMMANDS, default) == found
+    with pytest.raises(UserError, match="unknown command 'bild'; it is one of build, show"):
+        parse("data.py", "bild")
+
+
+# ---------------------------------------------------------------- --help
+
+
+def squeezed(text):
+    """Without the white space, as --help breaks lines where they are full."""
+    return re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize("program, name", EVERY_COMMAND)
+def test_help_is_true(program, name, capsys):
+    """Every setting is there with its explanation, its choices, and the default that the command then has."""
+    module, default = PROGRAMS[program]
+    cls = module.COMMANDS[name][1]
+    for argv in [[name, "--help"], [name, "-h"], ["--help"] * (name == default)]:
+        if argv:
+            with pytest.raises(SystemExit) as end:
+                parse(program, *argv)
+            assert end.value.code == 0
+            text = capsys.readouterr().out
+    usage, squeezed_text = text.splitlines()[0], squeezed(text)
+    assert squeezed(cls.__doc__) in squeezed_text
+    assert (f" {name}" in usage) == (name != default)
+    assert ("config.toml" in usage) == (cls in configs.TABLES.values())
+    fields = dataclasses.fields(cls)
+    found = parse(program, name, *("x" for f in fields if "argument" in f.metadata))
+    for field in fields:
+        m, value = field.metadata, getattr(found, field.name)
+        assert squeezed(m["help"]) in squeezed_text
+        if "argument" in m:
+            assert m["argument"] in usage
+            continue
+        shown = " ".join(map(str, value)) if type(value) is list else "" if value is False else str(value)
+        assert f"\n  --{field.name} " in text
+        assert squeezed(m["help"] + (f" [{shown}]" if shown else "")) in squeezed_text
+        assert ("{" + ",".join(m["choices"]) + "}" in text) or not m["choices"]
+    listed = set(re.findall(r"^  --(\w+)", text, re.M))
+    assert ("[true|false]" in text) == any(f.type is bool for f in fields)
+    assert listed == {f.name for f in fields if "argument" not in f.metadata}
+    if name == default:
+        assert all(re.search(rf"^  {other} ", text, re.M) for other in module.COMMANDS)
+
+
+@pytest.mark.parametrize("program", [program for program, (_, default) in PROGRAMS.items() if not default])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_of_a_program_lists_its_commands(program, argv, capsys):
+    module = PROGRAMS[program][0]
+    with pytest.raises(SystemExit) as end:
+        parse(program, *argv)
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and module.__doc__.strip() in text
+    assert all(re.search(rf"^  {name} ", text, re.M) for name in module.COMMANDS)
+
+
+def documented_commands():
+    """Every command line of the four programs in the documentation, the docstrings and the configs."""
+    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*.py"), Path(configs.__file__), *FILES]
+    for path in places:
+        text = path.read_text(encoding="utf-8").replace("\\\n#", " ").replace("\\\n", " ")
+        for line in re.findall(r"^(?:#   |    )((?:python|torchrun [^.]*?) ?\w+\.py(?: .*)?)$", text, re.M):
+            program, argv = re.fullmatch(r".*?(\w+\.py)(.*)", line).groups()
+            if program in PROGRAMS:
+                argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| <.*|   .*", "", argv)
+                yield pytest.param(program, shlex.split(argv), id=f"{path.name}: {program}{argv}")
+
+
+@pytest.mark.parametrize("program, argv", list(documented_commands()))
+def test_documented_commands_are_understood(program, argv, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse(program, *argv)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--learning_rate", "1"], "--learning_rate: unknown setting 'learning_rate'"),
+    (["--epoch", "1"], "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
+    (["--micro-token", "1"], "unknown setting 'micro_token'; did you mean 'micro_tokens'?"),
+    (["--xyz"], "--xyz: unknown setting 'xyz'; see --help"),
+    (["--checkpoints", "1"], "unknown setting 'checkpoints'"),
+    (["--lr", "fast"], "--lr: 'fast' is not a number"),
+    (["--layers", "2.5"], "--layers: '2.5' is not a whole number"),
+    (["--layers", "9" * 5000], "is not a whole number"),
+    (["--batch_size", "0"], "batch_size = 0 must be between 1 and 1,000,000"),
+    (["--seed", "-1"], "seed = -1 must be between 0 and 4,294,967,296"),
+    (["--lr", "nan"], "lr = nan must be between 0 and"),
+    (["--epochs", "inf"], "epochs = inf must be between 1e-06 and"),
+    (["--dropout", "2"], "dropout = 2.0 must be between 0 and 0.99"),
+    (["--alphas", "-1", "0", "1"], "alphas = [-1.0, 0.0, 1.0] must be between 0 and"),
+    (["--log_every", "0"], "log_every = 0 must be between 1 and"),
+    (["--data", "--lr", "1"], "--data: expected one argument"),
+    (["--lr"], "--lr: expected one argument"),
+    (["--tasks"], "--tasks: expected at least one argument"),
+    (["--alphas", "1,0,0"], "--alphas: '1,0,0' is not a number"),
+    (["--precision", "fp8"], "precision = 'fp8' is not one of auto, bf16, fp16, fp32"),
+    (["extra"], "unrecognized arguments: extra (--help lists the settings)"),
+    (["no-such.toml"], "no-such.toml: No such file"),
+])  # fmt: skip
+def test_mistakes_on_the_command_line(argv, message):
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        parse("kgi.py", *argv)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("program, argv, message", [
+    ("finetune.py", ["--data", "x"], "required: CHECKPOINT"),
+    ("finetune.py", ["a", "b", "--data", "x"], "unrecognized arguments: b"),
+    ("finetune.py", ["x", "--untrained=yes"], "--untrained: 'yes' is not true or false"),
+    ("kgi.py", ["evaluate"], "required: CHECKPOINT"),
+    ("kgi.py", ["plot", "--out", "x.png"], "required: RUN"),
+    ("finetune.py", ["list", "x"], "unrecognized arguments: x"),
+    ("finetune.py", ["list", "--data", "x"], "unknown setting 'data'; see --help"),
+])  # fmt: skip
+def test_too_few_or_too_many_arguments(program, argv, message):
+    with pytest.raises(UserError, match=message):
+        parse(program, *argv)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[train]\nlayer = 3", "[train]: unknown setting 'layer'; did you mean 'layers'?"),
+    ("[finetune]\ncheckpoint = 'x'", "[finetune]: unknown setting 'checkpoint'"),
+    ("[train]\nlayers = 'three'", "layers = 'three' is not a whole number"),
+    ("[train]\nlayers = 3.0", "layers = 3.0 is not a whole number"),
+    ("[train]\nlayers = true", "layers = True is not a whole number"),
+    ("[train]\nlr = true", "lr = True is not a number"),
+    ("[train]\nlr = [1]", "lr = [1] is not a number"),
+    ("[train]\ntasks = 'mlm'", "tasks = 'mlm' is not a list, each item text"),
+    ("[train]\nalphas = [true]", "alphas = [True] is not a list, each item a number"),
+    ("[train]\ndata = 1", "data = 1 is not text"),
+    ("[data]\ncased = 1", "cased = 1 is not true or false"),
+    ("[data]\nsemantic_types = [1]", "semantic_types = [1] is not a list, each item text"),
+    ("[train]\nlayers = 0", "layers = 0 must be between 1 and 1,000"),
+    (f"[train]\nlr = 1{'0' * 400}", "lr = inf must be between"),
+    (f"[train]\nlr = 1{'0' * 5000}", "not a TOML file"),
+    ("[train]\ndevice = 'tpu'", "device = 'tpu' is not one of auto, cuda, cpu"),
+    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, evaluate, map, finetune, embed"),
+    ("layers = 3", "'layers' is not one of the tables"),
+    ("[train", "not a TOML file"),
+    (f"[train]\nalphas = {'[' * 5000}", "not a TOML file"),
+    ("[train]\nlr = 1\n[train]\nlr = 2", "not a TOML file"),
+    (b"[train]\ndata = '\xff'", "not a TOML file"),
+], ids=range(22))  # fmt: skip
+def test_mistakes_in_a_file(tmp_path, text, message):
+    (tmp_path / "x.toml").write_bytes(text if type(text) is bytes else text.encode())
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse("kgi.py", tmp_path / "x.toml")
+
+
+def test_mistakes_in_tables_of_other_commands_are_found_too(tmp_path):
+    (tmp_path / "x.toml").write_text("[train]\nlr = 1\n[finetune]\nrun = 3\n")
+    with pytest.raises(UserError, match=r"x.toml, \[finetune\]: unknown setting 'run'; did you mean 'runs'"):
+        parse("kgi.py", tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("table, key, value, most", [
+    ("data", "max_relations", 1_000_000, "50"),
+    ("data", "lp_paths", 999_999_999_999_999, "2,000,000"),
+    ("data", "tc_examples", 10**14, "1,000,000,000"),
+    ("data", "ep_examples", 10**14, "1,000,000,000"),
+    ("data", "vocab_size", 9_999_999_999_999, "1,000,000"),
+    ("data", "seq_len", 10**9, "16,384"),
+    ("train", "batch_size", 10**12, "1,000,000"),
+    ("train", "dim", 10**9, "16,384"),
+])  # fmt: skip
+def test_absurd_sizes_are_refused(table, key, value, most):
+    with pytest.raises(UserError, match=rf"{key} = {value} must be between \d+ and {most}$"):
+        settings_of(table, f"--{key}", value)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[train]\nlayers = 3\n")
+    assert parse("kgi.py", tmp_path / "x.toml").layers == 3
+
+
+@pytest.mark.parametrize("argv, line", [
+    (["--lr", "fast"], "kgi.py: error: argument --lr: 'fast' is not a number (--help lists the settings)\n"),
+    (["--lrs", "1"], "kgi.py: error: --lrs: unknown setting 'lrs'; did you mean 'lr'?\n"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_status_1(argv, line):
+    p = subprocess.run([sys.executable, "kgi.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert (p.returncode, p.stdout, p.stderr) == (1, "", line)
+
+
+# ---------------------------------------------------------------- the configs that come with the project
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
+def test_every_config_loads(file):
+    for table in configs.TABLES:
+        settings_of(table, file)
+
+
+@pytest.mark.parametrize("lang", ["fr", "es", "en", "multi"])
+def test_numbers_of_the_paper(lang):
+    """Tables 1 and 8 for v1, appendix C for v2, section 4.2 for the one-shot protocol."""
+    folder = Path(configs.__file__).parent
+    v1, v2 = folder / f"v1-{lang}.toml", folder / f"v2-{lang}.toml"
+    d, t = settings_of("data", v1), settings_of("train", v1)
+    assert (d.lang, d.tc_examples, d.ep_examples, d.seq_len) == (lang, 200_000, 100_000, 256)
+    assert d.lp_paths == (64_208 if lang == "fr" else 100_000)
+    assert (t.layers, t.heads, t.dim, t.lr, t.warmup, t.batch_size, t.epochs) == (12, 12, 768, 7.5e-4, 10_770, 1500, 64)
+    assert t.mlm_probability == 0.15
+    t = settings_of("train", v2)
+    assert (t.layers, t.heads, t.lr, t.warmup, t.batch_size, t.epochs) == (8, 8, 5e-5, 30_000, 1536, 200)
+    f = settings_of("finetune", v1)
+    assert (f.epochs, f.batch_size, f.lr, f.weight_decay) == (1, 4, 2e-5, 0.01)
+
+
+# ---------------------------------------------------------------- around the programs
+
+
+def test_pip_install_is_refused_in_one_line():
+    p = subprocess.run([sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True)
+    assert p.returncode == 1 and re.fullmatch("kgi is not installed but run from its folder: .*\n", p.stderr)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
+@pytest.mark.parametrize("env, argv, passed", [
+    ("fr_FR.UTF-8", [], ""),  # a locale is no choice of language
+    ("fr_FR.UTF-8", ["LANG=fr"], "--lang fr"),
+    ("C", ["LANG=FRE"], "--lang FRE"),
+    ("", ["LANG="], ""),
+])  # fmt: skip
+def test_make_data_takes_lang_from_the_command_line_alone(env, argv, passed):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"LANG": env}
+    out = subprocess.run(["make", "-n", "data", *argv], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert " ".join(out.split("data.py build")[1].replace("\\", "").split()) == passed

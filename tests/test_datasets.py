@@ -1,0 +1,233 @@
+"""Data sets on disk: damaged files are refused, and a build replaces a data set as a whole or not at all."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc
+
+import configs
+import data
+from configs import UserError
+from data import MLM
+from support import datasets
+from tests.conftest import FEW, ROOT, build, command
+
+# ---------------------------------------------------------------- what was changed or damaged since the build
+
+
+def test_damaged_data_sets_are_refused(dataset, tmp_path):
+    with pytest.raises(UserError, match="is not a data set"):
+        data.PretrainingDataset(tmp_path, "train")
+    whole = bytearray((dataset / "train.arrow").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    for i, (name, content, message) in enumerate(
+        [("train.arrow", b"ARROW1", "damaged"), ("train.arrow", whole, "damaged"), ("manifest.json", b"{", "damaged"),
+         ("manifest.json", b"{}", "no counts, "), ("manifest.json", b"[]", "damaged")]
+    ):  # fmt: skip
+        copy = tmp_path / str(i)
+        shutil.copytree(dataset, copy)
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.*{message}.*build the data set again"):
+            data.PretrainingDataset(copy, "train")
+    (copy / "manifest.json").write_bytes((dataset / "manifest.json").read_bytes())
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="not the tokenizer this data set was built with"):
+        datasets.read_tokenizer(copy)
+
+
+def nodes(value, path=()):
+    """The path of every value in a JSON document."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from nodes(part, (*path, key))
+
+
+def test_a_changed_value_of_the_manifest_is_harmless_or_reported(dataset, tmp_path, capsys):
+    """Whatever replaces a value: the data set can still be read, or one line says what is wrong."""
+    shutil.copytree(dataset, tmp_path / "en")
+    whole = (dataset / "manifest.json").read_text()
+    manifest = json.loads(whole)
+    paths = [path for path in nodes(manifest) if path and path[:2] != ("settings", "semantic_types")]
+    random.Random(0).shuffle(paths)
+    values = [None, True, -1, 10**9, 10**400, 1.5, float("nan"), "x", "", [], {}, [1], {"x": 1}, [[]], "DELETE"]
+    random.Random(1).shuffle(values)
+    refused = 0
+    for i, (*before, last) in enumerate(paths[:250]):
+        changed = json.loads(whole)
+        place = changed
+        for key in before:
+            place = place[key]
+        if (value := values[i % len(values)]) == "DELETE":
+            del place[last]
+        else:
+            place[last] = value
+        (tmp_path / "en" / "manifest.json").write_text(json.dumps(changed))
+        try:
+            data.show(configs.Show(dataset=str(tmp_path / "en")))
+            for e in (data.PretrainingDataset(tmp_path / "en", split) for split in data.SPLITS):
+                e.masked_batch(e.rows[:20], np.zeros(20, np.int64), 0, 0.15)
+        except UserError as e:
+            refused += 1
+            assert "damaged" in str(e) and "\n" not in str(e), (before, last, value)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("path, value, message", [
+    (["special"], [1], "special is"), (["special", "mask"], 10**6, "special token is not in the vocabulary"),
+    (["special", "relations"], [5, 6], "relations has 2 values"), (["special", "hrel"], None, "hrel is None"),
+    (["settings"], {}, "no seq_len in settings"), (["settings", "seq_len"], 10**9, "seq_len is 1000000000"),
+    (["nci_rows_left_out"], 3, "nci_rows_left_out is 3"),
+    (["vocab_size"], 2**40, "vocab_size 1099511627776"), (["languages"], ["fr"], "counts of other languages"),
+    (["counts", "en", "train"], {"mlm": 3}, "no ep, lp, tc in train"),
+    (["counts", "en", "distribution", "columns"], ["graph"], "shares of other columns"),
+])  # fmt: skip
+def test_what_is_wrong_in_a_manifest_is_reported(dataset, tmp_path, path, value, message):
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    *before, last = path
+    place = manifest
+    for key in before:
+        place = place[key]
+    place[last] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"manifest.json: damaged or of another version \(.*{message}"):
+        data.PretrainingDataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda b: b.drop_columns(["cuis"]), "not the columns of a data set"),
+    (lambda b: b.set_column(0, "task", b["task"].cast("int64")), "not the columns of a data set"),
+    (lambda b: b.set_column(0, "task", pa.array([None, *b["task"].to_pylist()[1:]], pa.uint8())), "values are missing"),
+    (lambda b: b.set_column(0, "task", pa.array([9] * len(b), pa.uint8())), "a task is out of range"),
+    (lambda b: b.set_column(1, "lang", pa.array([9] * len(b), pa.uint8())), "a language is out of range"),
+    (lambda b: b.set_column(2, "kind", pa.array([9] * len(b), pa.uint8())), "a kind of triple is out of range"),
+    (lambda b: replace_ids(b, [[2, 10**6, 3]]), "a token is out of range"),
+    (lambda b: replace_ids(b, [[2, -1, 3]]), "a token is out of range"),
+    (lambda b: replace_ids(b, [[2]]), "example 0 has 1 tokens"),
+    (lambda b: replace_ids(b, [[2] * 99]), "example 0 has 99 tokens"),
+    (lambda b: None, ""),
+])  # fmt: skip
+def test_a_changed_arrow_file_is_refused_though_its_hash_fits(dataset, tmp_path, change, message):
+    """The train.arrow is not what a build writes, though its SHA-256 is in the manifest."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "train.arrow"
+    with open(path, "rb") as f:
+        batch = change(ipc.open_file(f).get_batch(0))
+    path.write_bytes(b"")
+    if batch is not None:
+        with ipc.new_file(path, batch.schema) as out:
+            out.write_batch(batch)
+    update_hash(path)
+    with pytest.raises(UserError, match=rf"train.arrow: damaged \(.*{message}.*\); build the data set again"):
+        data.PretrainingDataset(tmp_path, "train")
+
+
+def replace_ids(batch, rows):
+    task = batch["task"].to_pylist()
+    rows = rows * (1 if task[0] != MLM else 0) + batch["ids"].to_pylist()[len(rows) :]
+    return batch.set_column(4, "ids", pa.array(rows, pa.large_list(pa.int32())))
+
+
+def update_hash(path):
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_changed_tokenizer_is_refused_though_its_hash_fits(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    for content in (b"{}", b"\xff", json.dumps(whole | {"added_tokens": [], "model": {"type": "BPE"}}).encode()):
+        path.write_bytes(content)
+        update_hash(path)
+        with pytest.raises(UserError, match="tokenizer.json: damaged .*; build the data set again"):
+            datasets.read_tokenizer(tmp_path)
+
+
+def test_why_a_file_cannot_be_read_is_reported(dataset, tmp_path):
+    """The cause here is a folder in the place of the file, since no permission stops the superuser."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    for name in ("train.arrow", "manifest.json"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=f"{name}: cannot be read: Is a directory$"):
+            data.PretrainingDataset(tmp_path, "train")
+    (tmp_path / "manifest.json").rmdir()
+    with pytest.raises(UserError, match="is not a data set"):
+        data.PretrainingDataset(tmp_path, "train")
+
+
+# ---------------------------------------------------------------- builds that fail, are killed, or run at the same time
+
+
+def test_a_failed_build_keeps_the_old_data_set(release, tmp_path, monkeypatch):
+    out = build(release, tmp_path / "en", **FEW)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    def full(*_):
+        assert {f.name for f in tmp_path.iterdir()} == {"en", ".en.building", "tables"}  # beside the old one
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.ExampleWriter, "write", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        build(release, tmp_path / "en", **FEW, seed=1)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
+
+
+def test_a_killed_build_keeps_the_old_data_set(release, tmp_path):
+    out = build(release, tmp_path / "en", **FEW)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    settings = {"lang": "en", "umls": str(release), "e3c": "none", "out": str(out), "vocab_size": 300, "seed": 1} | FEW
+    die = "data.ExampleWriter.write = lambda *_: os.kill(os.getpid(), 9)"
+    code = f"import os, configs, data; {die}; data.build(configs.Data(**{settings}))"
+    p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert p.returncode == -signal.SIGKILL and (tmp_path / ".en.building").is_dir()
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    build(release, out, **FEW)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f.name for f in tmp_path.iterdir()} == {"en", "tables"}
+
+
+# ---------------------------------------------------------------- where a data set is
+
+
+def test_another_language_does_not_replace_a_data_set(release, tmp_path):
+    out = build(release, tmp_path / "en", **FEW)
+    with pytest.raises(UserError, match="en holds a data set of language en, not fr; choose another --out"):
+        build(release, out, lang="fr", **FEW)
+    (out / "manifest.json").write_text('{"sha256": {}}')  # damaged, or of an older version
+    with pytest.raises(UserError, match=r"damaged or of another version \(no counts, .*; build the data set again"):
+        data.show(configs.Show(dataset=str(out)))
+    build(release, out, **FEW)
+
+
+def test_a_symbolic_link_to_a_data_set_stays(release, tmp_path):
+    """Also one to a folder that is not there yet."""
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "en"
+    link.symlink_to(tmp_path / "disk" / "english")
+    for seed in range(3):
+        build(release, link, seed=seed, **FEW)
+        assert link.is_symlink() and datasets.read_manifest(link)["settings"]["seed"] == seed
+        assert [f.name for f in (tmp_path / "disk").iterdir()] == ["english"]
+
+
+def test_a_folder_whose_name_is_not_utf_8(release, tmp_path):
+    out = tmp_path / os.fsdecode(b"donn\xe9es") / os.fsdecode(b"fran\xe7ais")
+    few = [f"--{k}={v}" for k, v in (FEW | {"vocab_size": 300}).items()]
+    for message in ("MRCONSO: ", "made from the same files"):  # tables beside it are read again
+        p = command("data.py", "build", "--lang=en", f"--umls={release}", "--e3c=none", f"--out={out}", *few)
+        assert p.returncode == 0 and message in p.stdout, p.stderr
+    p = command("data.py", "show", out)
+    assert p.returncode == 0 and "link prediction" in p.stdout, p.stderr

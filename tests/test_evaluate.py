@@ -1,0 +1,148 @@
+"""What a checkpoint knows of the four tasks (kgi.py evaluate), its record and its map."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import configs
+import data
+import finetune
+import kgi
+import model as models
+from configs import UserError
+from support import datasets, tables
+from tests.conftest import build
+
+SIZES = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64, "device": "cpu"}
+
+
+def pretrain(dataset, out, **settings):
+    """A finished run, as kgi.train makes it."""
+    run = kgi.set_up(configs.Train(data=str(dataset), out=str(out), **SIZES | settings))
+    kgi.resume(run)
+    kgi.begin(run)
+    kgi.training_loop(run)
+    return run
+
+
+def run_command(program, *argv):
+    """What a program does with these arguments, in this process."""
+    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, default="train")
+    function(settings)
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated") / "kgi-s3"
+    return pretrain(dataset, out, batch_size=120, steps=30, lr=3e-3, warmup=0.2)
+
+
+@pytest.fixture(scope="module")
+def known(run, dataset):
+    return kgi.evaluate_tasks(models.load(run.out).eval(), dataset, 0, None)
+
+
+def test_evaluation_agrees_with_validation(run, known):
+    """Another path through the same held-out targets and masks."""
+    valid = kgi.validate(run)
+    assert known["mlm"]["en"]["loss"] == pytest.approx(valid["mlm_loss"], rel=1e-5)
+    got = known["mlm"]["en"]["accuracy"], known["ep"]["tokens"], known["lp"]["accuracy"], known["tc"]["accuracy"]
+    assert got == pytest.approx([100 * valid[f"{task}_accuracy"] for task in data.TASK_NAMES])
+
+
+@torch.no_grad()
+def test_evaluation_agrees_with_one_example_at_a_time(run, dataset, known):
+    """Whole entities, the confusion of relations, macro F1 and the area under the curve, all by their definitions."""
+    model, e = models.load(run.out).eval(), data.PretrainingDataset(dataset, "valid")
+    confusion, whole, odds = np.zeros((6, 6), int), [], defaultdict(list)
+    for row in e.rows[e.task[e.rows] != data.MLM]:
+        batch = e.masked_batch(np.array([row]), np.array([kgi.VALID_EPOCH]), 0, 0.15)
+        hidden = model.encoder(torch.from_numpy(batch.ids)[None], None)[0, batch.target_position]
+        if e.task[row] == data.EP:
+            logits = model.logits(
+                torch.from_numpy(batch.ids)[None], None, torch.from_numpy(batch.target_position),
+                [("mlm_head", len(batch.label))],
+            )[0]  # fmt: skip
+            whole.append((logits.argmax(-1).numpy() == batch.label).all())
+        elif e.task[row] == data.LP:
+            np.add.at(confusion, (batch.label, model.relation_head(hidden).argmax(-1).numpy()), 1)
+        else:
+            logits = model.triple_head(hidden)[0]
+            odds[int(e.kind[row])].append((logits[1] - logits[0]).item())
+    assert known["lp"]["confusion"] == confusion.tolist() and confusion.sum() > 50
+    f1 = [2 * confusion[k, k] / (confusion[k].sum() + confusion[:, k].sum()) for k in range(6) if confusion[k].any()]
+    assert known["lp"]["macro_f1"] == pytest.approx(100 * np.mean(f1))
+    assert known["ep"]["entities"] == pytest.approx(100 * np.mean(whole))
+    true = np.array(odds[data.TRUE])[:, None]
+    negatives = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
+    for name, kind in negatives.items():
+        false = np.array(odds[kind])
+        auc = np.mean((true > false) + 0.5 * (true == false))
+        assert known["tc"][name]["auc"] == pytest.approx(100 * auc, abs=0.05)
+        assert known["tc"][name]["accuracy"] == pytest.approx(100 * np.mean(false <= 0))
+
+
+def test_tasks_without_held_out_examples_are_left_out(release, tmp_path):
+    """Without documents there is no line of MLM, and nothing breaks."""
+    folder = build(release, tmp_path / "en", e3c="none", ep_examples=0)
+    torch.manual_seed(0)
+    manifest = datasets.read_manifest(folder)
+    model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0)).eval()
+    assert set(kgi.evaluate_tasks(model, folder, 0, None)) == {"lp", "tc"}
+
+
+def test_scores_of_a_record_are_means_over_languages():
+    """Each number of the tables under one key; of what was not measured there is none."""
+    metrics = {"at_1": 10.0, "at_5": 20.0, "mrr": 30.0, "queries": 9}
+    record = {
+        "mlm": {"en": {"loss": 2.0, "accuracy": 50.0}, "fr": {"loss": 4.0, "accuracy": 50.0}},
+        "lp": {"accuracy": 60.0, "macro_f1": 40.0, "confusion": []},
+        "tc": {"accuracy": 70.0, "corrupted_relation": {"accuracy": 71.0, "auc": 72.0}},
+        "synonyms": {
+            "en": {"mean": metrics, "cls": metrics | {"mrr": 5.0}, "terms": 9},
+            "fr": {"mean": metrics | {"at_1": 30.0}, "cls": {}, "terms": 9},
+        },
+    }
+    scores = kgi.flat_scores(record)
+    assert scores == {
+        "mlm_loss": 3.0, "lp_accuracy": 60.0, "lp_macro_f1": 40.0,
+        "tc_accuracy": 70.0, "tc_auc_corrupted_relation": 72.0,
+        "synonyms_at_1": 20.0, "synonyms_at_5": 20.0, "synonyms_mrr": 30.0,
+        "synonyms_at_1_cls": 10.0, "synonyms_at_5_cls": 20.0, "synonyms_mrr_cls": 5.0,
+    }  # fmt: skip
+
+
+def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, capsys):
+    """A run, one with another tokenizer (synonyms alone), the map, and one table of all."""
+    other_data = build(release, tmp_path / "en", vocab_size=300)
+    other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    run_command(kgi, "evaluate", run.out, other.out, "--data", dataset, "--device", "cpu")
+    shown = capsys.readouterr().out
+    assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
+    assert shown.count("synonyms, en") == 6 and "gold \\ predicted    PAR    CHD" in shown
+    record = json.loads(Path("results/kgi-s3/knowledge-en.json").read_text())
+    assert record["synonyms"]["en"]["mean"]["queries"] > 100
+    assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
+    finetune.tables(configs.Tables())
+    table = Path("results/table-knowledge.md").read_text()
+    assert "| kgi | " in table and table.count("| other | – | –") == 1
+    run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
+    assert Path("results/kgi-s3/map-en.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["evaluate"], "the following arguments are required: CHECKPOINT"),
+    (["evaluate", "nowhere", "--data", "DATA"], "nowhere"),
+    (["evaluate", "a/x", "b/x", "--data", "DATA"], "two of x, x are the same"),
+    (["map", "RUN", "--data", "DATA", "--pooling", "max"], "pooling = 'max'"),
+])  # fmt: skip
+def test_mistakes(run, dataset, argv, message):
+    names = {"RUN": run.out, "DATA": dataset}
+    with pytest.raises(UserError, match=message):
+        run_command(kgi, *(names.get(a, a) for a in argv))

@@ -1,0 +1,283 @@
+"""support/files.py: atomic writes, UTF-8, locks, streams, and errors for users."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs import UserError
+from support import files
+from tests.conftest import ROOT
+
+# ---------------------------------------------------------------- read
+
+
+def test_bad_utf_8_is_named_by_its_row(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("é\n\nab".encode() + b"\xe9\n")
+    with pytest.raises(UserError, match="x.txt, row 3: not UTF-8; convert the file"):
+        files.read_utf8(path)
+
+
+def test_text_is_read_as_it_is_without_its_byte_order_mark(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\xef\xbb\xbf")
+    assert files.read_utf8(path) == "a\r\nb\rc\ufeff"
+    assert files.read_utf8(path, bom=" ") == " a\r\nb\rc\ufeff"  # where offsets count it
+    path.write_bytes(b"")
+    assert files.read_utf8(path, bom=" ") == ""
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff", b"", b'{"a": ' + b"[" * 10**5], ids=range(6))
+def test_what_is_no_json_object(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match="x.json: cannot be read as JSON"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_json_there_and_back(tmp_path):
+    content = {"é": [1, 2.5, None], "b": {"c": "肝"}}
+    files.write_json(tmp_path / "x.json", content)
+    assert files.read_json(tmp_path / "x.json") == content
+    assert files.read_json(tmp_path / "none.json") == {}
+    with pytest.raises(UserError, match="cannot be read as JSON"):  # a file in the place of a folder
+        files.read_json(tmp_path / "x.json" / "y.json")
+
+
+def test_a_pointer_of_git_lfs_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match="model.safetensors is a pointer of Git LFS, not the file: run 'git lfs pull'"):
+        files.reject_lfs_pointer(path)
+    path.write_bytes(b"version https://git-lfs" + bytes(1000))  # too long for a pointer
+    files.reject_lfs_pointer(path)
+
+
+def test_a_mapped_file_may_have_any_name(tmp_path):
+    path = tmp_path / os.fsdecode(b"donn\xe9es")
+    path.write_bytes(b"abc")
+    assert files.memory_map(path).read() == b"abc"
+
+
+# ---------------------------------------------------------------- write
+
+
+def test_write_atomic_replaces_a_file(tmp_path):
+    for content in (b"old", b"new"):
+        files.write_atomic(tmp_path / "x", lambda f, content=content: f.write(content))
+        assert (tmp_path / "x").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error, message", [
+    (RuntimeError("unexpected pos"), "x: cannot be written: is the disk full.*unexpected pos"),  # of torch.save
+    (OSError(28, "No space left on device"), "x: cannot be written: No space left on device$"),
+    (KeyboardInterrupt(), None),
+    (ValueError("a fault of ours"), None),
+])  # fmt: skip
+def test_write_atomic_keeps_the_old_file(tmp_path, error, message):
+    file = tmp_path / "x"
+    file.write_text("old")
+
+    def fail(f):
+        f.write(b"half")
+        raise error
+
+    with pytest.raises(UserError if message else type(error), match=message):
+        files.write_atomic(file, fail)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_torch_on_a_full_disk_is_one_clear_error(tmp_path):
+    (tmp_path / "x.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="x: cannot be written: .*(No space left|disk full)"):
+        files.write_atomic(tmp_path / "x", lambda f: torch.save({"a": torch.zeros(10**5)}, f))
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_atomic_names_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="none/x: cannot be written: No such file or directory"):
+        files.write_atomic(tmp_path / "none" / "x", lambda f: None)
+
+
+def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "a" / "out"
+    with files.atomic_directory(out) as new:
+        (new / "x").write_text("1")
+        assert not out.exists() and new.parent == out.parent
+    with pytest.raises(KeyboardInterrupt), files.atomic_directory(out) as new:
+        (new / "y").write_text("2")
+        raise KeyboardInterrupt
+    assert [f.name for f in out.iterdir()] == ["x"] and list(out.parent.iterdir()) == [out]
+    with files.atomic_directory(out) as new:
+        (new / "z").write_text("3")
+    assert [f.name for f in out.iterdir()] == ["z"] and list(out.parent.iterdir()) == [out]
+
+
+def test_what_a_killed_process_left_behind_is_put_right(tmp_path):
+    """It was killed between the two renames: the folder is only there under its old name."""
+    out, old, new = (tmp_path / name for name in ("out", ".out.old", ".out.building"))
+    old.mkdir()
+    new.mkdir()
+    (old / "x").write_text("1")
+    (new / "half").write_text("2")
+    with pytest.raises(ValueError), files.atomic_directory(out) as beside:
+        assert not list(beside.iterdir())
+        raise ValueError
+    assert [f.name for f in out.iterdir()] == ["x"] and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_link_in_the_place_of_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    with files.atomic_directory(tmp_path / "out") as new:
+        (new / "x").write_text("1")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "real" / "x").read_text() == "1"
+
+
+def test_two_writers_of_a_folder_take_turns(tmp_path):
+    """Each writes a whole folder; without the lock they empty each other's."""
+    code = """if True:
+        import sys, time, pathlib
+        from support.files import atomic_directory
+        with atomic_directory(pathlib.Path("out")) as beside:
+            for name in "abc":
+                (beside / name).write_text(sys.argv[1])
+                time.sleep(0.2)
+    """
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", code, k], cwd=tmp_path, env=env) for k in "12"]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert len({(tmp_path / "out" / name).read_text() for name in "abc"}) == 1
+    assert {f.name for f in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_locked_folder_is_refused_until_it_is_free(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with files.folder_lock(folder, "in use"):
+        with pytest.raises(UserError, match="run: in use"), files.folder_lock(folder, "in use"):
+            pass
+    with pytest.raises(ValueError), files.folder_lock(folder, "in use"):
+        raise ValueError
+    with files.folder_lock(folder, "in use"):
+        assert folder.is_dir()
+
+
+class Narrow(io.RawIOBase):
+    """A raw stream that takes `most` bytes at a time, until it holds `size`."""
+
+    def __init__(self, most, size):
+        self.most, self.size, self.content = most, size, b""
+
+    def writable(self):
+        return True
+
+    def write(self, content):
+        taken = bytes(content[: min(self.most, self.size - len(self.content))])
+        self.content += taken
+        return len(taken)
+
+
+def test_write_all_writes_all_or_says_why_not():
+    content = bytes(range(256)) * 10
+    for most in (1, 7, 10**6):
+        stream = Narrow(most, 10**6)
+        files.write_all(stream, content)
+        files.write_all(stream, torch.arange(3).numpy())  # anything with a buffer
+        assert stream.content == content + torch.arange(3).numpy().tobytes()
+    with pytest.raises(UserError, match="standard output cannot be written: it takes no more"):
+        files.write_all(Narrow(100, 1000), content)
+
+
+# ---------------------------------------------------------------- errors for users
+
+PROGRAM = """if True:
+    import os, sys
+    from dataclasses import dataclass
+    from configs import UserError
+    from support.files import run_command
+
+    @dataclass
+    class Nothing:
+        'Nothing.'
+
+    def fail(s):
+        {}
+
+    run_command("doc", {{"fail": (fail, Nothing)}}, "fail")
+"""
+
+
+def run_program(action, tmp_path, **env):
+    """Runs a program whose command does `action`."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM.format(action))
+    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")} | {"PYTHONPATH": str(ROOT)} | env
+    return subprocess.run([sys.executable, path], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("action, status, message", [
+    ("raise UserError('x.txt, row 3: bad')", 1, "program.py: error: x.txt, row 3: bad\n"),
+    ("open('/nowhere/x')", 1, "program.py: error: [Errno 2] No such file or directory: '/nowhere/x'\n"),
+    ("sys.exit('as it is')", 1, "as it is\n"),
+    ("sys.exit(75)", 75, ""),
+    ("sys.exit(0)", 0, ""),
+    ("raise KeyboardInterrupt", 130, ""),
+    ("raise BrokenPipeError", 1, ""),
+    ("pass", 0, ""),
+])  # fmt: skip
+def test_how_a_command_ends(tmp_path, action, status, message):
+    p = run_program(action, tmp_path)
+    assert (p.returncode, p.stderr, p.stdout) == (status, message, "")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
+    p = run_program("raise ValueError('a fault')", tmp_path)
+    assert p.returncode == 1 and p.stderr.startswith("Traceback") and p.stderr.endswith("ValueError: a fault\n")
+
+
+def test_of_several_ranks_the_first_speaks_and_all_report(tmp_path):
+    """torchrun shows the file of a rank last."""
+    for rank, shown in (("0", "program.py: error: bad\n"), ("1", "")):
+        report = tmp_path / f"error-{rank}.json"
+        env = {"LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": str(report)}
+        p = run_program("raise UserError('bad')", tmp_path, **env)
+        assert (p.returncode, p.stderr) == (1, shown)
+        assert json.loads(report.read_text())["message"]["message"] == "program.py: error: bad"
+    p = run_program("sys.exit('program.py: error: out of memory')", tmp_path, LOCAL_RANK="1")
+    assert p.stderr == "program.py: error: out of memory\n"  # the other ranks do not know
+
+
+def test_a_terminal_that_lacks_a_letter_ends_no_command(tmp_path):
+    p = run_program(r"print('caf\xe9 \udce9')", tmp_path, PYTHONIOENCODING="ascii")
+    assert (p.returncode, p.stdout, p.stderr) == (0, "caf? ?\n", "")
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="no sh here")
+def test_head_ends_a_command_in_silence(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM.format("[print(i) for i in range(10**5)]"))
+    p = subprocess.run(
+        ["sh", "-c", '"$0" "$1" | head -n 1', sys.executable, path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (p.stdout, p.stderr) == ("0\n", "")
+
+
+@dataclass
+class Nothing:
+    """Nothing."""
+
+
+def test_the_command_and_its_settings_are_found(monkeypatch):
+    called = []
+    monkeypatch.setattr(sys, "argv", ["program.py", "one"])
+    files.run_command("doc", {"one": (called.append, Nothing)})
+    assert called == [Nothing()]

@@ -1,0 +1,72 @@
+"""Reports of a run: its curves, its model card, and metrics.jsonl with damaged lines."""
+
+import sys
+
+import pytest
+
+import data
+import kgi
+from configs import UserError
+from tests.training import call, set_up, train
+
+pytestmark = pytest.mark.usefixtures("known_machine")
+
+
+@pytest.fixture(scope="module")
+def baseline(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reports") / "one"
+    train(dataset, out)
+    return out
+
+
+def test_plot_draws_the_curves_of_runs(baseline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call("plot", baseline, baseline, "--out", "two.png")
+    assert capsys.readouterr().out == "two.png\n" and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
+    for argv, message in (
+        ([], "required: RUN"),
+        (["nowhere"], "nowhere/metrics.jsonl not found; is nowhere a run folder"),
+        (["--in"], "unknown setting 'in'"),
+        ([baseline, "--out", "two.gif"], "--out two.gif: must end in .png, .pdf or .svg"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call("plot", *argv)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="needs matplotlib: pip install -r requirements-plot.txt"):
+        call("plot", baseline)
+
+
+DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',
+          b'{"step": 5, "valid": 7}', b'{"step": 5, "valid": {"mlm_loss": "x"}}']  # fmt: skip
+
+
+def test_damaged_lines_of_metrics_are_dropped(dataset, tmp_path, capsys):
+    """When a run resumes, in the model card and in the plot: in one line of output, and the rest is kept as it is."""
+    out = tmp_path / "run"
+    train(dataset, out)
+    whole = (out / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))
+    run = set_up(dataset, out)
+    kgi.export_checkpoint(run)
+    assert "held out, at step 6" in (out / "README.md").read_text()
+    capsys.readouterr()
+    call("plot", out, "--out", tmp_path / "x.png")
+    assert f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are left out\n" in capsys.readouterr().out
+    kgi.resume(run)
+    assert capsys.readouterr().out == f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are dropped\n"
+    assert (out / "metrics.jsonl").read_bytes() == whole
+    (out / "metrics.jsonl").unlink()
+    kgi.resume(run)
+    assert "metrics.jsonl is missing: what it held up to step 6 is lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tasks, text, graph", [(["mlm"], True, False), (["ep", "lp"], False, True)])
+def test_the_model_card_holds_what_is_true(dataset, tmp_path, tasks, text, graph):
+    run = set_up(dataset, tmp_path, tasks=tasks)
+    kgi.export_checkpoint(run)
+    card = (tmp_path / "README.md").read_text()
+    assert "clinical text" not in card and ("on documents" in card, "fill-mask" in card) == (text, text)
+    assert all((x in card) == graph for x in ("knowledge graph", "- umls", "| CUIs |", "for the UMLS"))
+    in_weights = card.split("weights of the tasks")[1]
+    for task in data.TASKS:
+        assert (f"{task.title} examples" in card) == (f"{task.name.upper()} " in in_weights) == (task.name in tasks)

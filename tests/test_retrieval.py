@@ -1,0 +1,72 @@
+"""Synonym retrieval: ranks, ties, metrics, and which terms are compared."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from configs import UserError
+from support import retrieval
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ranks_of_synonyms_are_those_of_sorting(seed):
+    """Ranks by sorting, term by term; a term may name several concepts, a concept may have a single term."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 40))
+    pairs = sorted({(int(rng.integers(n)), int(rng.integers(1 + n // 2))) for _ in range(n)})
+    vectors = torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))
+    want = {}
+    for term in range(n):
+        mine = {c for t, c in pairs if t == term}
+        others = {t for t, c in pairs if c in mine} - {term}
+        if others:
+            near = F.cosine_similarity(vectors[term][None], vectors).tolist()
+            order = sorted((t for t in range(n) if t != term), key=lambda t: -near[t])
+            want[term] = 1 + min(order.index(t) for t in others)
+    term, concept = (torch.tensor(x) for x in zip(*pairs))
+    queries, ranks = retrieval.synonym_ranks(vectors, term, concept)
+    assert dict(zip(queries.tolist(), ranks.tolist())) == want
+
+
+def test_terms_that_are_equally_near_share_the_mean_of_their_ranks():
+    """An encoder for which all terms are one is not a good one."""
+    term, concept = torch.arange(8), torch.arange(8) // 2
+    assert retrieval.synonym_ranks(torch.ones(8, 3), term, concept)[1].tolist() == [4.0] * 8  # of 1 to 7
+    assert retrieval.retrieval_metrics(torch.ones(8, 3), term.numpy(), concept.numpy())["at_1"] == 0
+
+
+def test_retrieval_metrics():
+    vectors = torch.eye(6)[[0, 0, 1, 2, 3, 4]] + 0.1 * torch.eye(6)  # terms 0 and 1 alike; 4 and 5 apart
+    got = retrieval.retrieval_metrics(vectors, np.array([0, 1, 4, 5]), np.array([7, 7, 8, 8]))
+    assert got["at_1"] >= 50 and got["at_5"] == 100 and got["queries"] == 4 and 50 < got["mrr"] <= 100
+    assert retrieval.retrieval_metrics(vectors, np.array([0, 1]), np.array([7, 8])) == {}  # no concept has two terms
+
+
+def test_the_spelling_baseline_finds_terms_that_are_spelt_alike():
+    vectors = retrieval.trigram_vectors(["hepatitis", "hepatitides", "fracture", "fractures", "x"])
+    metrics = retrieval.retrieval_metrics(vectors, np.arange(4), np.array([0, 0, 1, 1]))
+    assert vectors.shape == (5, 4096) and metrics["at_1"] == 100
+
+
+def test_sampled_terms_are_all_those_of_some_concepts(dataset, tmp_path):
+    """The same concepts for every checkpoint; a homonym is one string; the tables must be of the data set's release."""
+    tables, strings, term, concept = retrieval.sample_terms(dataset, "en", 0, 0)
+    assert len(term) == len(tables.terms) and len(strings) == len({*tables.terms.to_pylist()}) == len({*strings})
+    for t, c in list(zip(term, concept))[:200]:
+        assert strings[t] in tables.terms[tables.first_term[c] : tables.first_term[c + 1]].to_pylist()
+    few = retrieval.sample_terms(dataset, "en", 100, 0)
+    assert 100 <= len(few[2]) < 120 and few[1] == retrieval.sample_terms(dataset, "en", 100, 0)[1]
+    assert few[1] != retrieval.sample_terms(dataset, "en", 100, 1)[1]
+    shutil.copytree(dataset, tmp_path / "en")
+    with pytest.raises(UserError, match="tables/en: not the terms of .*build the data set again"):
+        retrieval.sample_terms(tmp_path / "en", "en", 0, 0)
+    shutil.copytree(dataset.parent / "tables", tmp_path / "tables")
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["counts"]["en"]["terms"] += 1  # the tables are of another release by now
+    (tmp_path / "en" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="tables/en: not the terms of"):
+        retrieval.sample_terms(tmp_path / "en", "en", 0, 0)

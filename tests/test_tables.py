@@ -1,0 +1,180 @@
+"""The paper's tables from result files, and what is not a result file."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from support import corpora, tables
+from tests.conftest import ROOT
+
+
+def write_scores(folder, checkpoint, corpus, language, f1s, untrained=False):
+    folder.mkdir(parents=True)
+    both = [{"paper": [90.0, 80.0, f1], "entity": [50.0, 40.0, f1 - 30], "constant_baseline": 31.5} for f1 in f1s]
+    runs = [{"seed": seed} | scores for seed, scores in enumerate(both)]
+    record = {"checkpoint": checkpoint, "corpus": corpus, "task": folder.name, "language": language, "runs": runs}
+    (folder / "scores.json").write_text(json.dumps(record | {"settings": {"untrained": untrained}}))
+
+
+def rows_of(path, block=0):
+    """{model: cells} of a block of a table."""
+    block = path.read_text().split("| model |")[1 + block]
+    return {c[1].strip(): [x.strip() for x in c[2:-1]] for line in block.splitlines() if len(c := line.split("|")) > 3}
+
+
+def test_the_layout_of_tables(tmp_path, capsys):
+    """Seeds of pre-training are one row; best and second are marked; what was not run is visibly missing."""
+    write_scores(tmp_path / "a" / "meddocan", "runs/kgi-es-v1", "meddocan", "es", [80, 84])
+    write_scores(tmp_path / "b" / "meddocan", "runs/kgi-multi-v1/", "meddocan", "es", [83])
+    write_scores(tmp_path / "c" / "meddocan", "x/mine-s0", "meddocan", "es", [70])
+    write_scores(tmp_path / "d" / "meddocan", "x/mine-s1", "meddocan", "es", [71])
+    write_scores(tmp_path / "e3c-es", "runs/kgi-es-v1", "e3c", "es", [60])
+    write_scores(tmp_path / "f" / "meddocan", "runs/tiny-ep-lp-s0", "meddocan", "es", [50])
+    write_scores(tmp_path / "custom-x", "mine", "custom", "", [33])
+    write_scores(tmp_path / "custom-y", "tiny-ep-lp-s0", "custom", "", [34])  # of Table 6, on a corpus that is not
+    shutil.copytree(tmp_path / "a", tmp_path / "z")  # counts once
+    for i, content in enumerate(("{", "[]", "{}", '{"checkpoint": 1}', "\xff")):
+        (tmp_path / f"bad{i}").mkdir()
+        for name in ("scores.json", "knowledge-x.json"):
+            (tmp_path / f"bad{i}" / name).write_text(content, encoding="latin-1")
+    tables.write_tables(tmp_path, with_paper=False)
+    shown = capsys.readouterr().out
+    assert shown.count("not a file of results, left out") == 10 and shown.count("already, left out") == 2
+    others = rows_of(tmp_path / "table-others.md")
+    assert others["mine"] == ["90.00", "80.00", "33.00", "–", "–", "–"] and others["tiny-ep-lp"][5] == "34.00"
+    table = rows_of(tmp_path / "table-4.md")
+    assert table["KGI-BERT ES"][3:6] == ["90.00 ± 0.00", "80.00 ± 0.00", "<u>82.00 ± 2.83</u>"]
+    assert table["KGI-BERT m"][5] == "**83.00**" and table["mine"][5] == "70.50 ± 0.71"
+    assert table["KGI-BERT ES"][:3] == ["–"] * 3 and table["SAPBERT-XL"] == ["–"] * 9
+    assert (
+        table["KGI-BERT ES"][8] == "60.00" and table["*constant baseline*"][5] == "31.50" and "tiny-ep-lp" not in table
+    )
+    assert rows_of(tmp_path / "table-4.md", 1)["KGI-BERT ES"][5] == "<u>52.00 ± 2.83</u>"  # entities
+    assert rows_of(tmp_path / "table-11.md")["KGI-BERT ES-v1"] == ["–", "<u>82.00 ± 2.83</u>", "60.00"]
+    assert rows_of(tmp_path / "table-6.md", 2)["tiny-ep-lp"] == ["–", "50.00", "–"]
+    assert rows_of(tmp_path / "table-2.md")["DrBERT-4GB"] == ["–"] * 12
+    tables.write_tables(tmp_path, with_paper=True)
+    assert rows_of(tmp_path / "table-4.md")["KGI-BERT ES"][5] == "<u>82.00 ± 2.83</u> [92.17]"
+    assert rows_of(tmp_path / "table-9.md")["KGI-BERT m-v2"] == [
+        f"– [{x}]" for x in ("74.82", "72.14", "91.35", "93.59")
+    ]
+
+
+def scores_record(name, task="meddocan", seeds=(0,), **more):
+    both = {"paper": [90.0, 80.0, 70.0], "entity": [50.0, 40.0, 45.0], "constant_baseline": 31.5}
+    record = {"checkpoint": f"runs/{name}", "corpus": task, "task": task, "language": "es"}
+    return record | {"settings": {"untrained": False}, "runs": [{"seed": i} | both for i in seeds]} | more
+
+
+def knowledge_record(name, **more):
+    """A knowledge-*.json with a different figure for each key."""
+    scores = {key: 11.0 + i for i, key in enumerate(tables.KNOWLEDGE.values()) if key != "synonyms_mrr_spelling"}
+    return {"checkpoint": name, "data": "en", "settings": {"terms": 9}, "scores": scores} | more
+
+
+def places(value, path=()):
+    """The paths of all that is within a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for k, x in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(x, (*path, k))
+
+
+OTHERS = [
+    "{}", "[]", "null", "true", "7", '"70"', '"abc"', "NaN", "-Infinity", "1e999", "1" + "0" * 400, '"\\ud800"',
+    "[[1, 2, 3]]", '{"a": []}', "[NaN, 1, 2]", '["1", "2", "3"]', "-5", "[" * 100_000 + "]" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["scores", "knowledge"])
+def test_any_other_json_is_reported_in_one_line(tmp_path, capsys, kind):
+    """Each value of a good file replaced by each other shape: the tables come, and no figure is made up."""
+    make = scores_record if kind == "scores" else knowledge_record
+    n = 0
+    for path in places(make("x")):
+        for other in OTHERS:
+            name, record = f"file-{n:04}", make(f"x{n}")
+            inner = record
+            for k in path[:-1]:
+                inner = inner[k]
+            if path:
+                inner[path[-1]] = "HERE"
+            text = json.dumps(record if path else "HERE").replace('"HERE"', other)
+            (tmp_path / name).mkdir()
+            (tmp_path / name / ("scores.json" if kind == "scores" else "knowledge-en.json")).write_text(text)
+            n += 1
+    (tmp_path / "dir" / "scores.json").mkdir(parents=True)
+    tables.write_tables(tmp_path, with_paper=False)
+    shown = capsys.readouterr().out.splitlines()
+    bad = [line.split(": ")[0] for line in shown if ": not a file of results, left out (" in line]
+    assert len(bad) == len({*bad}) and n > len(bad) > n / 3
+    written = "".join(p.read_text() for p in tmp_path.glob("*.md"))
+    assert not re.search(r"\bnan\b|\binf\b|-5\.00", written)
+
+
+def test_numbers_of_results_are_numbers(tmp_path, capsys):
+    """A string is no list of figures, and NaN no figure."""
+    for i, text in enumerate(('"789"', '["70", 70, 70]', "[NaN, 70, 70]", "[70, 70, 700]", "[70, 70]")):
+        (tmp_path / f"{i}").mkdir()
+        good = json.dumps(scores_record(f"x{i}"))
+        (tmp_path / f"{i}" / "scores.json").write_text(good.replace("[90.0, 80.0, 70.0]", text))
+    assert not tables.read_results(tmp_path)
+    assert capsys.readouterr().out.count("left out") == 5
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):
+    """Seeds of one checkpoint and task with other settings are no seeds more. Where the corpus lies is no setting."""
+    of = {"checkpoint": "/x", "data": "/a", "lr": 2e-5, "data sha256": "1"}
+    for folder, seeds, more in (("a", (0, 1), {}), ("b", (2,), {"lr": 2e-4}), ("c", (3,), {"data": "/b"})):
+        (tmp_path / folder).mkdir()
+        record = scores_record("x", seeds=seeds, signature=of | more)
+        (tmp_path / folder / "scores.json").write_text(json.dumps(record))
+    assert len(tables.read_results(tmp_path)["es", "meddocan"]["x"]) == 3
+    shown = capsys.readouterr().out
+    assert shown == f"{tmp_path}/b/scores.json: of other settings (lr) than {tmp_path}/a/scores.json, left out\n"
+
+
+def test_heads_that_were_not_trained_have_no_figures(tmp_path):
+    """An encoder of MLM alone has a head of link prediction all the same: what it predicts is chance."""
+    for name, more in (("mlm", {"tasks": ["mlm"]}), ("all", {"tasks": ["mlm", "ep", "lp", "tc"]}), ("other", {})):
+        (tmp_path / name).mkdir()
+        record = knowledge_record(name, **more)
+        if name == "mlm":
+            record["scores"]["lp_accuracy"] = 99.0
+        (tmp_path / name / "knowledge-en.json").write_text(json.dumps(record))
+    lines = "\n".join(tables.knowledge_table(tmp_path)).splitlines()
+    rows = {c[1].strip(): [x.strip() for x in c[2:-1]] for line in lines if len(c := line.split("|")) > 9}
+    assert rows["mlm"] == ["11.00", *["–"] * 6, "18.00", "19.00", "20.00", "21.00", "–"]
+    assert rows["all"] == rows["other"] == [*(f"{11 + i}.00" for i in range(11)), "–"]
+    assert "–: not run, or a task that" in "".join(lines)
+
+
+def test_the_best_of_a_column_is_bold_and_the_second_underlined(tmp_path):
+    """Of the loss the least is the best; a run of several seeds counts by its mean."""
+    for name, loss, accuracy in (("a-s0", 1.0, 10.0), ("a-s1", 2.0, 30.0), ("b", 3.0, 25.0), ("c", 0.5, 5.0)):
+        (tmp_path / name).mkdir()
+        record = knowledge_record(name) | {"scores": {"mlm_loss": loss, "lp_accuracy": accuracy}}
+        (tmp_path / name / "knowledge-en.json").write_text(json.dumps(record))
+    rows = {c[1].strip(): c for line in tables.knowledge_table(tmp_path) if len(c := line.split("|")) > 9}
+    assert [rows[name][2].strip() for name in "abc"] == ["<u>1.50 ± 0.71</u>", "3.00", "**0.50**"]
+    assert [rows[name][4].strip() for name in "abc"] == ["<u>20.00 ± 14.14</u>", "**25.00**", "5.00"]
+
+
+def test_the_papers_figures_are_whole():
+    """Every row of every table has a figure for each corpus; a run stands in one row of a block; corpora are known."""
+    layouts = json.loads((ROOT / "configs" / "tables.json").read_text())
+    assert list(layouts) == ["2", "3", "4", "6", "9", "10", "11"]
+    for layout in layouts.values():
+        for part in layout["parts"]:
+            assert all(corpora.CORPORA[c].language == part["language"] for c in part["corpora"])
+            runs = [run for row in part["rows"] for run in row["runs"]]
+            assert len(runs) == len({*runs})
+            for row in part["rows"]:
+                assert [len(x) for x in row["paper"]] == [len(part["columns"])] * len(part["corpora"])
+                assert all(40 <= x <= 97 for figures in row["paper"] for x in figures)
+    for table, other in (("2", "9"), ("3", "10"), ("4", "11")):  # the same F1 where a model is in both
+        a, b = ({r["runs"][0]: dict(zip(p["corpora"], r["paper"])) for r in p["rows"]} for p in
+                (layouts[table]["parts"][0], layouts[other]["parts"][0]))  # fmt: skip
+        assert all(a[run][c][2] == b[run][c][0] for run in a.keys() & b.keys() for c in a[run]) and len(a) == 5

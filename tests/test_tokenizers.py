@@ -1,0 +1,250 @@
+"""support/tokenizers.py: tokenizers in from every kind of file, trained, used, and out again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, implementations
+from tokenizers import models as algorithms
+
+from configs import UserError
+from support import tokenizers
+
+NEW_TOKENS = ("[PAR]", "[CHD]", "[HREL]")
+TEXT = ["Fièvre élevée de l'Estomac", "L'estomac; ÉLEVÉ 37,5 °C", "naïve ﬁbrose 肝炎\u00a0aiguë"]
+
+
+# ---------------------------------------------------------------- in
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False},
+])  # fmt: skip
+def test_vocab_txt(tmp_path, settings):
+    """As the tokenizers library's own BERT tokenizer makes it of the same file."""
+    letters = sorted({c for t in TEXT for c in t + t.lower() + "éèeïi" if not c.isspace()})
+    pieces = ["##" + c for c in letters]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fi", "estomac", "\x85", *letters, *pieces]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes((end.join(words) + end).encode())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}))
+        mine = tokenizers.load(tmp_path)
+        theirs = implementations.BertWordPieceTokenizer(
+            {w: i for i, w in enumerate(words)},
+            lowercase=settings.get("do_lower_case", True),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        )
+        for text in [*TEXT, "a [MASK] b", "\x85"]:
+            assert mine.encode(text).ids == theirs.encode(text).ids
+        assert mine.encode("a", "b").type_ids == theirs.encode("a", "b").type_ids
+        assert mine.decode(mine.encode(TEXT[0]).ids) == theirs.decode(theirs.encode(TEXT[0]).ids)
+        assert tokenizers.special_ids(mine) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+        tokenizers.add_special_tokens(mine, NEW_TOKENS)
+        assert mine.encode("a [PAR] b").tokens[2] == "[PAR]" and tokenizers.vocab_size(mine) == len(words) + 3
+
+
+@pytest.mark.parametrize("space", [None, False, True])
+def test_vocab_json_and_merges_txt(tmp_path, space):
+    bpe = implementations.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        TEXT * 5, 320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
+    )
+    bpe.save_model(str(tmp_path))
+    if space is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": space}))
+    n = bpe.get_vocab_size()
+    mine = tokenizers.load(tmp_path, max_entries=n)
+    files = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    theirs = implementations.ByteLevelBPETokenizer(*files, add_prefix_space=bool(space))
+    for text in TEXT:
+        assert mine.encode(text).ids == [0, *theirs.encode(text).ids, 2]
+        assert mine.decode(mine.encode(text).ids).strip() == text
+    assert mine.encode("x <mask> y").ids == mine.encode("x<mask> y").ids and 4 in mine.encode("x<mask> y").ids
+    assert mine.encode("a", "b").tokens.count("</s>") == 3
+    with pytest.raises(UserError, match=f"has {n} entries, its weights {n - 1}; the files are not of one checkpoint"):
+        tokenizers.load(tmp_path, max_entries=n - 1)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({k: i for k, i in vocab.items() if k != "\u0120"}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="not a byte-level BPE"):
+        tokenizers.load(tmp_path)
+
+
+def test_ids_with_holes(tmp_path):
+    """The size is that of the largest id; new tokens, which would share ids with old ones, are refused."""
+    new_tokens = [f"[{letter}]" for letter in "ABCDEFGH"]
+    special = {token: i for i, token in enumerate(tokenizers.ROBERTA_NAMES.values())}
+    t = Tokenizer(algorithms.WordLevel(special | {"a": 9}, unk_token="<unk>"))
+    t.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.vocab_size(tokenizers.load(tmp_path, max_entries=10)) == 10
+    with pytest.raises(UserError, match="has 10 entries, its weights 9"):
+        tokenizers.load(tmp_path, max_entries=9)
+    with pytest.raises(UserError, match="vocabulary has holes or repeats, so new tokens would share ids with old ones"):
+        tokenizers.load(tmp_path, new_tokens)
+    (tmp_path / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]
+    for extra, good in (([], True), (["a", "z"], False)):
+        (tmp_path / "vocab.txt").write_text("\n".join([*words, *extra]) + "\n")
+        if good:
+            assert tokenizers.vocab_size(tokenizers.load(tmp_path, new_tokens)) == len(words) + len(new_tokens)
+        else:
+            with pytest.raises(UserError, match="holes or repeats"):
+                tokenizers.load(tmp_path, new_tokens)
+
+
+def test_what_is_not_a_tokenizer(tmp_path):
+    def raises(message, **files):
+        folder = tmp_path / "x"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in files.items():
+            stem, _, suffix = name.rpartition("_")
+            (folder / f"{stem}.{suffix}").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            tokenizers.special_ids(tokenizers.load(folder))
+
+    good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
+    raises("no tokenizer.json there .*\n.*\n.*AutoTokenizer as T; T.from_pretrained", spiece_txt=b"x")
+    raises("no tokenizer.json there", vocab_json=b"{}")
+    raises("no tokenizer.json there", vocab_txt=good, added_tokens_json=b'{"[X]": 6}')
+    raises("tokenizer_config.json: cannot be read as JSON", vocab_txt=good, tokenizer_config_json=b"{")
+    raises("vocab.txt: not a tokenizer", vocab_txt=b"\xff" + good)
+    raises("vocab.txt: not a tokenizer", vocab_txt=good, tokenizer_config_json=b'{"do_lower_case": "yes"}')
+    raises(r"vocab.txt: the tokenizer has neither \[CLS\] nor <s>, neither \[SEP\]", vocab_txt=b"[PAD]\n[UNK]\na\n")
+    raises(r"the tokenizer has neither \[MASK\] nor <mask>", vocab_txt=good.replace(b"[MASK]\n", b""))
+    raises("vocab.json: not a tokenizer", vocab_json=b"{", merges_txt=b"")
+    raises("tokenizer.json: not a tokenizer", tokenizer_json=b"{}")
+    raises("tokenizer.json is a pointer of Git LFS", tokenizer_json=b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="nowhere: no tokenizer.json there"):
+        tokenizers.load(tmp_path / "nowhere")
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + good)
+    assert tokenizers.load(tmp_path).token_to_id("[PAD]") == 0
+    with pytest.raises(UserError, match="vocab.txt is a file; give the checkpoint folder it is in"):
+        tokenizers.load(tmp_path / "vocab.txt")
+    bad = Tokenizer(algorithms.Unigram([(t, 0.0) for t in tokenizers.ROBERTA_NAMES.values()]))  # and no unk_id
+    with pytest.raises(UserError, match="words: the tokenizer cannot encode all of them: .*unk"):
+        tokenizers.encode(bad, ["x"], "words")
+
+
+def test_truncation_and_padding_of_a_file_are_switched_off(tmp_path):
+    t = small_tokenizer()
+    t.enable_truncation(4)
+    t.enable_padding(length=9)
+    t.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.load(tmp_path).encode("a b a b a b").ids == [2, *[5, 6] * 3, 3]
+
+
+def test_tokenizer_json_is_preferred(tmp_path):
+    """Where a folder has several kinds of files, and tokens were added that vocab.txt does not know."""
+    t = small_tokenizer()
+    t.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nb\na\n")
+    (tmp_path / "added_tokens.json").write_text('{"[X]": 7}')
+    assert tokenizers.load(tmp_path).to_str() == t.to_str()
+
+
+# ---------------------------------------------------------------- new tokens
+
+
+def small_tokenizer(cls="[CLS]", sep="[SEP]"):
+    """A tokenizer of the words a and b, with ids 5 and 6."""
+    words = ["[PAD]", "[UNK]", cls, sep, "[MASK]", "a", "b"]
+    t = implementations.BertWordPieceTokenizer(
+        {w: i for i, w in enumerate(words)}, cls_token=cls, sep_token=sep
+    )._tokenizer
+    t.add_special_tokens(words[:5])
+    return t
+
+
+def test_new_tokens_are_appended_in_order_and_those_that_exist_stay(tmp_path):
+    t = small_tokenizer()
+    t.add_special_tokens(["[CHD]"])
+    t.save(str(tmp_path / "tokenizer.json"))
+    for _ in range(2):
+        mine = tokenizers.load(tmp_path, NEW_TOKENS)
+        assert [mine.token_to_id(token) for token in NEW_TOKENS] == [8, 7, 9]
+        assert tokenizers.vocab_size(mine) == 10 and mine.encode("a [PAR] b").ids == [2, 5, 8, 6, 3]
+        mine.save(str(tmp_path / "tokenizer.json"))  # nothing is new the second time
+
+
+def test_the_limit_of_entries_is_that_of_the_file_without_new_tokens(tmp_path):
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.vocab_size(tokenizers.load(tmp_path, NEW_TOKENS, max_entries=7)) == 10
+    with pytest.raises(UserError, match="has 7 entries, its weights 6; the files are not of one checkpoint"):
+        tokenizers.load(tmp_path, NEW_TOKENS, max_entries=6)
+
+
+# ---------------------------------------------------------------- trained
+
+
+def test_accents_stay_and_case_is_a_choice():
+    texts = [["Fièvre élevée de l'estomac"] * 5, ["fièvre Élevée"] * 5]
+    for cased in (True, False):
+        t = tokenizers.train_wordpiece(iter(texts), 200, cased, NEW_TOKENS)
+        assert "è" in "".join(t.encode("fièvre").tokens)
+        assert (t.encode("Fièvre").ids == t.encode("fièvre").ids) == (not cased)
+        assert t.encode("e\u0301leve\u0301e").ids == t.encode("élevée").ids  # decomposed accents are the same
+
+
+def test_a_trained_vocabulary_depends_on_the_texts_alone():
+    """Not on their order, nor on how they are divided into lists; special tokens come first."""
+    texts = [f"{a}{b} {b}{a}{b}ité" for a in "abcdefgh" for b in ("hépat", "rein", "cœur", "estomac")]
+    ways = [[texts], [texts[::-1]], [texts[:9], texts[9:]], [[t] for t in texts]]
+    vocab, *others = [tokenizers.train_wordpiece(way, 150, True, NEW_TOKENS).to_str() for way in ways]
+    assert all(other == vocab for other in others)
+    t = Tokenizer.from_str(vocab)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NEW_TOKENS]
+    assert [t.id_to_token(i) for i in range(len(special))] == special
+    assert 100 < tokenizers.vocab_size(t) <= 150
+    assert t.encode("hépatité").tokens[0] == "[CLS]" and t.encode("\u4e00").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+    assert t.decode(t.encode("ahépat hépataité").ids) == "ahépat hépataité"
+
+
+# ---------------------------------------------------------------- used
+
+
+def test_special_tokens_have_berts_names_or_robertas():
+    assert tokenizers.special_ids(small_tokenizer()) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    mixed = tokenizers.special_ids(small_tokenizer("<s>", "<end>"))
+    assert mixed == {"pad": 0, "unk": 1, "cls": 2, "sep": None, "mask": 4}
+    both = small_tokenizer()
+    both.add_special_tokens(["<s>"])
+    assert tokenizers.special_ids(both)["cls"] == 2
+
+
+def test_encode_is_one_array_with_the_length_of_each_text():
+    """More texts than are encoded at a time; special tokens in a text are text."""
+    t, texts = small_tokenizer(), ["a", "", "b a b", "a [SEP] b"] * 1000
+    ids, length = tokenizers.encode(t, texts, "texts")
+    assert ids.dtype == np.int32 and length.dtype == np.int64
+    assert length.tolist() == [1, 0, 3, 5] * 1000  # [, SEP and ] are unknown words
+    assert ids.tolist() == [5, 6, 5, 6, 5, 1, 1, 1, 6] * 1000
+    assert t.encode("[SEP]", add_special_tokens=False).ids == [3]  # the tokenizer is as it was
+    ids, length = tokenizers.encode(t, [], "texts")
+    assert (ids.dtype, len(ids), length.dtype, len(length)) == (np.int32, 0, np.int64, 0)
+
+
+# ---------------------------------------------------------------- out
+
+
+@pytest.mark.parametrize("type_vocab_size", [0, 1, 2])
+def test_saved_files_hold_what_other_libraries_read(tmp_path, type_vocab_size):
+    t = small_tokenizer("<s>", "</s>")
+    t.add_special_tokens(["[é]", *NEW_TOKENS])
+    tokenizers.save(t.to_str().encode(), tmp_path, 60, type_vocab_size)
+    config, roles = (
+        json.loads((tmp_path / name).read_text()) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    wanted = {"pad": "[PAD]", "unk": "[UNK]", "cls": "<s>", "sep": "</s>", "mask": "[MASK]"}
+    assert roles == {f"{role}_token": token for role, token in wanted.items()} | {
+        "additional_special_tokens": ["[é]", *NEW_TOKENS]
+    }
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    assert config == roles | {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 60, "clean_up_tokenization_spaces": False,
+        "model_input_names": inputs if type_vocab_size > 1 else inputs[::2],
+    }  # fmt: skip
+    assert tokenizers.load(tmp_path).to_str() == t.to_str()
