@@ -5,10 +5,10 @@
     python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables, and examples of each task
 
-The file reads from top to bottom as the data flow: what the four tasks are; the graph; triples and paths sampled from
-it, stratified by semantic group; their text sequences (equation 1); the data set on disk; and, at training time,
-effective batches of 1500 examples. Files of other people are read in support/. Everything random is a function of the
-seed: the same input and seed give the same bytes.
+The file follows the data from top to bottom. It defines the four tasks and the graph. It samples triples and paths
+from the graph, stratified by semantic group, and turns them into text sequences (equation 1). It writes the data set to
+disk, and at training time it makes masked batches of 1500 examples. The input files are read in support/. All random
+choices depend on the seed alone: the same input and seed give the same bytes.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ NEW_TOKENS = (*RELATION_TOKENS, HREL)
 
 SPLITS = ("train", "valid")
 TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triple-classification examples
-MAX_STEPS = 4 << 20  # relations of the random walks made at a time, so that memory does not go with the wish
+MAX_STEPS = 4 << 20  # relations of the random walks made at a time; it limits memory for a large --lp_paths
 MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
 
 
@@ -232,7 +232,7 @@ def in_validation(cui_a, cui_b, seed, fraction):
 def allocate_quotas(shares, n, capacity):
     """n examples over strata in proportion to `shares`, exact to rounding (largest remainder).
 
-    A stratum with less capacity than its share is filled, and the rest is dealt on over the others.
+    A stratum with less capacity than its quota is filled, and the rest is allocated to the others.
 
     Args:
         shares: (strata,) non-negative. capacity: (strata,) how many each has.
@@ -406,8 +406,8 @@ def corrupt_relation(rng, i, graph, frequency):
 def sample_negatives(rng, graph, source, corrupt, true, in_split):
     """Distinct triples that are not in the graph, one for each true triple of `source`: (3, n) int64.
 
-    A corrupted triple that is true after all, on the wrong side of the split or there already is replaced: another true
-    triple of its stratum is corrupted, 200 times at most. In a graph so dense that this fails, fewer come back.
+    A corrupted triple is rejected if it is in the graph, in the other split or a repeat. Then another true triple of
+    its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer negatives than requested are returned.
 
     Args:
         source: indices of true triples. corrupt(rng, source) -> (h, r, t). true: StratumIndex of the true triples.
@@ -554,8 +554,8 @@ def sample_tasks(graph, split, sizes, s):
 def distribution_report(graph, samples):
     """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
 
-    Also how far each sample is from the triples that it is drawn from, its frame: the largest difference of the share
-    of a pair (group of h, group of t). samples: as sample_tasks returns them.
+    The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
+    h, group of t) whose share differs most. samples: as sample_tasks returns them.
     """
     n, counts, tc = len(graph.groups), graph.counts, samples[TC]
     different_groups = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]

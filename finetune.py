@@ -1,6 +1,6 @@
 """One-shot token classification on a checkpoint, of kgi.py or of any family that model.py reads (paper, section 4.2).
 
-    python finetune.py list                                                          the corpora, and where they are
+    python finetune.py list                                     the corpora, and what their folders must hold
     python finetune.py check --corpus meddocan --data MEDDOCAN [--dataset datasets/es]
     python finetune.py runs/kgi-fr --corpus e3c --data E3C-Corpus/preprocessed_data/clinical_entities/layer1/French
     python finetune.py runs/kgi-en --corpus ncbi-disease --data NCBI-disease --runs 4
@@ -9,10 +9,10 @@
     python finetune.py tables [--paper]                                              results/ as the paper's tables
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
-rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores: the paper's
-(precision, recall and F1 averaged over the labels of each sequence, O included, then over sequences) and the field's
-(strict entity-level P/R/F1, on character spans against all that the corpus marks, where it has text). Written to
-results/<checkpoint>/<corpus>/: scores.json and the predictions, a token a line.
+rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
+score averages precision, recall and F1 over the labels of each sequence, O included, and then over sequences. The
+field's score is strict entity-level P/R/F1 against all entities of the corpus, on character spans if it has text. The
+program writes scores.json and the predictions, one token per line, to results/<checkpoint>/<corpus>/.
 """
 
 import copy
@@ -230,8 +230,10 @@ def precision_recall_f1(n_correct, n_predicted, n_gold):
 
 
 def predicted_entities(document, labels, pos):
-    """What is correct or not as a whole: entities as {(type, ((first, end),))}, in characters where there is text, else
-    in tokens; of parts of speech each token."""
+    """The units that the entity scores count, as a set of (type, ((start, end),)).
+
+    They are entities, in characters if the corpus has text, else in tokens. For parts of speech each token is a unit.
+    """
     if pos:
         return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
     spans = document.spans or [(i, i + 1) for i in range(len(labels))]

@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 4 kgi.py configs/drbert-fr.toml --init DrBERT-4GB
     torchrun --nproc_per_node 2 kgi.py --data datasets/es --layers 6 --heads 6 --dim 384 --ffn 1536
     python kgi.py configs/v1-fr.toml --time_budget 24h --tasks mlm ep lp --out runs/no-triples
-    sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, queued again until it is done
+    sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, requeued until the run is done
     python kgi.py evaluate runs/kgi-fr [OTHER ...]           what they know of held-out pairs, and of synonyms
     python kgi.py map runs/kgi-fr                            a picture of its terms by semantic group
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
@@ -43,9 +43,9 @@ from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
 from support.files import folder_lock, run_command, write_atomic, write_json
 
-VALID_EPOCH = 2**32 - 1  # the masks of validation: the same at every step, of no training epoch
+VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 MAY_CHANGE_ON_RESUME = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
-MAX_OVERFLOWS = 20  # fp16 steps in a row without an update, each at half the scale before, that end a run
+MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 

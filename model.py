@@ -4,8 +4,8 @@
     python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
 
 "For training from scratch, we use the DistilBERT model configuration with 12 encoder layers and 12 attention heads"
-(section 4.1); appendix C has 8 and 8. The same classes compute what the checkpoints compute that the paper extends or
-compares with: DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa.
+(section 4.1); appendix C has 8 and 8. The same classes also load the checkpoints that the paper extends or compares
+with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa.
 
     model = KGIBert(Config(vocab_size=30_522, max_positions=256));  save(model, "runs/x")
     model = load("DrBERT-4GB")

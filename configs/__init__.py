@@ -3,8 +3,9 @@
     python kgi.py configs/v1-fr.toml --epochs 2 --lr 1e-4
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus
 
-A value comes from the default here (the paper's number where it has one), then from the command's table of each TOML
-file, then from the command line. Each is checked against its type, range and choices. Arguments may come in any order.
+Every setting has a default here, which is the paper's number if there is one. The command's table in a TOML file
+overrides it, a later file overrides an earlier one, and the command line overrides all. Each value is checked against
+its type, range and choices. After the command, arguments and settings may come in any order.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something that the user can put right: shown as one line, without a traceback."""
+    """An error that the user can correct: shown as a short message, without a traceback."""
 
 
 def setting(default, help, group="", least=0, most=10**15, choices=()):
@@ -95,7 +96,7 @@ class Show:
 class Train:
     """Pre-train an encoder; defaults are the paper's v1 numbers (Table 8) but for warmup and clip."""
 
-    data: str = setting("", "data set folder; default: the only one in datasets/, of init's tokenizer", "run")
+    data: str = setting("", "data set folder; default: the only one in datasets/ (with init: of its tokenizer)", "run")
     out: str = setting("", "run folder; default runs/kgi-<name of the data folder>", "run")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder", "run")
     seed: int = setting(0, "seed of weights, order, masks and dropout", "run", most=2**32)
@@ -105,7 +106,7 @@ class Train:
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
     tasks: list[str] = setting(["mlm", "ep", "lp", "tc"], "tasks to train (Table 6 leaves one out)", "objective")
-    alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: section 4.1", "objective")
+    alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: as in section 4.1", "objective")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
     epochs: float = setting(64.0, "passes over the training examples", "schedule", least=1e-6)
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0", "schedule")
@@ -133,7 +134,7 @@ class Evaluate:
     data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
     out: str = setting("results", "results go to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
-    terms: int = setting(20_000, "terms a language among which synonyms are sought; 0: all, for a small graph")
+    terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
 
@@ -170,7 +171,7 @@ class Finetune:
     out: str = setting("", "results folder; default results/<checkpoint>/<corpus>", "run")
     runs: int = setting(1, "seeds, each from the same checkpoint", "run", least=1, most=10**4)
     seed: int = setting(0, "first seed", "run", most=2**32)
-    untrained: bool = setting(False, "forget the checkpoint's weights: the control without pre-training", "run")
+    untrained: bool = setting(False, "initialise the encoder randomly: the control without pre-training", "run")
     epochs: int = setting(1, "passes over the training split (1 is one-shot)", "training", least=1)
     batch_size: int = setting(4, "windows an update (a short sequence is one window)", "training", least=1, most=10**6)
     lr: float = setting(2e-5, "learning rate", "training")
@@ -186,7 +187,7 @@ class Check:
 
     corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat")
     data: str = setting("", "folder of the corpus")
-    dataset: str = setting("", "a data set: which texts of the corpus its training documents overlap with")
+    dataset: str = setting("", "also count the texts of the corpus that overlap with documents of this data set")
 
 
 @dataclass

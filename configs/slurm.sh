@@ -4,9 +4,9 @@
 #
 #   sbatch configs/slurm.sh configs/v1-fr.toml
 #
-# One task a GPU, without torchrun, so that the signal reaches every rank and the exit status this script: two minutes
-# before the time is up the run saves and leaves with 75, and the job queues again and goes on. (A step, a
-# validation and a checkpoint must be shorter than that.)
+# There is one task per GPU and no torchrun. So the signal reaches every rank, and the exit status reaches this script.
+# Two minutes before the time limit the run saves and exits with 75. The script then requeues the job, which resumes. A
+# step, a validation and a checkpoint together must take less than two minutes.
 export MASTER_PORT=29500 MASTER_ADDR
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID

@@ -1,6 +1,6 @@
 """Checkpoint folders: five families' names and files <-> the values of a Config and named tensors.
 
-A folder holds config.json and the weights, as model.safetensors or pytorch_model.bin, also in parts. Read and written
+A folder holds config.json and the weights, as model.safetensors or pytorch_model.bin, also in parts. The families
 are DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa; a new family is one entry of FAMILIES.
 """
 

@@ -3,8 +3,8 @@
     splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Document, ...], "dev": .., "test": ..}
     texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
 
-A corpus is one entry of CORPORA. Read are brat, PubTator, BioC (JSON), CoNLL columns and the columns of CAS and ESSAI.
-Nothing is dropped silently: what labels cannot express, and what was repaired, is counted in `issues`.
+A corpus is one entry of CORPORA. The formats are brat, PubTator, BioC (JSON), CoNLL columns and the columns of CAS and
+ESSAI. Nothing is dropped silently: `issues` counts what labels cannot express and what was repaired.
 """
 
 import json
@@ -36,9 +36,10 @@ MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
 class Document:
     """One sequence of a corpus: a document, a title or a sentence.
 
-    labels: of each token, IOB2 or a part of speech. Of a corpus with text: its tokens' character spans, and gold: all
-    entities as (type, ((start, end), ...)), also those that labels cannot express (nested, of several fragments, within
-    a word). breaks: the tokens that begin a line. group: the document that a sentence is of, if that is known.
+    labels: one per token, IOB2 or a part of speech. breaks: the tokens that begin a line. group: the document that a
+    sentence belongs to, if that is known. Only a corpus with text has spans and gold. spans: character spans of the
+    tokens. gold: all entities as (type, ((start, end), ...)). They include those that labels cannot express (nested, of
+    several fragments, within a word).
     """
 
     name: str

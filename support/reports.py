@@ -44,7 +44,7 @@ def print_dataset_tables(manifest, tasks):
         deviation = distribution["largest_deviation"]
         row("  deviation", [100 * deviation[x][0] for x in distribution["columns"]], "{:>11.3f}")
         worst = max(deviation, key=lambda x: deviation[x][0])
-        print(f"  largest deviation of a pair of groups from the triples drawn from: {deviation[worst][1]} in {worst}")
+        print(f"  largest deviation from the source triples: pair {deviation[worst][1]}, sample {worst}")
     for file, n in manifest["malformed_rows_left_out"].items():
         print(f"\n{file}: {n:,} malformed rows left out")
     for file, n in manifest["nci_rows_left_out"].items():

@@ -18,7 +18,7 @@ def synonym_ranks(vectors, term, concept):
             names; a term may name several.
 
     Returns: (queries, ranks): the terms of concepts that have another one, and the rank (1 is the nearest) of the
-        nearest other term with a concept in common; among terms that are equally near the mean of their ranks.
+        nearest other term with a concept in common. Terms that are equally near share the mean of their ranks.
     """
     vectors = F.normalize(vectors, dim=1)
     n, (a, b) = len(vectors), pairs_within(term, concept)
@@ -62,7 +62,7 @@ def retrieval_metrics(vectors, term, concept):
 
 
 def trigram_vectors(strings):
-    """(strings, 4096) float32 tensor of their trigrams of letters: the baseline of who looks at spelling alone."""
+    """(strings, 4096) float32 tensor of their trigrams of letters: the baseline by spelling alone."""
     from sklearn.feature_extraction.text import HashingVectorizer  # a second that training need not wait
 
     spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
@@ -87,7 +87,7 @@ def sample_terms(folder, lang, n, seed):
     """
     cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
     if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
-        raise UserError(f"{place}: not the terms of {folder}, not there or damaged; build the data set again")
+        raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
     tables = cached[0]
     concepts = np.argsort(hash_uniform(seed, tables.cui), kind="stable")
     sizes = np.diff(tables.first_term)[concepts]

@@ -118,9 +118,10 @@ def budget_seconds(text):
 
 
 def write_checkpoint(out, content, keep_previous):
-    """Writes checkpoint.pt. The one before it stays until this one is whole on disk, and after: as checkpoint.prev.pt.
+    """Writes checkpoint.pt and keeps the one before it as checkpoint.prev.pt.
 
-    A disk can lose what it said it has. keep_previous: False if the last one on disk is damaged.
+    The old file is replaced only when the new one is complete on disk. The previous one is kept because a disk can lose
+    data that it has confirmed. keep_previous: False if the last checkpoint on disk is damaged.
     """
     last, new = out / CHECKPOINT, out / "checkpoint.new"
     write_atomic(new, lambda f: torch.save(content, f))
@@ -169,7 +170,7 @@ def check_signature(path, before, now):
     """Raises UserError if a checkpoint is of a run with other settings or data. before, now: {setting: value}."""
     for key, value in now.items():
         if before.get(key) != value:
-            change = f"{key} is another" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
+            change = f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
             raise UserError(
                 f"cannot resume {path}: {change}; use the same settings, another --out, or delete {path.parent}"
             )
