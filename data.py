@@ -155,13 +155,14 @@ class Task(NamedTuple):
     choose_targets: Callable  # tokens -> which of them are predicted, (tokens,) bool
     corrupt: Callable  # (tokens, at) -> the ids that the model sees there
     label: Callable  # (tokens, at) -> the class to predict
+    size: str = ""  # the setting of configs.Data that says how many examples to sample; documents have none
 
 
 TASKS = (
     Task("mlm", "masked language modelling", "mlm_head", random_document_tokens, corrupt_like_bert, token_itself),
-    Task("ep", "entity prediction", "mlm_head", tail_tokens, replace_by_mask, token_itself),
-    Task("lp", "link prediction", "relation_head", relation_tokens, replace_by_hrel, relation_class),
-    Task("tc", "triple classification", "triple_head", cls_token, keep_tokens, triple_is_true),
+    Task("ep", "entity prediction", "mlm_head", tail_tokens, replace_by_mask, token_itself, "ep_examples"),
+    Task("lp", "link prediction", "relation_head", relation_tokens, replace_by_hrel, relation_class, "lp_paths"),
+    Task("tc", "triple classification", "triple_head", cls_token, keep_tokens, triple_is_true, "tc_examples"),
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
 MLM, EP, LP, TC = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc"))
@@ -557,17 +558,17 @@ def distribution_report(graph, samples):
     The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
     h, group of t) whose share differs most. samples: as sample_tasks returns them.
     """
-    n, counts, tc = len(graph.groups), graph.counts, samples[TC]
+    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
     different_groups = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]
-    of_kind = [[x[tc.kind == kind] for x in tc.edges()] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
-    samples_and_frames = {
-        "entity prediction": (graph.count(*samples[EP].edges()), counts),
-        "true": (graph.count(*of_kind[TRUE]), counts),
-        "corrupted entities": (graph.count(*of_kind[CORRUPTED_ENTITIES]), counts * different_groups),
-        "corrupted relation": (graph.count(*of_kind[CORRUPTED_RELATION]), counts * ~different_groups),
-        "paths": (graph.count(*samples[LP].edges()), counts * (np.arange(len(RELATIONS)) != SY)),
-    }
-    columns = {"graph": (counts, counts)} | samples_and_frames
+    frames = {"true": counts, "corrupted entities": counts * different_groups}
+    frames |= {"corrupted relation": counts * ~different_groups, "paths": counts * (np.arange(len(RELATIONS)) != SY)}
+    for task, sample in samples.items():
+        if task == TC:  # a column for each kind
+            for kind, title in enumerate(("true", "corrupted entities", "corrupted relation")):
+                columns[title] = graph.count(*(x[sample.kind == kind] for x in sample.edges())), frames[title]
+        else:
+            title = "paths" if task == LP else TASKS[task].title
+            columns[title] = graph.count(*sample.edges()), frames.get(title, counts)
     share = {c: drawn / max(1, drawn.sum()) for c, (drawn, _) in columns.items()}
     by_pair = {c: x.sum(1).reshape(n, n) for c, x in share.items()}
     by_group = {c: (x.sum(0) + x.sum(1)) / 2 for c, x in by_pair.items()}
@@ -921,7 +922,8 @@ def build(s):
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = read_documents(s, langs, e3c_folder, skipped, log)
 
-    wanted = {EP: s.ep_examples, LP: s.lp_paths, TC: s.tc_examples // 2 * 2}  # TC: even, as half of them are true
+    wanted = {index: getattr(s, task.size) for index, task in enumerate(TASKS) if task.size}
+    wanted[TC] -= wanted[TC] % 2  # even, as half of them are true
     sizes = {"train": wanted, "valid": {task: round(s.valid_fraction * n / 2) * 2 for task, n in wanted.items()}}
     graphs, samples, left_out = read_and_sample(s, langs, umls_folder, out.parent / "tables", sizes, skipped, log)
 

@@ -105,7 +105,7 @@ class Train:
     dim: int = setting(768, "hidden size", "encoder", least=1, most=2**14)
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
-    tasks: list[str] = setting(["mlm", "ep", "lp", "tc"], "tasks to train (Table 6 leaves one out)", "objective")
+    tasks: list[str] = setting([], "tasks to train (Table 6 leaves one out); default: mlm ep lp tc", "objective")
     alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: as in section 4.1", "objective")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
     epochs: float = setting(64.0, "passes over the training examples", "schedule", least=1e-6)

@@ -21,6 +21,12 @@ from support.files import read_json, reject_lfs_pointer, write_atomic, write_jso
 # ---------------------------------------------------------------- names
 
 
+EMBEDDINGS = {
+    "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
+    "token_type": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
+}  # fmt: skip
+
+
 class Family(NamedTuple):
     """What a family of checkpoints calls things."""
 
@@ -34,7 +40,9 @@ class Family(NamedTuple):
     decoder: str
     keys: dict  # {our name: key of config.json}
     padded_positions: bool = False  # RoBERTa's positions begin after the padding token's
-    mlm_activation: str = ""  # of the vocabulary head, if not that of the layers
+    embeddings: dict = EMBEDDINGS  # {ours: theirs}
+    mlm_activation: str = ""  # of the vocabulary head, if it is not the encoder's
+    constants: dict = {}  # what else its config.json says, always
 
 
 DISTILBERT_PARTS = {
@@ -61,15 +69,17 @@ DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps
 BERT = Family(
     "BertForMaskedLM", "bert.", "encoder.layer", BERT_PARTS, "cls.predictions.transform.dense",
     "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder", BERT_KEYS,
+    constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
 DISTILBERT = Family(
     "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS, "vocab_transform",
     "vocab_layer_norm", "vocab_projector.bias", "vocab_projector", DISTILBERT_KEYS,
+    constants={"sinusoidal_pos_embds": False},
 )  # fmt: skip
 ROBERTA = Family(
     "RobertaForMaskedLM", "roberta.", "encoder.layer", BERT_PARTS, "lm_head.dense", "lm_head.layer_norm",
-    "lm_head.bias", "lm_head.decoder", BERT_KEYS, padded_positions=True,
-    mlm_activation="gelu",
+    "lm_head.bias", "lm_head.decoder", BERT_KEYS, padded_positions=True, mlm_activation="gelu",
+    constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
 FAMILIES = {
     "distilbert": DISTILBERT,
@@ -78,8 +88,7 @@ FAMILIES = {
     "camembert": ROBERTA._replace(masked_lm="CamembertForMaskedLM"),
     "xlm-roberta": ROBERTA._replace(masked_lm="XLMRobertaForMaskedLM"),
 }
-WORDS, POSITIONS, TYPES = (f"embeddings.{x}_embeddings.weight" for x in ("word", "position", "token_type"))
-WRAPPERS = re.compile(r"^((bert|roberta|camembert|xlm_roberta|distilbert|transformer(?!\.layer))\.)+")
+PREFIXES = {family.prefix for family in FAMILIES.values()} | {"camembert.", "xlm_roberta.", "transformer."}
 IGNORED = re.compile(  # parts of other models on the same encoder
     r"^(pooler|cls\.seq_relationship|classifier|pre_classifier|qa_outputs)\.|^embeddings\.(position|token_type)_ids$"
 )
@@ -91,22 +100,23 @@ def checkpoint_tensor_names(config, parameters):
     Args: config: a model.Config. parameters: names of our parameters. Heads of our own keep their names.
     """
     family = FAMILIES[config.family]
-    modules = {
-        "encoder.norm": ["embeddings.LayerNorm"], "mlm_dense": [family.mlm_dense], "mlm_norm": [family.mlm_norm],
-    }  # fmt: skip
+    modules = {f"encoder.{ours}": [theirs] for ours, theirs in family.embeddings.items()}
+    modules |= {"mlm_dense": [family.mlm_dense], "mlm_norm": [family.mlm_norm]}
     for i in range(config.layers):
         parts = {ours: f"{family.layer}.{i}.{theirs}" for ours, theirs in family.layer_parts.items()}
         modules[f"encoder.layers.{i}.qkv"] = [parts.pop(x) for x in "qkv"]
         modules |= {f"encoder.layers.{i}.{ours}": [theirs] for ours, theirs in parts.items()}
-    names = {"encoder.word.weight": [WORDS], "encoder.position.weight": [POSITIONS], "mlm_bias": [family.mlm_bias]}
+    names = {"mlm_bias": [family.mlm_bias]}
     for end in (".weight", ".bias"):
         names |= {ours + end: [name + end for name in theirs] for ours, theirs in modules.items()}
     return {parameter: names.get(parameter, [parameter]) for parameter in parameters}
 
 
-def canonical_tensor_name(name):
+def canonical_tensor_name(name, family):
     """A tensor's name without what wrapped the model, its family's prefix, and LayerNorm's oldest names."""
-    name = WRAPPERS.sub("", name.replace("_orig_mod.", "").replace("module.", ""))
+    name = name.replace("_orig_mod.", "").replace("module.", "")
+    while not name.startswith(family.layer) and (found := [x for x in PREFIXES if x and name.startswith(x)]):
+        name = name.removeprefix(max(found, key=len))
     return re.sub(r"\.(gamma|beta)$", lambda m: {"gamma": ".weight", "beta": ".bias"}[m[1]], name)
 
 
@@ -155,10 +165,12 @@ def read_weights(folder, config, shapes, with_heads, log):
 
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
-    if config.family == "distilbert" and read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
+    if read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
         log(f"{folder}: its fixed sinusoidal positions become trainable")
-    weights, names = read_tensors(folder), checkpoint_tensor_names(config, shapes)
-    remove_tied_copies(folder, FAMILIES[config.family], weights, with_heads)
+    family, names = FAMILIES[config.family], checkpoint_tensor_names(config, shapes)
+    weights, types, positions = read_tensors(folder, family), None, names["encoder.position.weight"][0]
+    token_types = family.embeddings["token_type"] + ".weight"
+    remove_tied_copies(folder, family, weights, with_heads)
     for title, group in head_groups(names).items():
         present = [theirs for ours in group for theirs in names[ours] if theirs in weights]
         if with_heads and present:
@@ -170,15 +182,15 @@ def read_weights(folder, config, shapes, with_heads, log):
     expected = {}
     for ours, theirs in names.items():
         rows, *columns = shapes[ours]
-        rows = rows + config.position_offset if theirs == [POSITIONS] else rows // len(theirs)
+        rows = rows + config.position_offset if theirs == [positions] else rows // len(theirs)
         expected |= {name: (rows, *columns) for name in theirs}
     if config.type_vocab_size:
-        expected[TYPES] = (config.type_vocab_size, config.dim)
+        expected[token_types] = (config.type_vocab_size, config.dim)
     check_weights(folder, weights, expected, log)
-    types = weights[TYPES].float() if config.type_vocab_size else None
-    weights[POSITIONS] = weights[POSITIONS][config.position_offset :].float()
-    if types is not None:
-        weights[POSITIONS] = weights[POSITIONS] + types[0]
+    weights[positions] = weights[positions][config.position_offset :].float()
+    if config.type_vocab_size:
+        types = weights[token_types].float()
+        weights[positions] = weights[positions] + types[0]
     return {ours: torch.cat([weights[name].float() for name in theirs]) for ours, theirs in names.items()}, types
 
 
@@ -194,7 +206,8 @@ def head_groups(names):
 
 def remove_tied_copies(folder, family, weights, with_heads):
     """Drops the copies of word embeddings and bias that some files have for the vocabulary head; they must be equal."""
-    for copy_name, name in ((f"{family.decoder}.weight", WORDS), (f"{family.decoder}.bias", family.mlm_bias)):
+    word = family.embeddings["word"] + ".weight"
+    for copy_name, name in ((f"{family.decoder}.weight", word), (f"{family.decoder}.bias", family.mlm_bias)):
         if copy_name == name or copy_name not in weights:
             continue
         copied = weights.pop(copy_name)
@@ -266,18 +279,15 @@ def write(folder, config, parameters, token_types):
             weights[prefix + name] = part
     if family.decoder + ".bias" != family.mlm_bias:  # some versions of other libraries take it from the copy alone
         weights[family.decoder + ".bias"] = weights[family.mlm_bias]
-    positions = family.prefix + POSITIONS
+    positions = f"{family.prefix}{family.embeddings['position']}.weight"
     weights[positions] = F.pad(weights[positions], (0, 0, config.position_offset, 0))
     d = {"architectures": [family.masked_lm], "model_type": config.family, "initializer_range": 0.02}
     d |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
-    d["max_position_embeddings"] += config.position_offset
+    d[family.keys["max_positions"]] += config.position_offset
     if config.type_vocab_size:
-        weights[family.prefix + TYPES] = token_types
-        d["position_embedding_type"] = "absolute"
-    else:
-        d["sinusoidal_pos_embds"] = False
+        weights[f"{family.prefix}{family.embeddings['token_type']}.weight"] = token_types
     write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
-    write_json(folder / "config.json", d | config.extra_config)
+    write_json(folder / "config.json", d | family.constants | config.extra_config)
 
 
 # ---------------------------------------------------------------- files of tensors
@@ -303,7 +313,7 @@ def weight_files(folder):
     raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
 
 
-def read_tensors(folder):
+def read_tensors(folder, family):
     """{canonical_tensor_name: tensor} of all files of a checkpoint. Raises: UserError."""
     out = {}
     for path in weight_files(folder):
@@ -316,9 +326,9 @@ def read_tensors(folder):
         for name, tensor in content.items():
             if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, torch.Tensor):
                 raise UserError(f"{path}: not a file of named tensors: {ascii(name)[:60]}")
-            if canonical_tensor_name(name) in out:
+            if (canonical := canonical_tensor_name(name, family)) in out:
                 raise UserError(f"{path}: duplicate tensor {name} (with and without a prefix)")
-            out[canonical_tensor_name(name)] = tensor
+            out[canonical] = tensor
     return out
 
 

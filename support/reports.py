@@ -221,6 +221,9 @@ def print_evaluation(record, tasks, relations):
                 accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
                 negatives = f"negatives with {kind.replace('_', ' ')}"
                 print(f"    {negatives}: accuracy {accuracy:.1f}, ROC AUC against true ones {auc:.1f}")
+    for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
+        if x := record.get(name):
+            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f}")
     for lang, by_vectors in record["synonyms"].items():
         n = by_vectors["terms"]
         if not by_vectors["mean"]:

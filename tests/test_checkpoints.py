@@ -609,7 +609,7 @@ def test_a_run_does_not_resume_from_other_initial_weights(release, texts, tmp_pa
     weights["distilbert.embeddings.LayerNorm.bias"] += 1
     with open(start / "model.safetensors", "wb") as f:
         checkpoints.write_safetensors(f, weights)
-    with pytest.raises(UserError, match="cannot resume .*: init is another"):
+    with pytest.raises(UserError, match="cannot resume .*: init has changed"):
         kgi.train(configs.Train(**TINY | settings))
 
 
