@@ -41,10 +41,14 @@ from data import TASK_NAMES, TASKS
 from support import checkpoints, hardware, reports, retrieval, runs, tokenizers
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
-from support.files import folder_lock, run_command, write_atomic, write_json
+from support.files import folder_lock, progress, run_command, write_atomic, write_json
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
-MAY_CHANGE_ON_RESUME = ("data", "out", "init", "micro_tokens", "device", "valid_every", "save_every", "log_every")
+VALID_SHARE = 0.03  # of the time between validations that one may take, unless valid_examples says otherwise
+MAY_CHANGE_ON_RESUME = (
+    "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
+    "log_every",
+)  # fmt: skip
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
@@ -107,13 +111,14 @@ class Batches:
     """Effective batches, masked and laid out for this rank; a thread assembles the next one meanwhile.
 
     EpochSampler chooses the examples of a step, whatever their task. PretrainingDataset.masked_batch masks them.
-    micro_batches takes this rank's share and pads it, and tensors makes the arguments of the model.
+    micro_batches lays out this rank's share, and tensors makes the arguments of the model.
     """
 
     def __init__(self, s, dataset, ranks, micro_tokens):
         self.dataset, self.ranks, self.s = dataset, ranks, s
         self.sampler = data.EpochSampler(len(dataset), s.batch_size, s.seed)
         on_gpu = ranks.device.type == "cuda"
+        self.packed = s.layout == "packed" or (s.layout == "auto" and on_gpu)
         self.micro_tokens, self.max_padding = micro_tokens, 1024 if on_gpu else 64
         # A thread begins on the first GPU, where pinned memory would open a context for every rank.
         gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
@@ -133,21 +138,30 @@ class Batches:
     def mask(self, dataset, rows, epochs):
         return dataset.masked_batch(rows, epochs, self.s.seed, self.s.mlm_probability)
 
+    def micro_batches(self, batch):
+        """This rank's share of a MaskedBatch, as data.MicroBatches of the layout that suits the device."""
+        share = self.ranks.rank, self.ranks.world
+        if not self.packed:
+            return data.rectangles(batch, self.micro_tokens, self.max_padding, *share)
+        row_length = -(-self.dataset.seq_len // 8) * 8  # what attention kernels like
+        return data.packed_rows(batch, self.micro_tokens, row_length, *share)
+
     def lay_out(self, batch):
         pin = self.ranks.device.type == "cuda"
-        share = self.ranks.rank, self.ranks.world
-        micros = data.micro_batches(batch, self.micro_tokens, self.max_padding, *share)
-        return [tensors(micro, pin) for micro in micros]
+        return [tensors(micro, pin) for micro in self.micro_batches(batch)]
 
 
 def tensors(micro, pin):
     """A data.MicroBatch as the arguments of KGIBert.forward. pin: a GPU copies pinned memory meanwhile."""
-    ids = torch.from_numpy(micro.ids)
-    mask = torch.arange(ids.shape[1]) < torch.from_numpy(micro.length)[:, None]
-    out = ids, None if mask.all() else mask, torch.from_numpy(micro.target_index), torch.from_numpy(micro.label)
+    segment = torch.from_numpy(micro.segment)
+    is_packed = micro.position is not None
+    mask = segment if is_packed else None if (segment > 0).all() else segment > 0
+    position = torch.from_numpy(micro.position) if is_packed else None
     n_targets = np.bincount(micro.task, minlength=len(TASKS)).tolist()
     targets_per_task = [(task.head, n) for task, n in zip(TASKS, n_targets)]
-    return *(x.pin_memory() if pin and x is not None else x for x in out), targets_per_task
+    of_targets = torch.from_numpy(micro.target_index), torch.from_numpy(micro.label)
+    out = torch.from_numpy(micro.ids), mask, *of_targets, targets_per_task, position
+    return [x.pin_memory() if pin and isinstance(x, torch.Tensor) else x for x in out]
 
 
 def to_device(arguments, device):
@@ -194,6 +208,7 @@ class Run:
     valid_every: int
     save_every: int
     budget: int | None  # seconds of --time_budget
+    compiled: bool  # whether the encoder is
     state: TrainState = field(default_factory=TrainState)
     optimizer: torch.optim.Optimizer = None
     scaler: torch.amp.GradScaler = None
@@ -232,6 +247,7 @@ def set_up(s):
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, folder, out, ranks) if s.init else (new_model(s, train, ranks), None)
     model.to(ranks.device)
+    compiled = configure_encoder(s, model.encoder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
     micro_tokens = s.micro_tokens or hardware.auto_micro_tokens(model.encoder.config, n_parameters, ranks.device)
     epoch = max(1, round(len(train) / s.batch_size))
@@ -239,12 +255,31 @@ def set_up(s):
         s, ranks, out, train, valid, tokenizer, weights, model, ranks.wrap(model),
         Batches(s, train, ranks, micro_tokens), stop_signal, init, began, valid_every=s.valid_every or epoch,
         save_every=s.save_every or s.valid_every or epoch, budget=budget,
+        compiled=compiled,
     )  # fmt: skip
     if not s.time_budget:
         run.state.steps = s.steps or max(1, round(s.epochs * len(train) / s.batch_size))
         check_schedule(s, run.state.steps, len(train))
     run.start_over()
     return run
+
+
+def configure_encoder(s, encoder, ranks):
+    """Sets what makes the encoder faster on a GPU. Returns: whether it is compiled."""
+    if s.bf16_stream:
+        if ranks.dtype != torch.bfloat16:
+            raise UserError("bf16_stream needs --precision bf16")
+        encoder.stream_dtype = torch.bfloat16
+    if not s.attention_dropout:
+        encoder.config.attention_dropout = 0.0
+        for layer in encoder.layers:
+            layer.attention_dropout = 0.0
+    on_gpu = ranks.device.type == "cuda"
+    is_recent = on_gpu and torch.cuda.get_device_capability()[0] >= 8  # before, Triton falls back to slow code
+    compiled = s.compile == "on" or (s.compile == "auto" and is_recent and s.layout != "rectangles")
+    if compiled:
+        encoder.compile()
+    return compiled
 
 
 def new_model(s, train, ranks):
@@ -349,7 +384,7 @@ def training_loop(run):
             seconds_per_step = (time.monotonic() - loop_began) / (state.step - first_step)
             log_training(run, lr, eta=(state.steps - state.step) * seconds_per_step)
         if validate_now:
-            log_validation(run, validate(run))
+            log_validation(run, validate(run, validation_rows(run, whole=is_last)))
         if save_now or stop:
             save_checkpoint(run)
     bar.close()
@@ -432,13 +467,26 @@ def summarise(run, statistics):
     return out
 
 
+def validation_rows(run, whole=False):
+    """The examples of a validation: all of the split, or always the same subset.
+
+    The split is in the order of languages, tasks and kinds, so that every k-th example has them in their shares.
+    """
+    rows = run.valid.rows
+    # A training step costs about three times the forward pass that a validation makes.
+    default = max(1000, round(3 * VALID_SHARE * run.valid_every * run.s.batch_size))
+    n = len(rows) if whole else min(len(rows), run.s.valid_examples or default)
+    return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)] if n else rows
+
+
 @torch.no_grad()
 def validate(run, rows=None):
     """Loss and accuracy of each task over the validation split (or some rows of it), as summarise gives them."""
-    rows = run.valid.rows if rows is None else rows
+    rows = validation_rows(run, whole=True) if rows is None else rows
     run.model.eval()
     sums, counts = torch.zeros(len(TASKS), 2, device=run.ranks.device), np.zeros(len(TASKS))
-    for some in np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size)):
+    batches = np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size))
+    for some in progress("validation", batches) if run.ranks.is_first else batches:
         batch = run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH))
         counts += batch.targets_per_task
         for micro_batch in run.batches.lay_out(batch):
@@ -479,7 +527,7 @@ def begin(run):
         validation = None
         if not state.steps:
             validation = fit_steps_to_budget(run)
-        log_validation(run, validation or validate(run))
+        log_validation(run, validation or validate(run, validation_rows(run)))
     ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
 
 
@@ -520,18 +568,20 @@ def fit_steps_to_budget(run):
     seconds, _ = seconds_of(validate, run, probe)
     estimate = seconds * len(run.valid) / max(1, len(probe))
     check_time(f"validations before and after the training ({estimate:.1f} s each)", 2 * estimate)
-    validating, validation = seconds_of(validate, run)
+    rows = validation_rows(run)
+    validating, validation = seconds_of(validate, run, rows)
+    last = validating * len(run.valid) / max(1, len(rows))  # the last validation has all examples
     # A step is at least a forward and a backward pass, each as long as a validation of as many examples.
-    least = 2 * validating * run.s.batch_size / max(1, len(run.valid))
-    check_time(f"one step ({least:.1f} s or more) and a validation ({validating:.1f} s) after it", least + validating)
-    left = run.budget - validating - ranks.mean(time.monotonic() - run.began)
+    least = 2 * validating * run.s.batch_size / max(1, len(rows))
+    check_time(f"one step ({least:.1f} s or more) and a validation ({last:.1f} s) after it", least + last)
+    left = run.budget - last - ranks.mean(time.monotonic() - run.began)
     a_step = time_steps(run, seconds_of, min(60, 0.02 * run.budget), left)
     saving, _ = seconds_of(save_checkpoint, run)
     check_time(
-        f"one step ({a_step:.1f} s), a validation ({validating:.1f} s) and a checkpoint ({saving:.1f} s) after it",
-        validating + saving + a_step,
+        f"one step ({a_step:.1f} s), a validation ({last:.1f} s) and a checkpoint ({saving:.1f} s) after it",
+        last + saving + a_step,
     )
-    left = run.budget - (time.monotonic() - run.began) - validating - saving
+    left = run.budget - (time.monotonic() - run.began) - last - saving
     a_step += validating / run.valid_every + saving / run.save_every
     # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
     run.state.steps = max(1, int(ranks.mean(0.95 * left / max(1e-6, a_step))))
@@ -646,7 +696,8 @@ def write_metrics(run, record):
 def run_signature(run):
     """What must be the same for a checkpoint to be resumed."""
     settings = {k: v for k, v in asdict(run.s).items() if k not in MAY_CHANGE_ON_RESUME}
-    return settings | {"data": run.train.manifest["sha256"], "init": run.init}
+    # Compiled dropout draws other random numbers.
+    return settings | {"data": run.train.manifest["sha256"], "init": run.init, "compiled": run.compiled}
 
 
 def save_checkpoint(run):
@@ -742,8 +793,8 @@ def predict_targets(model, dataset, seed, dtype):
     for rows in np.array_split(dataset.rows, -(-len(dataset) // 1024)):
         epochs = np.full(len(rows), VALID_EPOCH)
         batch = dataset.masked_batch(rows, epochs, seed, configs.Train.mlm_probability)
-        for micro in data.micro_batches(batch, 4096, 64):
-            ids, mask, target_index, label, targets_per_task = to_device(tensors(micro, False), device)
+        for micro in data.rectangles(batch, 4096, 64):
+            ids, mask, target_index, label, targets_per_task, _ = to_device(tensors(micro, False), device)
             with hardware.autocast(device, dtype):
                 logits = [x.float() for x in model.logits(ids, mask, target_index, targets_per_task)]
             labels = label.split([n for _, n in targets_per_task])

@@ -99,14 +99,14 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(c.dim, eps=c.eps)
 
     def forward(self, x, mask):
-        """x (n, L, dim); mask (n, 1, 1, L) bool or None -> (n, L, dim)."""
+        """x (n, L, dim); mask as attention takes it -> (n, L, dim), in the dtype of x."""
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         y = attention(q, k, v, mask, self.attention_dropout if self.training else 0.0)
         y = self.out(y.transpose(1, 2).reshape(n, length, dim))
-        x = self.norm1(x + dropout(y, self.dropout, self.training))
+        x = self.norm1(x + dropout(y, self.dropout, self.training)).to(x.dtype)
         y = self.ffn2(self.activation(self.ffn1(x)))
-        return self.norm2(x + dropout(y, self.dropout, self.training))
+        return self.norm2(x + dropout(y, self.dropout, self.training)).to(x.dtype)
 
 
 class Encoder(nn.Module):
@@ -121,15 +121,24 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(c) for _ in range(c.layers))
         # The token types of a loaded file, less the first (which is added to the positions): only written back.
         self.token_types = torch.zeros(c.type_vocab_size, c.dim)
+        self.stream_dtype = None  # of the residual stream; None: float32
         self.apply(init_weights)
 
-    def forward(self, ids, mask=None):
-        """ids (n, L) int64; mask (n, L) bool, True at real tokens, None if all are -> (n, L, dim)."""
-        if ids.shape[1] > self.config.max_positions:
+    def forward(self, ids, mask=None, position=None):
+        """Token ids -> (n, L, dim).
+
+        Args:
+            ids: (n, L) int64. mask: (n, L) bool, True at real tokens, None if all are; or, of packed rows, int: tokens
+                with the same number belong together and see each other alone.
+            position: (n, L) int64 of each token in its example, of packed rows; None: from the left.
+        """
+        if position is None and ids.shape[1] > self.config.max_positions:
             raise ValueError(f"{ids.shape[1]} tokens; the encoder has {self.config.max_positions} positions")
-        x = self.norm(self.word(ids) + self.position.weight[: ids.shape[1]])
+        positions = self.position.weight[: ids.shape[1]] if position is None else self.position(position)
+        x = self.norm(self.word(ids) + positions)
         x = dropout(x, self.config.dropout, self.training)
-        mask = None if mask is None else mask[:, None, None, :]
+        x = x if self.stream_dtype is None else x.to(self.stream_dtype)
+        mask = None if mask is None else attention_mask(mask, x.dtype)
         for layer in self.layers:
             x = layer(x, mask)
         return x
@@ -161,9 +170,9 @@ class KGIBert(nn.Module):
         x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))
         return F.linear(x, self.encoder.word.weight, self.mlm_bias)
 
-    def logits(self, ids, mask, target_index, targets_per_task):
+    def logits(self, ids, mask, target_index, targets_per_task, position=None):
         """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward."""
-        hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, target_index)
+        hidden = self.encoder(ids, mask, position).flatten(0, 1).index_select(0, target_index)
         scores = []
         for head, tasks in groupby(targets_per_task, key=lambda task: task[0]):  # tasks that share a head, at once
             sizes = [n for _, n in tasks]
@@ -171,25 +180,40 @@ class KGIBert(nn.Module):
             scores += getattr(self, head)(mine).split(sizes)
         return scores
 
-    def forward(self, ids, mask, target_index, label, targets_per_task):
+    def forward(self, ids, mask, target_index, label, targets_per_task, position=None):
         """Summed cross-entropy and number of correct predictions of each task, over the targets only.
 
         "Each training example is augmented with an indicator label that tells the model which loss function to apply":
         here the targets are sorted by task, and targets_per_task names the head of each.
 
         Args:
-            ids, mask: as in Encoder. target_index (k,): index of each target in ids.ravel(). label (k,): its class.
+            ids, mask, position: as in Encoder. target_index (k,): index of each target in ids.ravel(). label (k,): its
+                class.
             targets_per_task: [(name of the head, number of targets)] of every task. Every head takes part even with
                 none, so that all ranks of a distributed run have the same gradients to exchange.
 
         Returns: (tasks, 2) float32.
         """
         out, sizes = [], [n for _, n in targets_per_task]
-        for scores, gold in zip(self.logits(ids, mask, target_index, targets_per_task), label.split(sizes)):
+        for scores, gold in zip(self.logits(ids, mask, target_index, targets_per_task, position), label.split(sizes)):
             loss = F.cross_entropy(scores.float(), gold, reduction="sum")
             correct = (scores.argmax(-1) == gold).sum()
             out += [loss, correct]
         return torch.stack([x.float() for x in out]).view(-1, 2)
+
+
+def attention_mask(mask, dtype):
+    """The mask of Encoder.forward as attention takes it, made once for all layers.
+
+    A bool mask of tokens becomes (n, 1, 1, L). The numbers of packed rows become a block-diagonal bias (n, 1, L, L), 0
+    within an example and -inf elsewhere: a float one, since a bool mask takes a slower kernel.
+    """
+    if mask.dtype == torch.bool:
+        return mask[:, None, None, :]
+    device = mask.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    apart = mask[:, None, :, None] != mask[:, None, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=mask.device).masked_fill_(apart, float("-inf"))
 
 
 def init_weights(module):
@@ -277,13 +301,15 @@ def dropout(x, p, training):
 def attention(q, k, v, mask, p):
     """softmax(q k^T / sqrt(d)) v with dropout p; on the CPU by hand, as its fused kernel has no dropout.
 
-    q, k, v: (n, heads, L, d); mask: (n, 1, 1, L) bool or None.
+    q, k, v: (n, heads, L, d); mask: (n, 1, 1, L) bool, (n, 1, L, L) float to be added, or None.
     """
     if q.device.type != "cpu" or p == 0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
     if mask is not None:
-        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+        scores += mask
     return dropout(scores.softmax(-1), p, True) @ v
 
 

@@ -121,7 +121,22 @@ class Train:
     )
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
+    layout: str = setting(
+        "auto", "rows of one example, or packed with several; auto: packed on a GPU", "machine",
+        choices=("auto", "rectangles", "packed"),
+    )  # fmt: skip
+    compile: str = setting(
+        "auto", "torch.compile of the encoder; auto: with packed rows from capability 8.0 on", "machine",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
+    bf16_stream: bool = setting(False, "residual stream in bf16, with statistics in float32", "machine")
+    attention_dropout: bool = setting(
+        True, "dropout of attention probabilities; false lets faster kernels run", "machine"
+    )
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
+    valid_examples: int = setting(
+        0, "examples of validations before the last, which has all; 0: few per cent of the run's time", "output"
+    )
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")
     log_every: int = setting(10, "steps between lines of metrics.jsonl", "output", least=1)
 

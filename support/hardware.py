@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -32,9 +33,25 @@ def choose_device(name, precision):
         if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
             raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        check_kernels()
     if precision == "auto":
         precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def check_kernels():
+    """Raises UserError if this build of torch has no kernels for the GPU, which the first of them would find out."""
+    major, minor = torch.cuda.get_device_capability()
+    built_for = torch.cuda.get_arch_list()
+    # Kernels run on later GPUs of the same major version; PTX (compute_..) is compiled for any later one.
+    numbers = [(a.split("_")[0], int(re.sub(r"\D", "", a))) for a in built_for]
+    capability = 10 * major + minor
+    has_kernels = any(kind == "sm" and n // 10 == major and n <= capability for kind, n in numbers)
+    if built_for and not has_kernels and not any(kind == "compute" and n <= capability for kind, n in numbers):
+        raise UserError(
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), only "
+            f"for {' '.join(built_for)}; install a build that has them (for a V100 see Install in the README)"
+        )
 
 
 def autocast(device, dtype):

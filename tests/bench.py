@@ -189,7 +189,7 @@ class Plain(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.relation_head, self.triple_head = nn.Linear(c.dim, models.RELATION_CLASSES), nn.Linear(c.dim, 2)
 
-    def forward(self, ids, mask, target_index, label, targets_per_task):
+    def forward(self, ids, mask, target_index, label, targets_per_task, position=None):
         x = self.start(self.word(ids) + self.position.weight[: ids.shape[1]])
         x = self.encoder(x, src_key_padding_mask=None if mask is None else ~mask).flatten(0, 1)
         logits = F.linear(self.mlm_dense(x), self.word.weight, self.bias)
@@ -219,26 +219,25 @@ def paper_micro_batches(run, step, n_rows, width):
     for k in range(0, len(positions), n_rows):
         rows = run.train.rows[positions[k : k + n_rows]]
         batch = run.batches.mask(run.train, rows, epochs[k : k + n_rows])
-        (micro,) = data.micro_batches(batch, 10**9, 10**9)
+        (micro,) = data.rectangles(batch, 10**9, 10**9)
         if width:
             row, col = np.divmod(micro.target_index, micro.ids.shape[1])
-            ids = np.pad(micro.ids, ((0, 0), (0, width - micro.ids.shape[1])))
-            micro = micro._replace(ids=ids, target_index=row * width + col)
+            ids, segment = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (micro.ids, micro.segment))
+            micro = micro._replace(ids=ids, segment=segment, target_index=row * width + col)
         yield timed_micro_batch(micro)
 
 
 def our_micro_batches(run, step):
     positions, epochs = run.batches.sampler(step)
     batch = run.batches.mask(run.train, run.train.rows[positions], epochs)
-    return [
-        timed_micro_batch(micro)
-        for micro in data.micro_batches(batch, run.batches.micro_tokens, run.batches.max_padding)
-    ]
+    return [timed_micro_batch(micro) for micro in run.batches.micro_batches(batch)]
 
 
 def timed_micro_batch(micro):
     n_targets = np.isin(micro.task, (data.MLM, data.EP)).sum()
-    return Timed(kgi.tensors(micro, False), micro.length, n_targets)
+    begins = np.diff(micro.segment, axis=1, prepend=0)
+    length = np.bincount(np.cumsum(begins > 0)[(micro.segment > 0).ravel()])[1:] if len(micro.ids) else np.zeros(0, int)
+    return Timed(kgi.tensors(micro, False), length, n_targets)
 
 
 def every(micros, k):

@@ -778,23 +778,24 @@ def test_windows_of_long_documents_cover_them(dataset):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("max_tokens", [1, 300, 5000, 10**6])
 @pytest.mark.parametrize("max_padding", [0, 20, 10**6])
-def test_micro_batches_are_the_batch(dataset, max_tokens, max_padding, world):
+def test_rectangles_are_the_batch(dataset, max_tokens, max_padding, world):
     """Every row and every target comes once, padded with [PAD] alone, whatever the limits and the ranks."""
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
     wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, padded = [], 0
     for rank in range(world):
-        for m in data.micro_batches(batch, max_tokens, max_padding, rank, world):
+        for m in data.rectangles(batch, max_tokens, max_padding, rank, world):
             n, width = m.ids.shape
-            assert (n * width <= max_tokens and n * width - m.length.sum() <= max_padding) or n == 1
-            assert (np.diff(m.task) >= 0).all()
+            lengths = (m.segment > 0).sum(axis=1)
+            assert (n * width <= max_tokens and n * width - lengths.sum() <= max_padding) or n == 1
+            assert (np.diff(m.task) >= 0).all() and m.position is None
             padded += n * width
             rows = [{} for _ in range(n)]
             for p, t, label in zip(m.target_index.tolist(), m.task.tolist(), m.label.tolist()):
                 rows[p // width][p % width] = (t, label)
             for i in range(n):
-                length = m.length[i]
+                length = lengths[i]
                 assert (m.ids[i, length:] == e.special["pad"]).all()
                 got.append((tuple(m.ids[i, :length].tolist()), tuple(sorted(rows[i].items()))))
     assert sorted(got) == wanted
@@ -805,8 +806,47 @@ def test_micro_batches_are_the_batch(dataset, max_tokens, max_padding, world):
 def test_a_rank_without_examples_gets_an_empty_micro_batch(dataset):
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, [0, 1])
-    sizes = [[m.ids.shape[0] for m in data.micro_batches(batch, 100, 100, rank, 4)] for rank in range(4)]
+    sizes = [[m.ids.shape[0] for m in data.rectangles(batch, 100, 100, rank, 4)] for rank in range(4)]
     assert sizes == [[1], [1], [0], [0]]  # an empty one keeps the others from waiting
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [1, 640, 10**6])
+def test_packed_rows_are_the_batch(dataset, max_tokens, world):
+    """Every example and every target comes once, in rows of one length, in micro-batches of one shape on all ranks."""
+    e = data.PretrainingDataset(dataset, "train")
+    batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
+    wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
+    got, shapes = [], []
+    for rank in range(world):
+        micros = list(data.packed_rows(batch, max_tokens, SMALL["seq_len"], rank, world))
+        shapes.append([m.ids.shape for m in micros])
+        for m in micros:
+            assert m.ids.shape[1] == SMALL["seq_len"] and m.ids.shape[0] % data.ROW_MULTIPLE == 0
+            assert (m.ids[m.segment == 0] == e.special["pad"]).all() and (np.diff(m.task) >= 0).all()
+            targets = dict(zip(m.target_index.tolist(), zip(m.task.tolist(), m.label.tolist())))
+            for row in range(len(m.ids)):
+                for number in range(1, m.segment[row].max() + 1):
+                    at = np.flatnonzero(m.segment[row] == number)
+                    assert len(at) and (m.position[row, at] == np.arange(len(at))).all() and np.ptp(at) == len(at) - 1
+                    mine = {k: targets[i] for k, i in enumerate((row * m.ids.shape[1] + at).tolist()) if i in targets}
+                    got.append((tuple(m.ids[row, at].tolist()), tuple(sorted(mine.items()))))
+    assert sorted(got) == wanted
+    assert all(s == shapes[0] and len(set(s)) == 1 for s in shapes)
+
+
+def test_first_fit_decreasing():
+    """No row overflows, no two examples overlap, and each is in the first row that had room for it."""
+    rng = np.random.default_rng(0)
+    length = rng.integers(3, 65, 400)
+    row, first = data.first_fit_decreasing(length, 64)
+    used = np.zeros((row.max() + 1, 64), int)
+    free = [64] * 400
+    for i in np.argsort(-length, kind="stable"):
+        assert row[i] == next(r for r, n in enumerate(free) if n >= length[i])
+        free[row[i]] -= length[i]
+        used[row[i], first[i] : first[i] + length[i]] += 1
+    assert used.max() == 1 and used.sum() == length.sum() and used.mean() > 0.95
 
 
 def test_each_epoch_is_a_permutation():

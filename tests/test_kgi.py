@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -107,13 +108,88 @@ def same_but_for_rounding(one, two):
     assert all((v - other[k]).abs().max() < 2e-5 for k, v in weights(one).items())
 
 
-@pytest.mark.parametrize("ranks, micro_tokens", [(1, 200), (4, 64)])
-def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, micro_tokens):
-    """The same losses, accuracies and weights with any number of real processes and any micro-batch."""
+@pytest.mark.parametrize(
+    "ranks, micro_tokens, layout",
+    [(1, 200, "rectangles"), (4, 64, "rectangles"), (1, 10**6, "packed"), (2, 600, "packed")],
+)
+def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, micro_tokens, layout):
+    """The same losses, accuracies and weights with any number of real processes, any micro-batch and packed rows."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
-    p = command(*torchrun, "kgi.py", *args(dataset, tmp_path, micro_tokens=micro_tokens))
+    p = command(*torchrun, "kgi.py", *args(dataset, tmp_path, micro_tokens=micro_tokens, layout=layout))
     assert p.returncode == 0, p.stderr
     same_but_for_rounding(baseline, tmp_path)
+
+
+def test_a_run_resumes_in_another_layout(dataset, baseline, tmp_path):
+    """Up to rounding; which layout it is belongs to the machine, not to the run."""
+    run = set_up(dataset, tmp_path)
+    kgi.resume(run)
+    kgi.begin(run)
+    one_step(run)
+    train(dataset, tmp_path, layout="packed")
+    same_but_for_rounding(baseline, tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_encoder_computes_the_same(dataset, tmp_path):
+    few = {"steps": 2, "layers": 1, "layout": "packed"}
+    train(dataset, tmp_path / "eager", **few)
+    train(dataset, tmp_path / "compiled", compile="on", **few)
+    same_but_for_rounding(tmp_path / "eager", tmp_path / "compiled")
+    with pytest.raises(UserError, match="compiled was True, now False"):
+        kgi.resume(set_up(dataset, tmp_path / "compiled", **few))
+
+
+def test_a_residual_stream_in_bf16_trains_as_well(dataset, tmp_path):
+    """Its losses are within the noise of bf16 of those with a float32 stream; it needs bf16."""
+    more = {"precision": "bf16", "steps": 30, "valid_every": 30}
+    train(dataset, tmp_path / "float32", **more)
+    train(dataset, tmp_path / "bf16", bf16_stream=True, **more)
+    one, two = (lines(tmp_path / name)[-1]["valid"] for name in ("float32", "bf16"))
+    assert (
+        one != two and two["loss"] == pytest.approx(one["loss"], rel=0.02) and two["loss"] < 0.95 * first_loss(tmp_path)
+    )
+    with pytest.raises(UserError, match="bf16_stream needs --precision bf16"):
+        set_up(dataset, tmp_path / "x", bf16_stream=True)
+
+
+def first_loss(out):
+    return lines(out / "bf16")[0]["valid"]["loss"]
+
+
+def test_attention_dropout_is_a_choice(dataset, tmp_path):
+    encoder = set_up(dataset, tmp_path, dropout=0.5, attention_dropout=False).model.encoder
+    assert all(layer.attention_dropout == 0.0 and layer.dropout == 0.5 for layer in encoder.layers)
+
+
+def test_validations_before_the_last_are_bounded(dataset, tmp_path):
+    """They use one subset with the shares of the tasks; the last has all examples."""
+    run = set_up(dataset, tmp_path, valid_examples=60)
+    some, whole = kgi.validation_rows(run), kgi.validation_rows(run, whole=True)
+    assert len(some) == len(set(some.tolist())) == 60 and set(some.tolist()) <= set(whole.tolist())
+    assert whole.tolist() == run.valid.rows.tolist()
+    shares = [np.bincount(run.valid.task[rows], minlength=4) / len(rows) for rows in (some, whole)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.02
+    train(dataset, tmp_path, valid_examples=60)
+    train(dataset, tmp_path / "all", valid_examples=10**6)
+    one, two = ([r["valid"] for r in lines(out) if "valid" in r] for out in (tmp_path, tmp_path / "all"))
+    assert one[0] != two[0] and one[-1] == two[-1]
+
+
+def test_a_gpu_without_kernels_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "V100")
+    for capability, built_for, runs_there in (
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False), ((7, 0), ["sm_70", "sm_80"], True),
+        ((8, 6), ["sm_80", "sm_90"], True), ((12, 0), ["sm_90", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True), ((12, 0), ["sm_90"], False),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda b=built_for: b)
+        if runs_there:
+            hardware.check_kernels()
+        else:
+            with pytest.raises(UserError, match="has no kernels for V100"):
+                hardware.check_kernels()
 
 
 def free_ports(n):
@@ -680,7 +756,7 @@ def test_the_speed_counts_the_time_until_the_results_are_there(dataset, tmp_path
     run = set_up(dataset, tmp_path, steps=1, warmup=1)
     tmp_path.mkdir(exist_ok=True)
     run.ranks.all_reduce_sum = clock.slow(run.ranks.all_reduce_sum, lambda numbers: 10.0 * (len(numbers) > 1))
-    monkeypatch.setattr(kgi, "validate", lambda _: {"loss": 1.0})
+    monkeypatch.setattr(kgi, "validate", lambda *_: {"loss": 1.0})
     kgi.training_loop(run)
     tokens = run.batches.get(0)[1].length.sum()
     assert training_lines(tmp_path)[0]["tokens_per_s"] == pytest.approx(tokens / 10, rel=1e-2)
@@ -734,7 +810,7 @@ def test_a_time_budget_too_short_is_found_out_early(dataset, tmp_path, monkeypat
 
     clock.now = 1000.0
     with monkeypatch.context() as m:
-        m.setattr(kgi, "validate", clock.slow(kgi.validate, lambda run, rows=None: 20 if rows is None else 1))
+        m.setattr(kgi, "validate", clock.slow(kgi.validate, lambda run, rows: 20 if len(rows) == len(run.valid) else 1))
         m.setattr(kgi, "update", lambda *_: pytest.fail("a step was made"))
         message = r"is too short for one step \(\d+.\d s or more\) and a validation \(20.0 s\)"
         with pytest.raises(UserError, match=message):

@@ -80,6 +80,27 @@ def test_padding_and_other_examples_change_nothing(family):
     assert (encoder(wide, mask)[:, :12] - together)[mask[:, :12]].abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_packed_examples_see_themselves_alone(family):
+    """Several examples in a row give what each gives alone, at its own positions, also in training without dropout."""
+    encoder = small(family=family, dropout=0.0).encoder.train()
+    lengths = [[12, 5, 3], [7, 7], [20]]
+    ids, segment, position = (torch.zeros(3, 20, dtype=torch.int64) for _ in range(3))
+    ids[:] = encoder.config.pad_token_id
+    alone = {}
+    for row, of_row in enumerate(lengths):
+        start = 0
+        for number, n in enumerate(of_row, 1):
+            example = torch.randint(5, 50, (n,))
+            at = slice(start, start + n)
+            ids[row, at], segment[row, at], position[row, at] = example, number, torch.arange(n)
+            alone[row, number], start = encoder(example[None])[0], start + n
+    hidden = encoder(ids, segment, position)
+    for (row, number), want in alone.items():
+        assert (hidden[row][segment[row] == number] - want).abs().max() < 1e-10
+    assert hidden.isfinite().all()
+
+
 def test_gathered_heads_are_the_dense_ones():
     """Losses and gradients as if every head had run at every position."""
     model = small()
