@@ -135,7 +135,7 @@ class Train:
     )
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
     valid_examples: int = setting(
-        0, "examples of validations before the last, which has all; 0: 1,000, or 3 % of the time", "output"
+        0, "examples of validations before the last, which has all; 0: 1,000, or more where cheap", "output"
     )
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")
     log_every: int = setting(10, "steps between lines of metrics.jsonl", "output", least=1)
