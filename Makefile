@@ -12,7 +12,7 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner check list tables ablation evaluate map plot bench bench-data clean
+.PHONY: help setup demo test lint data train ner check list tables ablation evaluate map plot bench bench-gpu bench-data clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -76,8 +76,11 @@ ablation: $(READY) ## LANG=fr [CONFIG=file] [DATA=dataset] [SEEDS="0 1 2"] [RUNS
 	@CONFIG="$(or $(CONFIG),configs/v1-$(LANG).toml)" DATA="$(or $(DATA),datasets/$(LANG))" LANGUAGE="$(LANGUAGE)" \
 	  SEEDS="$(SEEDS)" RUNS="$(RUNS)" RANKS="$(RANKS)" CORPORA="$(CORPORA)" BIN="$(VENV)/bin" configs/ablation.sh $(ARGS)
 
-bench: $(READY) ## [ARGS="--sizes 6x384 --repeat 3"]: training speed beside the paper's batching, in one run
+bench: $(READY) ## [ARGS="--sizes 6x384 --repeat 3"]: training speed beside the paper's batching; on a GPU ten minutes of checks
 	$(PY) tests/bench.py train $(ARGS)
+
+bench-gpu: $(READY) ## [ARGS="--gpu h100 --ranks 4"]: kernels, bytes and time of a step on a GPU, by counting, without one
+	$(PY) tests/gpu_counts.py $(ARGS)
 
 bench-data: $(READY) ## [ARGS="--repeat 3"]: the build at the full size of 2022AB, beside its floor
 	$(PY) tests/bench.py data $(ARGS)

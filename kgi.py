@@ -49,6 +49,7 @@ MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "log_every",
 )  # fmt: skip
+MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
@@ -119,7 +120,7 @@ class Batches:
         self.sampler = data.EpochSampler(len(dataset), s.batch_size, s.seed)
         on_gpu = ranks.device.type == "cuda"
         self.packed = s.layout == "packed" or (s.layout == "auto" and on_gpu)
-        self.micro_tokens, self.max_padding = micro_tokens, 1024 if on_gpu else 64
+        self.micro_tokens, self.max_padding = micro_tokens, MAX_PADDING[ranks.device.type]
         # A thread begins on the first GPU, where pinned memory would open a context for every rank.
         gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
         self.thread, self.prefetched = ThreadPoolExecutor(1, **gpu), {}

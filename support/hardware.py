@@ -123,9 +123,13 @@ def auto_micro_tokens(c, n_parameters, device):
     """Padded tokens of a micro-batch that a GPU's memory holds with a quarter to spare; a fixed number on CPU."""
     if device.type != "cuda":
         return CPU_MICRO_TOKENS
+    return micro_tokens_that_fit(c, n_parameters, torch.cuda.get_device_properties(device).total_memory)
+
+
+def micro_tokens_that_fit(c, n_parameters, memory):
+    """Padded tokens of the largest micro-batch on a GPU of `memory` bytes, a quarter of which stays free."""
     fixed, per_token = estimate_memory(c, n_parameters)
-    room = 0.75 * torch.cuda.get_device_properties(device).total_memory - fixed
-    return int(min(MAX_MICRO_TOKENS, max(1024, room / per_token // 1024 * 1024)))
+    return int(min(MAX_MICRO_TOKENS, max(1024, (0.75 * memory - fixed) / per_token // 1024 * 1024)))
 
 
 def check_model_fits(n_parameters, device):

@@ -1,0 +1,301 @@
+"""Ten minutes on one GPU: is it correct there, how fast is it, and how far is the count from the truth?
+
+    python tests/bench_gpu.py --out gpu.json             (make bench, where torch sees a GPU)
+
+The file is written after each stage, in case the next one fails. Numbers stand beside their prediction by
+tests/gpu_counts.py. Everything takes the paper's mix of lengths, as make bench does.
+
+    machine      versions, matrix rate, memory bandwidth
+    correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
+    rectangles   tokens a second, MFU and peak memory of rows of one example
+    profile      time by class of kernel, and the number of kernels, of packed rows
+    attention    forward and backward of one layer's attention, in each layout
+    packed       as rectangles: eager, compiled (with its seconds), with a bf16 stream, without attention dropout, fp16
+    losses       losses of a run in fp32 and of the fastest ones
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import configs  # noqa: E402
+import kgi  # noqa: E402
+from support import hardware  # noqa: E402
+from support.files import write_json  # noqa: E402
+from tests import bench, gpu_counts  # noqa: E402
+
+
+class Bench:
+    """What the stages share."""
+
+    def __init__(self, args, folder):
+        self.args, self.folder = args, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.half = ["bf16", "fp16"] if self.device.type == "cuda" else ["bf16"]
+        if self.device.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+            self.half = ["fp16"]
+        self.n_runs, self.predicted = 0, {}
+        names = [n for n in gpu_counts.GPUS if self.device.type == "cuda" and n in torch.cuda.get_device_name().lower()]
+        if names and args.batch == configs.Train.batch_size:
+            self.predicted = gpu_counts.predict(folder, gpu_counts.GPUS[names[0]], 1, *args.size)
+
+    def set_up(self, **settings):
+        """A Run of its own folder, before its first step."""
+        layers, dim = self.args.size
+        self.n_runs += 1
+        size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
+        defaults = dict(
+            data=str(self.folder), out=f"{self.folder}/run-{self.n_runs}", steps=200, precision=self.half[0],
+            warmup=0.1, batch_size=self.args.batch, compile="off", **size,
+        )  # fmt: skip
+        return kgi.set_up(configs.Train(**defaults | settings))
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, function, repeat=5):
+        """Median seconds of a call, after one that warms up."""
+        took = []
+        for _ in range(repeat + 1):
+            self.wait()
+            began = time.perf_counter()
+            function()
+            self.wait()
+            took.append(time.perf_counter() - began)
+        return statistics.median(took[1:])
+
+
+def train_steps(run, n):
+    """n steps of the training loop. Returns: the loss of each."""
+    losses = []
+    for _ in range(n):
+        micro_batches, batch = run.batches.get(run.state.step)
+        sums = kgi.forward_backward(run, micro_batches, batch.targets_per_task)
+        lr = kgi.learning_rate(run.state.step, run.state.steps, kgi.warmup_steps(run.s, run.state.steps), run.s.lr)
+        run.state.step += 1
+        kgi.update(run, lr)
+        kgi.collect(run, sums, micro_batches, batch)
+        total = np.column_stack([sums.cpu(), batch.targets_per_task])
+        losses.append(kgi.summarise(run, total)["loss"])
+    return losses
+
+
+# ---------------------------------------------------------------- the stages
+
+
+def machine(b):
+    is_gpu = b.device.type == "cuda"
+    n = 2**30 if is_gpu else 2**26
+    x = torch.empty(n, dtype=torch.uint8, device=b.device)
+    dtypes = {"fp32": None} | {name: {"bf16": torch.bfloat16, "fp16": torch.float16}[name] for name in b.half}
+    return {
+        "torch": torch.__version__, "cuda": torch.version.cuda,
+        "name": torch.cuda.get_device_name() if is_gpu else "cpu",
+        "tflops": {name: hardware.measure_matmul_flops(b.device, dtype) / 1e12 for name, dtype in dtypes.items()},
+        "bandwidth_gb_s": 2 * n / b.seconds(x.clone) / 1e9,
+    }  # fmt: skip
+
+
+def correct(b):
+    """Largest relative differences; a wrong implementation is off by 0.01 and more."""
+    n = b.args.steps
+    exact = dict(dropout=0.0, lr=1e-4)
+    reference = train_steps(b.set_up(precision="fp32", layout="rectangles", **exact), n)
+
+    def difference(**settings):
+        losses = train_steps(b.set_up(**exact | settings), n)
+        return float(max(abs(np.array(losses) / reference - 1)))
+
+    out = {"packed, fp32": difference(precision="fp32", layout="packed")}
+    for precision in b.half:
+        for layout in ("rectangles", "packed"):
+            out[f"{layout}, {precision}"] = difference(precision=precision, layout=layout)
+    out["packed, compiled"] = difference(layout="packed", compile="on")
+    return out | {"resume, largest difference of a weight": resume_difference(b), "overflow": forced_overflow(b)}
+
+
+def resume_difference(b):
+    """Between the weights of four steps, and of two, a checkpoint, and two more."""
+    straight, stopped = b.set_up(), b.set_up()
+    train_steps(straight, 4)
+    train_steps(stopped, 2)
+    stopped.out.mkdir(parents=True)
+    kgi.save_checkpoint(stopped)
+    resumed = b.set_up(out=str(stopped.out))
+    kgi.resume(resumed)
+    train_steps(resumed, 2)
+    pairs = zip(straight.model.parameters(), resumed.model.parameters())
+    return max(float((x - y).detach().abs().max()) for x, y in pairs)
+
+
+def forced_overflow(b):
+    """Whether fp16 skips a step whose gradients overflow, and takes a later one."""
+    if "fp16" not in b.half:
+        return "not measured"
+    run = b.set_up(precision="fp16")
+    run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60, backoff_factor=2.0**-50)
+    before = copy.deepcopy(run.model.mlm_bias.data)
+    train_steps(run, 1)
+    kept = run.state.skipped == 1 and torch.equal(before, run.model.mlm_bias.data)
+    train_steps(run, 2)
+    return (
+        "skipped" if kept and run.state.skipped == 1 and not torch.equal(before, run.model.mlm_bias.data) else "WRONG"
+    )
+
+
+def speed(b, way, **settings):
+    """Tokens a second, MFU and memory of training steps, beside the predictions."""
+    began = time.perf_counter()
+    run = b.set_up(**settings)
+    if b.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    train_steps(run, 3)  # they warm up and compile
+    b.wait()
+    first = time.perf_counter() - began
+    run.state.begin_interval()
+    took = []
+    for _ in range(b.args.steps):
+        began = time.perf_counter()
+        train_steps(run, 1)
+        b.wait()
+        took.append(time.perf_counter() - began)
+    work, c = run.state.work, run.model.encoder.config
+    per_second = {key: work[key] / len(took) / statistics.median(took) for key in ("tokens", "flops")}
+    rate = hardware.measure_matmul_flops(b.device, run.ranks.dtype)
+    micro_batches, _ = run.batches.assemble(0)
+    fixed, per_token = hardware.estimate_memory(c, sum(p.numel() for p in run.model.parameters()))
+    estimate = fixed + per_token * max(x[0].numel() for x in micro_batches)
+    out = {
+        "micro_batches": len(micro_batches), "step_ms": 1e3 * statistics.median(took),
+        "tokens_per_s": per_second["tokens"], "mfu": per_second["flops"] / rate, "tflops_of_matrices": rate / 1e12,
+        "inputs_pinned": all(x.is_pinned() for x in micro_batches[0] if isinstance(x, torch.Tensor)),
+        "padding": 1 - work["tokens"] / work["computed"], "first_steps_s": first,
+        "memory_gb": hardware.peak_memory(b.device) / 1e9, "estimated_memory_gb": estimate / 1e9,
+    }  # fmt: skip
+    if way in b.predicted:
+        out["predicted"] = {key: b.predicted[way][key] for key in ("step_ms", "tokens_per_s", "mfu", "peak_gb")}
+    return out
+
+
+def rectangles(b):
+    return speed(b, "rectangles", layout="rectangles")
+
+
+def profile(b):
+    """Milliseconds a step by class of kernel, and kernels a step, of eager packed rows."""
+    run = b.set_up(layout="packed")
+    train_steps(run, 2)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if b.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        train_steps(run, 3)
+        b.wait()
+    wanted = torch.autograd.DeviceType.CUDA if b.device.type == "cuda" else torch.autograd.DeviceType.CPU
+    events = [e for e in profiler.events() if e.device_type == wanted]
+    by_class = dict.fromkeys(("matrices", "attention", "copies", "other"), 0.0)
+    for event in events:
+        by_class[class_of(event.name)] += event.self_device_time_total if wanted.value else event.self_cpu_time_total
+    out = {f"{name}_ms": total / 3e3 for name, total in by_class.items()}
+    out["kernels"] = len(events) / 3
+    if "packed rows" in b.predicted:
+        out["predicted"] = {key: b.predicted["packed rows"][key] for key in ("by_class_ms", "kernels")}
+    return out
+
+
+def class_of(kernel):
+    """A class by the name of a kernel."""
+    name = kernel.lower()
+    classes = {"attention": ("attention", "fmha", "flash"), "matrices": ("gemm", "cutlass", "nvjet", "mm"),
+               "copies": ("memcpy", "memset")}  # fmt: skip
+    return next((c for c, parts in classes.items() if any(part in name for part in parts)), "other")
+
+
+def attention(b):
+    """Milliseconds of forward and backward of one layer's attention over an effective batch."""
+    layers, dim = b.args.size
+    heads, dtype = dim // 64, torch.float16 if b.half == ["fp16"] else torch.bfloat16
+    run = b.set_up(layout="packed")
+    micro_batches, _ = run.batches.assemble(0)
+    segment = micro_batches[0][1].to(b.device)
+    n, length = segment.shape
+    apart = segment[:, None, :, None] != segment[:, None, None, :]
+    bias = torch.zeros(apart.shape, dtype=dtype, device=b.device).masked_fill_(apart, float("-inf"))
+    q, k, v = (torch.randn(n, heads, length, 64, device=b.device, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def milliseconds(mask, p):
+        def both():
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p).sum().backward()
+
+        return 1e3 * b.seconds(both)
+
+    return {
+        "float bias, dropout": milliseconds(bias, 0.1), "float bias": milliseconds(bias, 0.0),
+        "bool mask, dropout": milliseconds(~apart, 0.1), "no mask, no dropout": milliseconds(None, 0.0),
+    }  # fmt: skip
+
+
+def packed(b):
+    ways = {
+        "packed rows": {}, "packed, compiled": dict(compile="on"),
+        "packed, compiled, bf16 stream": dict(compile="on", bf16_stream=True),
+        "packed, compiled, bf16 stream, no attention dropout":
+            dict(compile="on", bf16_stream=True, attention_dropout=False),
+    }  # fmt: skip
+    out = {}
+    for way, settings in ways.items():
+        if not settings.get("bf16_stream") or "bf16" in b.half:
+            out[way] = speed(b, way, layout="packed", **settings)
+    if len(b.half) == 2:
+        out["packed, compiled, fp16"] = speed(b, "packed, compiled", layout="packed", compile="on", precision="fp16")
+    return out
+
+
+def losses(b):
+    """The loss after a few more steps: with dropout, so equal only within its noise."""
+    ways = {"fp32, rectangles": dict(precision="fp32", layout="rectangles")}
+    ways |= {f"{precision}, packed, compiled": dict(precision=precision, compile="on") for precision in b.half}
+    if "bf16" in b.half:
+        ways["bf16 stream"] = dict(compile="on", bf16_stream=True)
+    layout = dict(layout="packed")
+    return {way: train_steps(b.set_up(**layout | settings), b.args.steps)[-3:] for way, settings in ways.items()}
+
+
+STAGES = (machine, correct, rectangles, profile, attention, packed, losses)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
+    parser.add_argument("--batch", type=int, default=configs.Train.batch_size, help="examples of an effective batch")
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args(argv)
+    results, folder = {}, Path(tempfile.mkdtemp())
+    try:
+        bench.write_mix(folder)
+        b = Bench(args, folder)
+        for stage in STAGES:
+            began = time.monotonic()
+            result = stage(b)
+            results[stage.__name__] = result | {"seconds": round(time.monotonic() - began, 1)}
+            write_json(args.out, results)
+            print(json.dumps({stage.__name__: result}, indent=1), flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,393 @@
+"""What one optimizer step asks of a GPU, by counting: no GPU is needed.
+
+    python tests/gpu_counts.py --gpu h100 --ranks 1                    (make bench-gpu ARGS="--gpu h100 --ranks 1")
+
+The step is the one that kgi.py would take on that GPU: the paper's mix of lengths, its own micro-batches, forward and
+backward in mixed precision. It runs on tensors without storage, and every operator that PyTorch dispatches is recorded.
+A kernel is an operator that computes something; views do not. From this record come the number of kernels, their
+floating-point operations, the bytes that they read and write, and the most memory that tensors take at a time.
+
+A cost model turns the record into time. It assumes:
+
+    device time of a kernel = max(2.5 us, FLOPs / (matrix rate x efficiency), bytes / bandwidth)
+    host time of a kernel   = 6 us, for autograd, autocast and the launch
+    a micro-batch           = max(host time, device time), summed over its kernels
+    a step                  = max(micro-batches, exchange of gradients) + clipping and AdamW
+
+The efficiency of a matrix product is 0.85, less where its tiles of 128 x 128 do not fill the multiprocessors. That of
+attention with bias and dropout is 0.3. Compiled means that all operators between two matrix products of the encoder are
+one kernel, which reads its inputs once and writes what others use. The counts of eager mode are exact for operators.
+The times are a model that was never compared with a GPU. Trust the ratios more than the figures.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import configs  # noqa: E402
+import data  # noqa: E402
+import kgi  # noqa: E402
+import model as models  # noqa: E402
+from support import hardware  # noqa: E402
+from tests import bench  # noqa: E402
+
+
+class GPU(NamedTuple):
+    matmul_flops: float  # operations a second of large products in half precision, as measured by others
+    bandwidth: float  # bytes a second of its memory
+    multiprocessors: int
+    memory: float  # bytes
+    link: float  # bytes a second between the GPUs of a node
+    dtype: torch.dtype
+    compiles: bool
+
+
+GPUS = {
+    "v100": GPU(100e12, 0.8e12, 80, 32e9, 120e9, torch.float16, False),
+    "a100": GPU(260e12, 1.7e12, 108, 80e9, 250e9, torch.bfloat16, True),
+    "h100": GPU(790e12, 3.0e12, 132, 80e9, 350e9, torch.bfloat16, True),
+    "h200": GPU(790e12, 4.3e12, 132, 141e9, 350e9, torch.bfloat16, True),
+}
+LAUNCH, SHORTEST = 6e-6, 2.5e-6  # seconds: of host time a kernel, and of the shortest kernel
+MATRIX_EFFICIENCY, ATTENTION_EFFICIENCY, TILE = 0.85, 0.3, 128
+VIEWS = {
+    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "split", "split_with_sizes",
+    "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unbind", "reshape", "chunk", "_reshape_alias", "narrow",
+}  # fmt: skip
+GATHERS = {"embedding", "index_select", "embedding_dense_backward"}  # they read only the rows that they need
+
+
+class Kernel(NamedTuple):
+    """An operator that was dispatched. reads, writes: {number of a storage: bytes}."""
+
+    name: str
+    reads: dict
+    writes: dict
+    flops: int
+    shape: tuple  # of its first result
+    in_encoder: bool
+
+
+class Record(TorchDispatchMode):
+    """Records what is dispatched below autograd, and the memory that it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.in_encoder = [], False
+        self.numbers, self.n_storages = {}, 0
+        self.bytes = self.peak_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        inputs = tensors_of((args, kwargs))
+        reads = {self.number(t): size(t) for t in inputs}
+        out = function(*args, **kwargs)
+        name = function._schema.name.removeprefix("aten::")
+        outputs = tensors_of(out)
+        writes = {self.number(t): size(t) for t in outputs}
+        if name in VIEWS or not outputs or name.startswith(("prim::", "sym_", "is_", "_local_scalar", "lift")):
+            return out
+        if name in GATHERS:
+            reads = dict.fromkeys(reads, 0) | {self.number(inputs[0]): sum(writes.values())}
+        flops = count_flops(function, args, kwargs, out)
+        self.kernels.append(Kernel(name, reads, writes, flops, tuple(outputs[0].shape), self.in_encoder))
+        return out
+
+    def number(self, tensor):
+        """A number for the storage of a tensor; a new storage counts as memory until it is freed."""
+        storage = tensor.untyped_storage()
+        if (known := self.numbers.get(storage._cdata)) is not None:
+            return known
+        self.n_storages += 1
+        self.numbers[storage._cdata] = self.n_storages
+        self.bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return self.n_storages
+
+    def free(self, address, n_bytes):
+        self.numbers.pop(address)
+        self.bytes -= n_bytes
+
+
+def count_flops(function, args, kwargs, out):
+    """Floating-point operations of products of matrices and of attention, as torch.utils.flop_counter counts them."""
+    name, packet = function._schema.name, function._overloadpacket
+    if name.endswith("attention_for_cpu"):
+        return sdpa_flop_count(*(x.shape for x in args[:3]))
+    if name.endswith("attention_for_cpu_backward"):
+        return sdpa_backward_flop_count(*(x.shape for x in args[:4]))
+    return flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+
+
+def tensors_of(tree):
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def size(tensor):
+    return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def as_on_a_gpu():
+    """Replaces what model.py does by hand on a CPU by the one operator that a GPU has for it."""
+
+    def attention(q, k, v, mask, p):
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=q.dtype).expand(-1, -1, q.shape[2], -1)
+        if mask is not None:
+            mask = mask.expand(-1, q.shape[1], -1, -1)  # each head reads it
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask)[0]
+
+    def dropout(x, p, training):
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    layer_norm = F.layer_norm  # autocast on a GPU computes it in float32
+    with (
+        mock.patch.object(models, "attention", attention),
+        mock.patch.object(models, "dropout", dropout),
+        mock.patch.object(F, "layer_norm", lambda x, *rest: layer_norm(x.float(), *rest)),
+    ):
+        yield
+
+
+def record_step(c, micro_batches, dtype, bf16_stream=False):
+    """Forward and backward of micro-batches, one after another, gradients added up.
+
+    Args: c: Config. micro_batches: their arguments of KGIBert.forward. dtype: of autocast.
+    Returns: (list of Kernels of each micro-batch, peak of bytes with weights and gradients).
+    """
+    out = []
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, as_on_a_gpu():
+        model = models.KGIBert(c)
+        model.encoder.stream_dtype = torch.bfloat16 if bf16_stream else None
+        with Record() as record:
+            watch_encoder(model.encoder, record)
+            for arguments in micro_batches:
+                arguments = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+                record.kernels = []
+                with torch.autocast("cpu", dtype):
+                    sums = model(*arguments)
+                sums[:, 0].sum().backward()
+                record.in_encoder = False
+                out.append(record.kernels)
+    return out, record.peak_bytes
+
+
+def watch_encoder(encoder, record):
+    """Tells the record when the encoder runs: forward, and backward from the gradient of its result on."""
+
+    def enter(*_):
+        record.in_encoder = True
+
+    def leave(_, inputs, result):
+        record.in_encoder = False
+        result.register_hook(enter)
+
+    encoder.register_forward_pre_hook(enter)
+    encoder.register_forward_hook(leave)
+
+
+def fuse(kernels):
+    """The kernels after torch.compile of the encoder: each run of operators between two products becomes one."""
+    readers = {}
+    for i, kernel in enumerate(kernels):
+        for number in kernel.reads:
+            readers.setdefault(number, []).append(i)
+    out, i = [], 0
+    while i < len(kernels):
+        j = i
+        while j < len(kernels) and kernels[j].in_encoder and not kernels[j].flops and kernels[j].name not in GATHERS:
+            j += 1
+        if j - i < 2:
+            out.append(kernels[i])
+            i += 1
+            continue
+        reads, writes = {}, {}
+        for kernel in kernels[i:j]:
+            reads = {number: n for number, n in kernel.reads.items() if number not in writes} | reads
+            writes |= kernel.writes
+        # What is read by nobody is a gradient; what is read only inside stays in registers.
+        writes = {n: b for n, b in writes.items() if n not in readers or any(not i <= k < j for k in readers[n])}
+        out.append(Kernel("fused", reads, writes, 0, (), True))
+        i = j
+    return out
+
+
+class Cost(NamedTuple):
+    """Of one optimizer step, on each GPU."""
+
+    kernels: int
+    flops: float
+    n_bytes: float
+    host: float  # seconds
+    device: float
+    step: float
+    by_class: dict  # seconds on the device of matrices, attention and the rest
+
+
+def cost(gpu, micro_batches, n_parameters, ranks):
+    """The Cost of a step: the module's docstring has the model."""
+    n_kernels = flops = n_bytes = host = device = passes = 0.0
+    by_class = {"matrices": 0.0, "attention": 0.0, "other": 0.0}
+    for kernels in micro_batches:
+        here = 0.0
+        for kernel in kernels:
+            moved = sum(kernel.reads.values()) + sum(kernel.writes.values())
+            seconds = max(SHORTEST, moved / gpu.bandwidth)
+            if kernel.flops:
+                seconds = max(seconds, kernel.flops / (gpu.matmul_flops * efficiency(kernel, gpu)))
+            by_class[class_of(kernel)] += seconds
+            here, flops, n_bytes = here + seconds, flops + kernel.flops, n_bytes + moved
+        n_kernels += len(kernels)
+        host, device = host + LAUNCH * len(kernels), device + here
+        passes += max(LAUNCH * len(kernels), here)
+    update = 40 * n_parameters  # bytes: clipping reads, then scales; AdamW reads four numbers and writes three
+    exchange = 4 * n_parameters * 2 * (ranks - 1) / ranks / gpu.link
+    by_class["other"] += update / gpu.bandwidth
+    step = max(passes, exchange) + update / gpu.bandwidth
+    return Cost(int(n_kernels), flops, n_bytes + update, host, device + update / gpu.bandwidth, step, by_class)
+
+
+def class_of(kernel):
+    return "attention" if "attention" in kernel.name else "matrices" if kernel.flops else "other"
+
+
+def efficiency(kernel, gpu):
+    """Of a product of matrices or of attention, as a share of the GPU's matrix rate."""
+    if "attention" in kernel.name:
+        return ATTENTION_EFFICIENCY
+    *batch, m, n = kernel.shape
+    tiles = math.prod(batch) * math.ceil(m / TILE) * math.ceil(n / TILE)
+    waves = math.ceil(tiles / gpu.multiprocessors)
+    return MATRIX_EFFICIENCY * tiles / (waves * gpu.multiprocessors)
+
+
+# ---------------------------------------------------------------- the step of kgi.py
+
+
+def prepare(folder, gpu, ranks, layout, layers, dim):
+    """(Run, micro-batches of the first rank, MaskedBatch) as kgi.py has them on this GPU."""
+    size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
+    s = configs.Train(data=str(folder), out=f"{folder}/run", steps=100, device="cpu", layout=layout, **size)
+    run = kgi.set_up(s)
+    n_parameters = sum(p.numel() for p in run.model.parameters())
+    run.batches.micro_tokens = hardware.micro_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
+    run.batches.max_padding = kgi.MAX_PADDING["cuda"]
+    run.batches.ranks.world = ranks
+    micro_batches, batch = run.batches.assemble(0)
+    return run, micro_batches, batch
+
+
+def bytes_per_token(c, dtype, row_length):
+    """What a token of a micro-batch adds to the peak of memory, from two packed micro-batches."""
+    peaks, n_tokens = [], []
+    for n_rows in (32, 64):
+        n = n_rows * row_length
+        ids, number = torch.zeros(n_rows, row_length, dtype=torch.int64), torch.ones(n_rows, row_length).int()
+        n_targets = n // 9  # 10.8 % of the paper's mix
+        at = torch.arange(n_targets)
+        targets = [("mlm_head", n_targets), ("mlm_head", 0), ("relation_head", 0), ("triple_head", 0)]
+        position = torch.arange(row_length).expand(n_rows, -1).contiguous()
+        peaks.append(record_step(c, [(ids, number, at, at % 2, targets, position)], dtype)[1])
+        n_tokens.append(n)
+    return (peaks[1] - peaks[0]) / (n_tokens[1] - n_tokens[0])
+
+
+WAYS = {  # name: (layout, compiled, residual stream in bf16)
+    "rectangles": ("rectangles", False, False),
+    "packed rows": ("packed", False, False),
+    "packed, compiled": ("packed", True, False),
+    "packed, compiled, bf16 stream": ("packed", True, True),
+}
+
+
+def predict(folder, gpu, ranks, layers, dim):
+    """{name of a way: figures} of one optimizer step."""
+    out = {}
+    for name, (layout, is_compiled, bf16_stream) in WAYS.items():
+        if (is_compiled and not gpu.compiles) or (bf16_stream and gpu.dtype != torch.bfloat16):
+            continue
+        run, micro_batches, batch = prepare(folder, gpu, ranks, layout, layers, dim)
+        c, n_parameters = run.model.encoder.config, sum(p.numel() for p in run.model.parameters())
+        kernels, peak = record_step(c, micro_batches, gpu.dtype, bf16_stream)
+        kernels = [fuse(some) for some in kernels] if is_compiled else kernels
+        result = cost(gpu, kernels, n_parameters, ranks)
+        n_targets = sum(n for task, n in zip(data.TASKS, batch.targets_per_task) if task.head == "mlm_head")
+        useful = hardware.training_flops(c, batch.length, n_targets) / ranks
+        tokens = sum(int((x[1] if x[1] is not None else torch.ones_like(x[0])).bool().sum()) for x in micro_batches)
+        computed = sum(x[0].numel() for x in micro_batches)
+        out[name] = {
+            "micro_batches": len(micro_batches), "padding": 1 - tokens / computed, "kernels": result.kernels,
+            "tflop": result.flops / 1e12, "gigabytes": result.n_bytes / 1e9, "host_ms": 1e3 * result.host,
+            "device_ms": 1e3 * result.device, "step_ms": 1e3 * result.step,
+            "mfu": useful / gpu.matmul_flops / result.step, "peak_gb": (peak + 8 * n_parameters) / 1e9,
+            "tokens_per_s": batch.length.sum() / ranks / result.step,
+            "by_class_ms": {name: 1e3 * seconds for name, seconds in result.by_class.items()},
+        }  # fmt: skip
+    return out
+
+
+def report(name, ranks, layers, dim, folder):
+    """Prints a table for one GPU and number of ranks."""
+    gpu = GPUS[name]
+    what = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}, {layers} layers of dim {dim}, {str(gpu.dtype)[6:]}"
+    print(f"\n{what}: one step of 1,500 examples, as each GPU sees it; times in ms")
+    print(
+        f"{'':<30}{'kernels':>8}{'padding':>9}{'TFLOP':>7}{'GB':>6}{'host':>6}{'matrices':>9}{'attention':>10}"
+        f"{'other':>6}{'step':>6}{'MFU':>6}"
+    )
+    for way, x in predict(folder, gpu, ranks, layers, dim).items():
+        by_class = x["by_class_ms"]
+        print(
+            f"{way:<30}{x['kernels']:>8,}{100 * x['padding']:>7.1f} %{x['tflop']:>7.1f}{x['gigabytes']:>6.0f}"
+            f"{x['host_ms']:>6.0f}{by_class['matrices']:>9.0f}{by_class['attention']:>10.0f}{by_class['other']:>6.0f}"
+            f"{x['step_ms']:>6.0f}{100 * x['mfu']:>4.0f} %",
+            flush=True,
+        )
+
+
+def report_memory(layers, dim, folder):
+    """Prints the largest micro-batch that fits each GPU, by counting and by estimate_memory."""
+    run, _, _ = prepare(folder, GPUS["h100"], 1, "packed", layers, dim)
+    c, n_parameters = run.model.encoder.config, sum(p.numel() for p in run.model.parameters())
+    fixed, estimated = hardware.estimate_memory(c, n_parameters)
+    print(f"\nmemory, {layers} layers of dim {dim}: {fixed / 1e9:.1f} GB, and a token of a micro-batch")
+    for dtype, names in ((torch.bfloat16, ("a100", "h100", "h200")), (torch.float16, ("v100",))):
+        counted = bytes_per_token(c, dtype, run.train.seq_len)
+        print(f"  {str(dtype)[6:]}: {counted / 1e3:.0f} kB by counting, {estimated / 1e3:.0f} kB by estimate_memory")
+        for name in names:
+            room = 0.75 * GPUS[name].memory - fixed
+            print(f"    {name}: {room / counted:,.0f} tokens by counting, {room / estimated:,.0f} by estimate_memory")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", choices=GPUS, help="default: the cases of docs/measurements.md")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
+    args = parser.parse_args()
+    cases = [("h100", 1), ("h200", 1), ("h100", 4), ("v100", 4)] if not args.gpu else [(args.gpu, args.ranks)]
+    with tempfile.TemporaryDirectory() as folder:
+        bench.write_mix(Path(folder))
+        for name, ranks in cases:
+            report(name, ranks, *args.size, folder)
+        report_memory(*args.size, folder)
+
+
+if __name__ == "__main__":
+    main()
