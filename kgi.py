@@ -475,7 +475,8 @@ def validation_rows(run, whole=False):
     """
     rows = run.valid.rows
     # A training step costs about three times the forward pass that a validation makes.
-    default = max(1000, round(3 * VALID_SHARE * run.valid_every * run.s.batch_size))
+    interval = run.valid_every if run.budget else min(run.valid_every, run.state.steps)
+    default = max(1000, round(3 * VALID_SHARE * interval * run.s.batch_size))
     n = len(rows) if whole else min(len(rows), run.s.valid_examples or default)
     return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)] if n else rows
 
@@ -525,11 +526,20 @@ def begin(run):
     if ranks.world > 1:
         fix_bucket_order(run)
     if state.step == 0:
-        validation = None
-        if not state.steps:
-            validation = fit_steps_to_budget(run)
-        log_validation(run, validation or validate(run, validation_rows(run)))
+        log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
     ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
+
+
+def validate_first(run):
+    """The validation before the first step. Prints what validations of this run cost."""
+    rows, n, began = validation_rows(run), len(run.valid), time.monotonic()
+    validation = validate(run, rows)
+    seconds = time.monotonic() - began
+    last = "" if len(rows) == n else f"; all {n:,} at the end, in about {seconds * n / max(1, len(rows)):.0f} s"
+    run.ranks.print(
+        f"validation: {len(rows):,} held-out examples in {seconds:.1f} s, every {run.valid_every:,} steps{last}"
+    )
+    return validation
 
 
 def fix_bucket_order(run):
@@ -565,12 +575,13 @@ def fit_steps_to_budget(run):
             enough = math.ceil(elapsed + needed) + 1
             raise UserError(f"time_budget = {run.s.time_budget} is too short for {what}: give at least {enough}s")
 
-    probe = run.valid.rows[:: max(1, len(run.valid) // 64)]  # some of each task: the rows are in the order of tasks
+    probe = run.valid.rows[:: max(1, len(run.valid) // 256)]  # some of each task: the rows are in the order of tasks
+    validate(run, probe[::4])  # warms up
     seconds, _ = seconds_of(validate, run, probe)
-    estimate = seconds * len(run.valid) / max(1, len(probe))
-    check_time(f"validations before and after the training ({estimate:.1f} s each)", 2 * estimate)
     rows = validation_rows(run)
-    validating, validation = seconds_of(validate, run, rows)
+    estimate = seconds * (len(rows) + len(run.valid)) / max(1, len(probe))
+    check_time(f"validations before and after the training ({estimate:.1f} s)", estimate)
+    validating, validation = seconds_of(validate_first, run)
     last = validating * len(run.valid) / max(1, len(rows))  # the last validation has all examples
     # A step is at least a forward and a backward pass, each as long as a validation of as many examples.
     least = 2 * validating * run.s.batch_size / max(1, len(rows))

@@ -196,7 +196,8 @@ class KGIBert(nn.Module):
         """
         out, sizes = [], [n for _, n in targets_per_task]
         for scores, gold in zip(self.logits(ids, mask, target_index, targets_per_task, position), label.split(sizes)):
-            loss = F.cross_entropy(scores.float(), gold, reduction="sum")
+            scores = scores.float()
+            loss = F.cross_entropy(scores, gold, reduction="sum")
             correct = (scores.argmax(-1) == gold).sum()
             out += [loss, correct]
         return torch.stack([x.float() for x in out]).view(-1, 2)
