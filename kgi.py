@@ -45,6 +45,7 @@ from support.files import folder_lock, progress, run_command, write_atomic, writ
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 VALID_SHARE = 0.03  # of the time between validations that one may take, unless valid_examples says otherwise
+MIN_VALID_EXAMPLES = 1000  # whatever they cost: fewer say too little
 MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "log_every",
@@ -476,7 +477,7 @@ def validation_rows(run, whole=False):
     rows = run.valid.rows
     # A training step costs about three times the forward pass that a validation makes.
     interval = run.valid_every if run.budget else min(run.valid_every, run.state.steps)
-    default = max(1000, round(3 * VALID_SHARE * interval * run.s.batch_size))
+    default = max(MIN_VALID_EXAMPLES, round(3 * VALID_SHARE * interval * run.s.batch_size))
     n = len(rows) if whole else min(len(rows), run.s.valid_examples or default)
     return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)] if n else rows
 
@@ -575,8 +576,8 @@ def fit_steps_to_budget(run):
             enough = math.ceil(elapsed + needed) + 1
             raise UserError(f"time_budget = {run.s.time_budget} is too short for {what}: give at least {enough}s")
 
-    probe = run.valid.rows[:: max(1, len(run.valid) // 256)]  # some of each task: the rows are in the order of tasks
-    validate(run, probe[::4])  # warms up
+    probe = run.valid.rows[:: max(1, len(run.valid) // 64)]  # some of each task: the rows are in the order of tasks
+    validate(run, probe[::16])  # warms up
     seconds, _ = seconds_of(validate, run, probe)
     rows = validation_rows(run)
     estimate = seconds * (len(rows) + len(run.valid)) / max(1, len(probe))

@@ -29,8 +29,8 @@ def choose_device(name, precision):
         raise UserError("precision = 'fp16' needs a GPU; on the CPU give bf16 or fp32")
     if name == "cpu":
         tune_malloc()
-        # oneDNN keeps the compiled products of the last 1,024 shapes. Nearly every micro-batch has new shapes, so that
-        # only those of the current one are used again. A smaller cache takes less memory and time (docs/measurements.md).
+        # oneDNN keeps the compiled products of the last 1,024 shapes. Nearly every micro-batch has new shapes, so only
+        # those of the current one are used again. A smaller cache takes less memory and time (docs/measurements.md).
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     else:
         if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():

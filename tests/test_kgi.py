@@ -176,6 +176,17 @@ def test_validations_before_the_last_are_bounded(dataset, tmp_path):
     assert one[0] != two[0] and one[-1] == two[-1]
 
 
+def test_validations_of_a_short_run_cost_little(dataset, tmp_path, monkeypatch):
+    """By default they have 9 % as many examples as the steps between them, of which the run may have fewer."""
+    monkeypatch.setattr(kgi, "MIN_VALID_EXAMPLES", 3)
+    run = set_up(dataset, tmp_path, steps=10, valid_every=1000, batch_size=100)
+    assert len(kgi.validation_rows(run)) == 90
+    run = set_up(dataset, tmp_path, steps=1000, valid_every=4, batch_size=100)
+    assert len(kgi.validation_rows(run)) == 36
+    run = set_up(dataset, tmp_path, steps=2, valid_every=4, batch_size=10)
+    assert len(kgi.validation_rows(run)) == 3
+
+
 def test_a_gpu_without_kernels_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "V100")
     for capability, built_for, runs_there in (
