@@ -1,4 +1,4 @@
-"""The UMLS graph and clinical text -> examples of the four tasks -> masked batches (paper, section 3.1).
+"""The UMLS graph and clinical text -> examples of the tasks -> masked batches (paper, section 3.1).
 
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus            -> datasets/fr
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ipc
 from tokenizers import Tokenizer
 
@@ -57,6 +58,7 @@ TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triple-class
 MAX_STEPS = 4 << 20  # relations of the random walks made at a time; it limits memory for a large --lp_paths
 ROW_MULTIPLE = 8  # rows of a packed micro-batch, so that few shapes occur
 MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
+MAX_NAMES = 10  # of a concept, the preferred one first, that synonym alignment makes pairs of
 
 
 # ---------------------------------------------------------------- the four tasks: what is predicted, what is hidden
@@ -147,6 +149,11 @@ def triple_is_true(tokens, at):
     return (tokens.kind[at] == TRUE).astype(np.int64)
 
 
+def name_number(tokens, at):
+    """The label of synonym alignment: the number of the name in the effective batch; 2k and 2k + 1 are a pair."""
+    return np.arange(len(at))
+
+
 class Task(NamedTuple):
     """One kind of training example; `at` are the positions of its targets in the tokens."""
 
@@ -157,6 +164,8 @@ class Task(NamedTuple):
     corrupt: Callable  # (tokens, at) -> the ids that the model sees there
     label: Callable  # (tokens, at) -> the class to predict
     size: str = ""  # the setting of configs.Data that says how many examples to sample; documents have none
+    in_paper: bool = True  # whether it is trained unless --tasks says otherwise
+    rows: int = 1  # sequences of an example, which follow one another in the file
 
 
 TASKS = (
@@ -164,9 +173,11 @@ TASKS = (
     Task("ep", "entity prediction", "mlm_head", tail_tokens, replace_by_mask, token_itself, "ep_examples"),
     Task("lp", "link prediction", "relation_head", relation_tokens, replace_by_hrel, relation_class, "lp_paths"),
     Task("tc", "triple classification", "triple_head", cls_token, keep_tokens, triple_is_true, "tc_examples"),
+    Task("sa", "synonym alignment", "alignment_head", cls_token, keep_tokens, name_number, "sa_pairs", False, 2),
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
-MLM, EP, LP, TC = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc"))
+PAPER_TASKS = tuple(task.name for task in TASKS if task.in_paper)
+MLM, EP, LP, TC, SA = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc", "sa"))
 
 
 # ---------------------------------------------------------------- the graph G = (C, E, R)
@@ -533,8 +544,86 @@ def random_walks(rng, graph, edges, first, length, max_relations):
     return concepts, relations
 
 
+# ---------------------------------------------------------------- synonym alignment (beyond the paper)
+
+
+class NamePairs(NamedTuple):
+    """Sampled pairs of names of one concept: concept (n,), names (n, 2) as indices into graph.terms.
+
+    named, n_named: the concepts that each name names, one name after another, and how many they are. A string may name
+    several concepts, which are no negatives of each other.
+    """
+
+    concept: np.ndarray
+    names: np.ndarray
+    named: np.ndarray
+    n_named: np.ndarray
+
+    def terms(self, graph):
+        """(n, 2) the strings of each pair, as indices into graph.terms."""
+        return self.names
+
+    def edges(self):
+        """(h, r, t): each pair as a synonym relation of its concept."""
+        return self.concept, np.full(len(self.concept), SY), self.concept
+
+    def sequences(self, graph, names, max_tokens):
+        """[CLS] name [SEP] twice for each pair, one after the other. Returns: as Sequences, of 2n."""
+        name = names.find(self.names.ravel())
+        one = np.ones(len(name), np.int64)
+        start = np.stack([one * names.cls, names.start[name], one * names.sep], axis=1)
+        length = np.stack([one, np.minimum(names.length[name], max_tokens - 2), one], axis=1)
+        return Sequences(start, length, graph.cui[self.named], self.n_named, np.full(len(name), TRUE))
+
+
+def sample_synonym_alignment(rng, graph, n, in_split):
+    """Pairs of names of one concept, stratified by its semantic group as concepts occur in the relations.
+
+    The names are all strings of MRCONSO in the language, so that those of SY rows, which mostly join two atoms of one
+    concept, are among them. Concepts are held out whole: a string that names a concept of either split, upper and lower
+    case apart, is in no pair of the other. Two names that differ by case alone are no pair.
+
+    Args: in_split(h, t): whether pairs of concepts are on this side of the split. Returns: up to n distinct NamePairs.
+    """
+    concept = np.repeat(np.arange(len(graph.cui)), np.diff(graph.first_term))  # of each term
+    spelling = pc.utf8_lower(graph.terms).dictionary_encode().indices.to_numpy()
+    here = in_split(concept, concept)
+    named_elsewhere = np.zeros(spelling.max(initial=-1) + 1, bool)
+    named_elsewhere[spelling[~here]] = True
+    a, b = pairs_of_names(graph.first_term)
+    usable = here & ~named_elsewhere[spelling]
+    kept = usable[a] & usable[b] & (spelling[a] != spelling[b])
+    a, b = a[kept], b[kept]
+    n_groups = len(graph.groups)
+    by_pair = graph.counts.sum(axis=1).reshape(n_groups, n_groups)
+    index = StratumIndex(np.arange(len(a)), graph.group[concept[a]], n_groups)
+    chosen = stratified_sample(rng, index, by_pair.sum(axis=0) + by_pair.sum(axis=1), n)
+    names = np.stack([a, b], axis=1)[chosen]
+    by_spelling = np.argsort(spelling, kind="stable")
+    n_named = np.bincount(spelling, minlength=len(named_elsewhere))
+    first = np.cumsum(n_named) - n_named
+    of_name = spelling[names.ravel()]
+    named = concept[by_spelling[concat_ranges(first[of_name], n_named[of_name])]]
+    return NamePairs(concept[names[:, 0]], names, named, n_named[of_name])
+
+
+def pairs_of_names(first_term):
+    """(a, b): all pairs of the first MAX_NAMES terms of each concept, as indices into the terms."""
+    n_names = np.minimum(np.diff(first_term), MAX_NAMES)
+    a, b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for n in range(2, MAX_NAMES + 1):
+        first = first_term[:-1][n_names == n]
+        i, j = np.triu_indices(n, 1)
+        a.append((first[:, None] + i).ravel())
+        b.append((first[:, None] + j).ravel())
+    return np.concatenate(a), np.concatenate(b)
+
+
+# ---------------------------------------------------------------- all samples
+
+
 def sample_tasks(graph, split, sizes, s):
-    """The samples of the graph for one split: {task: Triples or Paths}.
+    """The samples of the graph for one split: {task: Triples, Paths or NamePairs}.
 
     Args: sizes: {task: how many examples}. s: settings (seed, valid_fraction, max_relations).
     """
@@ -546,11 +635,14 @@ def sample_tasks(graph, split, sizes, s):
 
     rows = np.flatnonzero(in_split(graph.h, graph.t))
     true = StratumIndex(rows, graph.strata[rows], len(graph.counts))
-    return {
+    samples = {
         EP: sample_entity_prediction(rng[EP], graph, true, sizes[EP]),
         TC: sample_triple_classification(rng[TC], graph, true, sizes[TC], in_split),
         LP: sample_link_prediction(rng[LP], graph, true, sizes[LP], s.max_relations),
     }
+    if sizes.get(SA):
+        samples[SA] = sample_synonym_alignment(rng[SA], graph, sizes[SA], in_split)
+    return samples
 
 
 def distribution_report(graph, samples):
@@ -563,6 +655,9 @@ def distribution_report(graph, samples):
     different_groups = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]
     frames = {"true": counts, "corrupted entities": counts * different_groups}
     frames |= {"corrupted relation": counts * ~different_groups, "paths": counts * (np.arange(len(RELATIONS)) != SY)}
+    diagonal = np.arange(n**2) // n == np.arange(n**2) % n  # a pair of names is of one group
+    of_group = (counts.sum(1).reshape(n, n).sum(0) + counts.sum(1).reshape(n, n).sum(1))[np.arange(n**2) % n]
+    frames["synonym alignment"] = (diagonal * of_group)[:, None]
     for task, sample in samples.items():
         if task == TC:  # a column for each kind
             for kind, title in enumerate(("true", "corrupted entities", "corrupted relation")):
@@ -705,7 +800,8 @@ class ExampleWriter:
     def counts(self, lang):
         """{task name: examples of the language so far}."""
         task, langs = np.concatenate(self.columns["task"]), np.concatenate(self.columns["lang"])
-        return dict(zip(TASK_NAMES, np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()))
+        n_rows = np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()
+        return {task.name: n // task.rows for task, n in zip(TASKS, n_rows) if task.in_paper or n}
 
     def n_bytes(self, lang):
         """What the examples of a language take on disk."""
@@ -732,17 +828,19 @@ class ExampleWriter:
 class PretrainingDataset:
     """One split of a data set, mapped into memory: nothing is copied but the batches.
 
-    rows: the examples of the tasks asked for, as rows of the file. An ablation leaves rows out and changes nothing of
-    the others.
+    rows: the examples of the tasks asked for, as rows of the file, of a pair of names the first. An ablation leaves
+    rows out and changes nothing of the others.
     """
 
-    def __init__(self, folder, split, tasks=TASK_NAMES):
-        self.folder, self.manifest = folder, read_manifest(folder, TASK_NAMES)
+    def __init__(self, folder, split, tasks=PAPER_TASKS):
+        self.folder, self.manifest = folder, read_manifest(folder, PAPER_TASKS)
         columns = read_examples(
             Path(folder, f"{split}.arrow"), self.manifest, MLM, (len(TASKS), CORRUPTED_RELATION + 1)
         )
         self.task, self.lang, self.kind, self.ids, self.offsets, self.cuis, self.cui_offsets = columns
-        self.rows = np.flatnonzero(np.isin(self.task, [TASK_NAMES.index(name) for name in tasks]))
+        is_first = self.task != SA
+        is_first[np.flatnonzero(self.task == SA)[::2]] = True
+        self.rows = np.flatnonzero(is_first & np.isin(self.task, [TASK_NAMES.index(name) for name in tasks]))
         self.seq_len = self.manifest["settings"]["seq_len"]
         self.special = self.manifest["special"]
         vocab_size = self.manifest["vocab_size"]
@@ -762,6 +860,8 @@ class PretrainingDataset:
         A mask is a function of (seed, epoch, example, position) alone: an example is masked alike in every batch,
         micro-batch and rank.
         """
+        n_sequences = np.where(self.task[rows] == SA, 2, 1)
+        rows, epochs = concat_ranges(rows, n_sequences), np.repeat(epochs, n_sequences)
         key = splitmix64(seed, epochs, rows)
         start, length = self.window_documents(rows, key)
         tokens, example = self.gather_tokens(rows, key, start, length, mlm_probability)
@@ -777,7 +877,14 @@ class PretrainingDataset:
         per_task = np.bincount(tokens.task[at], minlength=len(TASKS))
         first = np.cumsum(length) - length
         targets = (example[at], tokens.position[at], tokens.task[at], labels)
-        return MaskedBatch(ids, first, length, *targets, per_task, self.special["pad"])
+        return MaskedBatch(ids, first, length, *targets, per_task, self.special["pad"], self.concepts_of_names(rows))
+
+    def concepts_of_names(self, rows):
+        """(k, 2) int64: the number of a name of synonym alignment among those of a batch, and a concept it names."""
+        rows = rows[self.task[rows] == SA]
+        n = self.cui_offsets[rows + 1] - self.cui_offsets[rows]
+        cuis = self.cuis[concat_ranges(self.cui_offsets[rows], n)]
+        return np.stack([np.repeat(np.arange(len(rows)), n), cuis], axis=1)
 
     def window_documents(self, rows, key):
         """(first stored token, tokens with [CLS] and [SEP]) of each example.
@@ -813,7 +920,10 @@ class MaskedBatch(NamedTuple):
     """An effective batch after masking, flat: example i is ids[start[i] : start[i] + length[i]].
 
     There is one entry for each target, in the order of the examples: target_example, target_position in the sequence,
-    target_task, and label (the token id, the relation class, or true/false). targets_per_task: (tasks,).
+    target_task, and label (the token id, the relation class, true/false, or the number of a name). targets_per_task:
+    (tasks,). concepts_of_names: as PretrainingDataset has them.
+
+    A pair of names is two examples here, as each is a sequence of its own.
     """
 
     ids: np.ndarray
@@ -825,6 +935,18 @@ class MaskedBatch(NamedTuple):
     label: np.ndarray
     targets_per_task: np.ndarray
     pad: int
+    concepts_of_names: np.ndarray
+
+    def select(self, examples):
+        """The batch of some of its examples (a mask), which are numbered again."""
+        kept = examples[self.target_example]
+        number = np.cumsum(examples) - 1
+        targets = (x[kept] for x in (self.target_position, self.target_task, self.label))
+        return self._replace(
+            start=self.start[examples], length=self.length[examples],
+            target_example=number[self.target_example[kept]],
+            **dict(zip(("target_position", "target_task", "label"), targets)),
+        )  # fmt: skip
 
 
 class EpochSampler:
@@ -1072,7 +1194,7 @@ def report_counts(log, lang, counts, sizes, n_short):
         note = f" ({n:,} documents of less than {MIN_DOCUMENT} tokens left out)" if n else ""
         log(f"{lang} {split}: {sum(counts[split].values()):,} examples{note}")
         for task, wanted in sizes[split].items():
-            if (n := counts[split][TASKS[task].name]) < wanted:
+            if (n := counts[split].get(TASKS[task].name, 0)) < wanted:
                 title = TASKS[task].title
                 log(f"{lang} {split}: only {n:,} of the {wanted:,} requested {title} examples are available")
 
@@ -1099,24 +1221,25 @@ def make_manifest(s, name, langs, tokenizer, umls_folder, counts):
 
 def show(s):
     """Prints the tables of a data set again, and examples of each task as the model sees them."""
-    dataset = PretrainingDataset(s.dataset, "train")
+    dataset = PretrainingDataset(s.dataset, "train", TASK_NAMES)
     tokenizer = Tokenizer.from_buffer(read_tokenizer(s.dataset))
     print_dataset_tables(dataset.manifest, TASKS)
     rng = np.random.default_rng(0)
     for index, task in enumerate(TASKS):
-        rows = np.flatnonzero(dataset.task == index)
+        rows = dataset.rows[dataset.task[dataset.rows] == index]
         of_kind = [rows[dataset.kind[rows] == kind] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
         n_shown = [1, 1, 1] if index == TC else [3, 0, 0]
         rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(of_kind, n_shown)])
         batch = dataset.masked_batch(rows, np.zeros(len(rows), np.int64), 0, configs.Train.mlm_probability)
-        print(task.title)
-        for i, row in enumerate(rows):
+        if len(rows):
+            print(task.title)
+        for i, row in enumerate(np.repeat(rows, task.rows)):
             ids = batch.ids[batch.start[i] : batch.start[i] + batch.length[i]].tolist()
             answer = describe_targets(index, batch.label[batch.target_example == i], dataset.kind[row], tokenizer)
             for line in (tokenizer.decode(ids, skip_special_tokens=False), f"-> {answer}"):
                 line = line[:600] + " ..." if len(line) > 600 else line
                 print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
-        print()
+        print(end="\n" if len(rows) else "")
 
 
 def describe_targets(task, labels, kind, tokenizer):
@@ -1127,6 +1250,8 @@ def describe_targets(task, labels, kind, tokenizer):
         return " ".join(RELATIONS[k] for k in labels)
     if task == EP:
         return tokenizer.decode(labels.tolist())
+    if task == SA:
+        return f"near name {labels[0] ^ 1}, far from the other names of the batch"
     return " | ".join(tokenizer.decode([k]) for k in labels.tolist())
 
 

@@ -37,7 +37,7 @@ import configs
 import data
 import model as models
 from configs import UserError
-from data import TASK_NAMES, TASKS
+from data import PAPER_TASKS, TASK_NAMES, TASKS
 from support import checkpoints, hardware, reports, retrieval, runs, tokenizers
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
@@ -60,7 +60,7 @@ MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letter
 
 
 def alphas(n):
-    """Weights of EP, LP and TC: alpha_i = sum_{j != i} n_j / (2 sum_k n_k), n_k examples of each task.
+    """Weights of the tasks after MLM: alpha_i = sum_{j != i} n_j / (2 sum_k n_k), n_k examples of each task.
 
     The more examples a task has, the less each counts. The paper's sums run from 0 to 3 but speak of "each UMLS-based
     task": over those three alone the alphas sum to 1, the weight of MLM, as "the same weighting" asks. The 2 is the
@@ -73,12 +73,13 @@ def alphas(n):
 
 
 def coefficients(s, manifest):
-    """(tasks,) float32: the coefficients of equation (2), 1 for MLM and the alphas."""
-    counts = [c["train"] for c in manifest["counts"].values()]
-    n = [sum(c[name] for c in counts) if name in s.tasks else 0 for name in TASK_NAMES[1:]]
+    """(tasks,) float32: the coefficients of equation (2), 1 for MLM and the alphas; 0 for a task that is left out."""
+    counts, after_mlm = [c["train"] for c in manifest["counts"].values()], [x for x in s.tasks if x != "mlm"]
+    n = [sum(c.get(name, 0) for c in counts) for name in after_mlm]
     if s.alphas and len(s.alphas) != len(n):
-        raise UserError(f"alphas = {s.alphas}: there must be {len(n)}, for {', '.join(TASK_NAMES[1:]).upper()}")
-    return torch.tensor([1.0, *(s.alphas or alphas(n))])
+        raise UserError(f"alphas = {s.alphas}: there must be {len(n)}, for {', '.join(after_mlm).upper()}")
+    weights = dict(zip(after_mlm, s.alphas or alphas(n))) | {"mlm": 1.0}
+    return torch.tensor([weights.get(name, 0.0) for name in TASK_NAMES])
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -149,8 +150,12 @@ class Batches:
         return data.packed_rows(batch, self.micro_tokens, row_length, *share)
 
     def lay_out(self, batch):
-        pin = self.ranks.device.type == "cuda"
-        return [tensors(micro, pin) for micro in self.micro_batches(batch)]
+        """Arguments of KGIBert.forward. Names to be aligned have micro-batches of their own, for align_names."""
+        pin, parts = self.ranks.device.type == "cuda", [batch]
+        if len(batch.concepts_of_names):
+            is_name = np.isin(np.arange(len(batch.length)), batch.target_example[batch.target_task == data.SA])
+            parts = [batch.select(examples) for examples in (is_name, ~is_name) if examples.any()]
+        return [tensors(micro, pin) for part in parts for micro in self.micro_batches(part)]
 
 
 def tensors(micro, pin):
@@ -234,7 +239,7 @@ def set_up(s):
     folder = find_data(s.data, s.init, data.NEW_TOKENS)
     if not set(s.tasks) <= set(TASK_NAMES):
         raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
-    s.tasks = [name for name in TASK_NAMES if name in (s.tasks or TASK_NAMES)]
+    s.tasks = [name for name in TASK_NAMES if name in (s.tasks or PAPER_TASKS)]
     if s.time_budget and s.steps:
         raise UserError(
             f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
@@ -368,7 +373,7 @@ def training_loop(run):
         micro_batches, batch = run.batches.get(state.step)
 
         # Forward and backward: equation (2), summed over micro-batches and ranks.
-        sums = forward_backward(run, micro_batches, batch.targets_per_task)
+        sums = forward_backward(run, micro_batches, batch)
 
         # Update: AdamW at the learning rate of the triangle.
         lr = learning_rate(state.step, state.steps, warmup_steps(s, state.steps), s.lr)
@@ -392,32 +397,100 @@ def training_loop(run):
     bar.close()
 
 
-def forward_backward(run, micro_batches, targets_per_task):
+def forward_backward(run, micro_batches, batch):
     """Gradients of equation (2) on one effective batch: L = L_MLM + a1 L_EP + a2 L_LP + a3 L_TC.
 
     The paper does not say over what it averages. Here the loss of a task is the sum over its targets, divided by their
     number in the whole effective batch. So a long sequence counts more than a short one, and it does not matter how the
     batch was cut into micro-batches and dealt to the ranks.
 
-    Args: targets_per_task: (tasks,) of the effective batch.
+    Args: micro_batches: of this rank. batch: the whole MaskedBatch.
     Returns: (tasks, 2) float32, of this rank: summed loss and correct predictions.
     """
-    s, ranks, step = run.s, run.ranks, run.state.step
+    ranks = run.ranks
     # DDP averages over the ranks; times world makes it the sum.
-    scale = run.coefficients * ranks.world / torch.from_numpy(targets_per_task).clamp(min=1)
+    scale = run.coefficients * ranks.world / torch.from_numpy(batch.targets_per_task).clamp(min=1)
     scale = scale.to(ranks.device, torch.float32)
     sums = torch.zeros(len(TASKS), 2, device=ranks.device)
+    name_gradient = None
+    if len(batch.concepts_of_names):
+        name_gradient, sums[data.SA] = align_names(run, micro_batches, batch)
     for i, micro_batch in enumerate(micro_batches):
-        torch.manual_seed(int(splitmix64(s.seed, step, i, ranks.rank)) >> 1)
+        seed_dropout(run, i)
         is_last = i == len(micro_batches) - 1
         exchange = nullcontext() if ranks.world == 1 or is_last else run.ddp.no_sync()
         with exchange:
             with hardware.autocast(ranks.device, ranks.dtype):
-                loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device))
+                loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device), name_gradient)
             loss = (loss_and_correct[:, 0] * scale).sum()
             run.scaler.scale(loss).backward()
-        sums += loss_and_correct.detach()
+        sums += without_alignment(loss_and_correct.detach())
     return sums
+
+
+def seed_dropout(run, i):
+    """Before micro-batch i: its dropout is a function of (seed, step, micro-batch, rank)."""
+    torch.manual_seed(int(splitmix64(run.s.seed, run.state.step, i, run.ranks.rank)) >> 1)
+
+
+def without_alignment(loss_and_correct):
+    """The results of KGIBert.forward without those of synonym alignment, which are not its loss."""
+    loss_and_correct[data.SA] = 0
+    return loss_and_correct
+
+
+def align_names(run, micro_batches, batch):
+    """Synonym alignment over an effective batch: the gradient of its loss at the vector of each name.
+
+    This is beyond the paper; SapBERT trains on such pairs. The loss needs the vectors of all names of the effective
+    batch, while memory holds one micro-batch. So the names are embedded twice: here, where only their vectors are kept,
+    and in forward_backward, where the gradient at the vectors goes on into the encoder ("gradient caching", Gao et al.
+    2021). Both passes have the same dropout. Neither micro-batches nor ranks change the result.
+
+    Returns: ((names, dim) float32, (2,): summed loss and correct predictions of the names of this rank).
+    """
+    ranks, n_names = run.ranks, batch.targets_per_task[data.SA]
+    vectors = torch.zeros(n_names, run.model.encoder.config.dim, device=ranks.device)
+    is_mine = torch.zeros(n_names, dtype=torch.bool, device=ranks.device)
+    for i, micro_batch in enumerate(micro_batches):
+        *_, targets_per_task, _ = micro_batch
+        if not targets_per_task[data.SA][1]:
+            continue
+        seed_dropout(run, i)
+        ids, mask, target_index, label, _, position = to_device(micro_batch, ranks.device)
+        # With gradients on, though they are not used: the same kernels and dropout as in the second pass.
+        with hardware.autocast(ranks.device, ranks.dtype):
+            found = run.model.logits(ids, mask, target_index, targets_per_task, position)[data.SA]
+        vectors[label], is_mine[label] = found.detach(), True
+    vectors = ranks.sum_tensor(vectors).requires_grad_()
+    with torch.enable_grad():
+        loss, correct = alignment_loss(vectors, batch.concepts_of_names, run.s.temperature)
+        (gradient,) = torch.autograd.grad(loss.sum(), vectors)
+    mine = torch.stack([loss.detach()[is_mine].sum(), correct[is_mine].sum()])
+    return gradient, mine
+
+
+def alignment_loss(vectors, concepts_of_names, temperature):
+    """Symmetric contrastive cross-entropy: each name has to find its partner among the partners of all pairs.
+
+    A candidate that shares a concept with the name, but is not its partner, is a synonym too. It is left out.
+
+    Args: vectors: (2n, dim) of length 1; rows 2k and 2k + 1 are a pair. concepts_of_names: as in data.MaskedBatch.
+    Returns: ((2n,) cross-entropy of each name, (2n,) whether its partner is the nearest).
+    """
+    n = len(vectors) // 2
+    name, concept = torch.from_numpy(concepts_of_names.T.copy())
+    share_a_concept = torch.zeros(2 * n, 2 * n, dtype=torch.bool)
+    share_a_concept[retrieval.pairs_within(name, concept)] = True
+    share_a_concept = share_a_concept.to(vectors.device)
+    partner, loss, correct = torch.arange(n, device=vectors.device), [], []
+    for anchor, candidate in ((0, 1), (1, 0)):
+        scores = vectors[anchor::2] @ vectors[candidate::2].T / temperature
+        is_synonym = share_a_concept[anchor::2, candidate::2].clone().fill_diagonal_(False)
+        scores = scores.masked_fill(is_synonym, float("-inf"))
+        loss.append(F.cross_entropy(scores, partner, reduction="none"))
+        correct.append((scores.argmax(-1) == partner).float())
+    return torch.stack(loss, dim=1).flatten(), torch.stack(correct, dim=1).flatten()
 
 
 def update(run, lr):
@@ -492,9 +565,12 @@ def validate(run, rows=None):
     for some in progress("validation", batches) if run.ranks.is_first else batches:
         batch = run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH))
         counts += batch.targets_per_task
-        for micro_batch in run.batches.lay_out(batch):
+        micro_batches = run.batches.lay_out(batch)
+        if len(batch.concepts_of_names):
+            sums[data.SA] += align_names(run, micro_batches, batch)[1]
+        for micro_batch in micro_batches:
             with hardware.autocast(run.ranks.device, run.ranks.dtype):
-                sums += run.model(*to_device(micro_batch, run.ranks.device))
+                sums += without_alignment(run.model(*to_device(micro_batch, run.ranks.device)))
     run.model.train()
     sums = run.ranks.all_reduce_sum(sums.flatten().tolist())
     return summarise(run, np.column_stack([np.reshape(sums, (len(TASKS), 2)), counts]))
@@ -551,7 +627,7 @@ def fix_bucket_order(run):
     """
     rows = run.train.rows[: run.ranks.world]
     batch = run.batches.mask(run.train, rows, np.zeros(len(rows), np.int64))
-    forward_backward(run, run.batches.lay_out(batch)[:1], batch.targets_per_task)
+    forward_backward(run, run.batches.lay_out(batch)[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
 
 
@@ -611,7 +687,7 @@ def time_steps(run, seconds_of, at_least, at_most):
 
     def step():
         micro_batches, batch = run.batches.get(run.state.step)
-        sums = forward_backward(run, micro_batches, batch.targets_per_task)
+        sums = forward_backward(run, micro_batches, batch)
         run.state.step += 1
         update(run, lr=0.0)
         collect(run, sums, micro_batches, batch)

@@ -145,12 +145,12 @@ class Encoder(nn.Module):
 
 
 class KGIBert(nn.Module):
-    """The encoder with the heads of the four tasks (section 3.1).
+    """The encoder with the heads of the four tasks (section 3.1), and of synonym alignment.
 
     mlm_head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as output matrix.
     relation_head (link prediction): six classes at each [HREL], a head of its own. (The other reading of section 3.1,
     the vocabulary head over six relation tokens, would be tied to their embeddings.) triple_head: false or true at
-    [CLS].
+    [CLS]. alignment_head (beyond the paper): the vector at [CLS], of length 1, without weights of its own.
     """
 
     def __init__(self, c):
@@ -170,8 +170,15 @@ class KGIBert(nn.Module):
         x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))
         return F.linear(x, self.encoder.word.weight, self.mlm_bias)
 
+    def alignment_head(self, x):
+        """(k, dim) -> (k, dim) float32 of length 1: their products are cosines."""
+        return F.normalize(x.float(), dim=-1)
+
     def logits(self, ids, mask, target_index, targets_per_task, position=None):
-        """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward."""
+        """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward.
+
+        Of synonym alignment, these are the vectors (targets, dim).
+        """
         hidden = self.encoder(ids, mask, position).flatten(0, 1).index_select(0, target_index)
         scores = []
         for head, tasks in groupby(targets_per_task, key=lambda task: task[0]):  # tasks that share a head, at once
@@ -180,7 +187,7 @@ class KGIBert(nn.Module):
             scores += getattr(self, head)(mine).split(sizes)
         return scores
 
-    def forward(self, ids, mask, target_index, label, targets_per_task, position=None):
+    def forward(self, ids, mask, target_index, label, targets_per_task, position=None, name_gradient=None):
         """Summed cross-entropy and number of correct predictions of each task, over the targets only.
 
         "Each training example is augmented with an indicator label that tells the model which loss function to apply":
@@ -191,11 +198,18 @@ class KGIBert(nn.Module):
                 class.
             targets_per_task: [(name of the head, number of targets)] of every task. Every head takes part even with
                 none, so that all ranks of a distributed run have the same gradients to exchange.
+            name_gradient: (names, dim) of the loss of synonym alignment at the vector of each name of the effective
+                batch, as kgi.align_names gives it. The loss returned for that task is no loss, but has its gradient.
 
         Returns: (tasks, 2) float32.
         """
-        out, sizes = [], [n for _, n in targets_per_task]
-        for scores, gold in zip(self.logits(ids, mask, target_index, targets_per_task, position), label.split(sizes)):
+        out, heads, sizes = [], [head for head, _ in targets_per_task], [n for _, n in targets_per_task]
+        scores_per_task = self.logits(ids, mask, target_index, targets_per_task, position)
+        for head, scores, gold in zip(heads, scores_per_task, label.split(sizes)):
+            if head == "alignment_head":
+                loss = scores.sum() * 0 if name_gradient is None else (scores * name_gradient[gold]).sum()
+                out += [loss, torch.zeros_like(loss)]
+                continue
             scores = scores.float()
             loss = F.cross_entropy(scores, gold, reduction="sum")
             correct = (scores.argmax(-1) == gold).sum()

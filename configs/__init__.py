@@ -67,6 +67,7 @@ class Data:
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)
     ep_examples: int = setting(100_000, "entity-prediction examples a language (Table 1)", "sizes", most=10**9)
     lp_paths: int = setting(100_000, "link-prediction paths a language (Table 1)", "sizes", most=2 * 10**6)
+    sa_pairs: int = setting(0, "pairs of synonyms a language, for synonym alignment", "sizes", most=10**9)
     valid_fraction: float = setting(
         0.05, "share of concept pairs and documents held out for validation", "sizes", least=1e-6, most=0.5
     )
@@ -105,8 +106,15 @@ class Train:
     dim: int = setting(768, "hidden size", "encoder", least=1, most=2**14)
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
-    tasks: list[str] = setting([], "tasks to train (Table 6 leaves one out); default: mlm ep lp tc", "objective")
-    alphas: list[float] = setting([], "weights of EP, LP, TC in equation (2); default: as in section 4.1", "objective")
+    tasks: list[str] = setting(
+        [], "tasks to train (Table 6 leaves one out; sa is synonym alignment); default: mlm ep lp tc", "objective"
+    )
+    alphas: list[float] = setting(
+        [], "weights in equation (2) of the tasks after MLM; default: as in section 4.1", "objective"
+    )
+    temperature: float = setting(
+        0.05, "of the softmax over the names of a batch, for synonym alignment", "objective", least=1e-3
+    )
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
     epochs: float = setting(64.0, "passes over the training examples", "schedule", least=1e-6)
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0", "schedule")

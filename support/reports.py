@@ -22,6 +22,7 @@ def print_dataset_tables(manifest, tasks):
             row("", [words[line] if line < len(words) else "" for words in map(str.split, titles)])
 
     counts = manifest["counts"]
+    tasks = [task for task in tasks if all(task.name in c["train"] for c in counts.values())]
     titles = [task.title.removesuffix(" modelling").replace("classification", "classif.") for task in tasks]
     table_1 = {
         lang: [*(c["train"][task.name] for task in tasks), sum(c["train"].values()), c["megabytes"]]
@@ -86,9 +87,9 @@ def draw_curves(runs, out, tasks):
 
     Args: runs: run folders. out: the picture, "" for the default. tasks: data.TASKS. Returns: the path of the picture.
     """
-    axes = blank_figure((16, 7)).subplots(2, len(tasks), sharex=True)
-    for k, run in enumerate(runs):
-        path, color = run / "metrics.jsonl", f"C{k}"
+    records_of = {}
+    for run in runs:
+        path = run / "metrics.jsonl"
         if not path.is_file():
             raise UserError(f"{path} not found; is {run} a run folder?")
         records, n_damaged = read_metrics(path)
@@ -96,6 +97,12 @@ def draw_curves(runs, out, tasks):
             print(f"{path}: {n_damaged:,} damaged lines are left out")
         if not any("valid" in r for r in records):
             raise UserError(f"{path}: no validation in it yet")
+        records_of[run] = records
+    found = {key for records in records_of.values() for r in records for key in (*r, *r.get("valid", ()))}
+    tasks = [task for task in tasks if f"{task.name}_loss" in found]
+    axes = blank_figure((16, 7)).subplots(2, len(tasks), sharex=True, squeeze=False)
+    for k, (run, records) in enumerate(records_of.items()):
+        color = f"C{k}"
         for row, what in zip(axes, ("loss", "accuracy")):
             for ax, task in zip(row, tasks):
                 key = f"{task.name}_{what}"

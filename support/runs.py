@@ -43,6 +43,12 @@ class Ranks:
             dist.all_reduce(total)
         return total.tolist()
 
+    def sum_tensor(self, tensor):
+        """A tensor, summed over all ranks in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def mean(self, number):
         """The mean of a number over all ranks, so that they agree on it."""
         return self.all_reduce_sum([number])[0] / self.world

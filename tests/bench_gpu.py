@@ -82,7 +82,7 @@ def train_steps(run, n):
     losses = []
     for _ in range(n):
         micro_batches, batch = run.batches.get(run.state.step)
-        sums = kgi.forward_backward(run, micro_batches, batch.targets_per_task)
+        sums = kgi.forward_backward(run, micro_batches, batch)
         lr = kgi.learning_rate(run.state.step, run.state.steps, kgi.warmup_steps(run.s, run.state.steps), run.s.lr)
         run.state.step += 1
         kgi.update(run, lr)

@@ -48,7 +48,7 @@ def main(folder):
     lines = Path(folder, "kgi-fr", "metrics.jsonl").read_text().splitlines()
     valid = [r["valid"] for r in map(json.loads, lines) if "valid" in r]
     print(f"\n{'held-out pairs and documents':<36} {'majority baseline':>17} {'before':>15} {'after':>15}")
-    for task in data.TASKS:
+    for task in (task for task in data.TASKS if task.in_paper):
         before, after = (100 * v[f"{task.name}_accuracy"] for v in (valid[0], valid[-1]))
         print(f"{task.title + ', accuracy':<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
     print(f"\n{'one-shot NER, F1':<36} {'constant baseline':>17} {'untrained':>15} {'pre-trained':>15}")

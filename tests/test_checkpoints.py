@@ -523,7 +523,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     assert moved == before.keys() and torch.equal(model.encoder.token_types, old.encoder.token_types)
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in state.items())
     a, b = (json.loads((d / "config.json").read_text()) for d in (start, out))
-    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.TASK_NAMES)} == b
+    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.PAPER_TASKS)} == b
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
     wordpiece = family in ("bert", "distilbert")
     assert tokenizer["model_max_length"] == 70 and tokenizer["pad_token"] == ("[PAD]" if wordpiece else "<pad>")

@@ -1,0 +1,232 @@
+"""Synonym alignment, the fifth task: its pairs and their split, its loss against a loop, layouts, ranks and resume."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+import configs
+import data
+import kgi
+from support import umls
+from tests.conftest import build, command, graph_of
+from tests.training import args, lines, one_step, same_weights, set_up, train, weights
+
+ALL = list(data.TASK_NAMES)
+
+
+@pytest.fixture(scope="module")
+def aligned(release, tmp_path_factory):
+    return build(release, tmp_path_factory.mktemp("aligned") / "en", sa_pairs=300)
+
+
+def pairs_of(folder, split):
+    """[(concept of the pair, token ids of both names, the concepts of each name)]."""
+    e = data.PretrainingDataset(folder, split, ["sa"])
+    cuis = [e.cuis[a:b].tolist() for a, b in zip(e.cui_offsets, e.cui_offsets[1:])]
+    ids = [e.ids[a:b].tolist() for a, b in zip(e.offsets, e.offsets[1:])]
+    return [(set(cuis[i]) & set(cuis[i + 1]), (ids[i], ids[i + 1]), (cuis[i], cuis[i + 1])) for i in e.rows]
+
+
+def test_pairs_are_names_of_one_concept(aligned, release):
+    """And all concepts that a name names stand with it."""
+    from tokenizers import Tokenizer
+
+    g = graph_of(release, kept=configs.SEMANTIC_TYPES)
+    tokenizer = Tokenizer.from_file(str(aligned / "tokenizer.json"))
+    strings = g.terms.to_pylist()
+    named, spelled = {}, {}
+    for c, (a, b) in enumerate(zip(g.first_term, g.first_term[1:])):
+        for string in strings[a:b]:
+            named.setdefault(string.lower(), set()).add(int(g.cui[c]))
+    for string, concepts in named.items():
+        key = tuple(tokenizer.encode(" " + string, add_special_tokens=False).ids)
+        spelled.setdefault(key, set()).update(concepts)
+    found = [pair for split in data.SPLITS for pair in pairs_of(aligned, split)]
+    assert len(found) > 200
+    as_lower = {
+        tuple(tokenizer.encode(" " + s, add_special_tokens=False).ids): s.lower() for s in strings
+    }  # the tokenizer keeps upper case
+    for shared, (one, two), (first, second) in found:
+        assert shared and one != two
+        for ids, concepts in ((one, first), (two, second)):
+            assert set(concepts) == named[as_lower[tuple(ids[1:-1])]]
+
+
+def test_no_name_of_a_held_out_concept_is_in_training(aligned, release):
+    g = graph_of(release, kept=configs.SEMANTIC_TYPES)
+    held_out = set(g.cui[data.in_validation(g.cui, g.cui, 0, 0.1)].tolist())
+    for split in data.SPLITS:
+        concepts = {c for _, _, names in pairs_of(aligned, split) for name in names for c in name}
+        assert concepts <= held_out if split == "valid" else not concepts & held_out
+    names = [{ids for _, pair, _ in pairs_of(aligned, s) for ids in map(tuple, pair)} for s in data.SPLITS]
+    assert names[0] and names[1] and not names[0] & names[1]
+
+
+def test_pairs_are_stratified_by_semantic_group(release):
+    """Where there are enough of them, in the shares that the relations have."""
+    g = graph_of(release, kept=configs.SEMANTIC_TYPES)
+    sample = data.sample_synonym_alignment(np.random.default_rng(0), g, 60, lambda h, t: np.ones(len(h), bool))
+    assert len({tuple(pair) for pair in sample.names.tolist()}) == len(sample.concept) == 60
+    assert all(
+        g.first_term[c] <= t < g.first_term[c + 1] for c, pair in zip(sample.concept, sample.names) for t in pair
+    )
+    n = len(g.groups)
+    share = np.bincount(g.group[g.h], minlength=n) + np.bincount(g.group[g.t], minlength=n)
+    share = share * np.isin(np.arange(n), g.group[np.diff(g.first_term) > 1])  # a group without synonyms has no pair
+    share = share / share.sum()
+    found = np.bincount(g.group[sample.concept], minlength=n) / 60
+    assert np.abs(found - share).max() <= 1 / 60
+
+
+def test_names_that_are_ambiguous_or_equal():
+    """A string that also names a held-out concept is in no pair, and neither are names that differ by case alone."""
+    terms = [["Fever", "fever", "pyrexia"], ["cold", "COMMON COLD"], ["chill", "Cold", "rigor"], ["flu", "grippe"]]
+    first = np.cumsum([0] + [len(names) for names in terms])
+    keys = umls.triple_key(np.array([0, 1, 2]), np.array([0, 0, 0]), np.array([1, 2, 3]))
+    g = data.Graph("en", np.arange(4), np.zeros(4, np.int8), ["DISO"], first, pa.array(sum(terms, [])), keys)
+
+    def pairs(held_out, split):
+        in_split = lambda h, _: np.isin(h, held_out) == (split == "valid")  # noqa: E731
+        sample = data.sample_synonym_alignment(np.random.default_rng(0), g, 100, in_split)
+        named = np.split(sample.named, np.cumsum(sample.n_named)[:-1])
+        strings = [tuple(g.terms[i].as_py() for i in pair) for pair in sample.names.tolist()]
+        return sorted(strings), [sorted(x.tolist()) for x in named]
+
+    everything = [
+        ("Cold", "rigor"),
+        ("Fever", "pyrexia"),
+        ("chill", "Cold"),
+        ("chill", "rigor"),
+        ("cold", "COMMON COLD"),
+    ]
+    strings, named = pairs([], "train")
+    assert strings == sorted([*everything, ("fever", "pyrexia"), ("flu", "grippe")])
+    assert named.count([1, 2]) == 3  # "cold" and twice "Cold"
+    strings, _ = pairs([1], "train")
+    assert strings == sorted([("Fever", "pyrexia"), ("chill", "rigor"), ("fever", "pyrexia"), ("flu", "grippe")])
+    assert pairs([1], "valid") == ([], [[]]) and pairs([3], "valid")[0] == [("flu", "grippe")]
+
+
+def test_all_pairs_of_names():
+    a, b = data.pairs_of_names(np.array([0, 1, 4, 4, 6, 30]))
+    expected = {(1, 2), (1, 3), (2, 3), (4, 5)} | {(6 + i, 6 + j) for j in range(10) for i in range(j)}
+    assert set(zip(a.tolist(), b.tolist())) == expected and len(a) == len(expected)
+
+
+def test_data_sets_without_pairs_are_those_of_before(dataset, aligned):
+    """The other tasks have the same examples, and the manifest says nothing of the fifth."""
+    one, two = (data.PretrainingDataset(x, "train") for x in (dataset, aligned))
+    assert "sa" not in one.manifest["counts"]["en"]["train"] and two.manifest["counts"]["en"]["train"]["sa"] > 200
+    assert len(one) == len(two)
+    for a, b in zip(one.rows, two.rows):
+        one_cuis, two_cuis = (e.cuis[e.cui_offsets[i] : e.cui_offsets[i + 1]].tolist() for e, i in ((one, a), (two, b)))
+        assert one.task[a] == two.task[b] and one_cuis == two_cuis
+
+
+def plain_loss(vectors, concepts_of_names, temperature):
+    """A loop over names: cross-entropy of the partner among the partners of all pairs, without further synonyms."""
+    concepts = [{c for i, c in concepts_of_names.tolist() if i == name} for name in range(len(vectors))]
+    losses = []
+    for i, v in enumerate(vectors):
+        candidates = [j for j in range(1 - i % 2, len(vectors), 2) if j == i ^ 1 or not concepts[i] & concepts[j]]
+        scores = torch.stack([v @ vectors[j] / temperature for j in candidates])
+        losses.append(F.cross_entropy(scores, torch.tensor(candidates.index(i ^ 1))))
+    return torch.stack(losses)
+
+
+def test_the_loss_against_a_loop():
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(24, 5), dim=1)
+    # Pairs 0 and 3 are of concept 0; name 5 also names concept 4.
+    concepts = np.array([[2 * k + side, 0 if k == 3 else k] for k in range(12) for side in (0, 1)] + [[5, 4]])
+    loss, correct = kgi.alignment_loss(vectors, concepts, 0.1)
+    torch.testing.assert_close(loss, plain_loss(vectors, concepts, 0.1))
+    every_name_its_own = np.array([[i, i // 2] for i in range(24)])
+    assert not torch.allclose(loss, kgi.alignment_loss(vectors, every_name_its_own, 0.1)[0])
+    twins = vectors[::2].repeat_interleave(2, dim=0)
+    assert kgi.alignment_loss(twins, every_name_its_own, 0.01)[1].all() and not correct.all()
+
+
+@pytest.mark.parametrize("layout, micro_tokens", [("rectangles", 0), ("rectangles", 64), ("packed", 128)])
+def test_a_step_is_that_of_the_whole_batch_at_once(aligned, tmp_path, layout, micro_tokens):
+    """Loss and gradients against one graph over all names, without a second pass; other tasks are beside it."""
+    run = set_up(
+        aligned, tmp_path, tasks=ALL, batch_size=120, clip=0.0, layout=layout, micro_tokens=micro_tokens, alphas=[]
+    )
+    micro_batches, batch = run.batches.get(0)
+    sums = kgi.forward_backward(run, micro_batches, batch)
+    found = [p.grad.clone() for p in run.model.parameters()]
+    run.model.zero_grad()
+    names = np.flatnonzero(np.isin(np.arange(len(batch.length)), batch.target_example[batch.target_task == data.SA]))
+    vectors = torch.stack(
+        [
+            run.model.encoder(torch.from_numpy(batch.ids[a : a + n])[None])[0, 0]
+            for a, n in zip(batch.start[names], batch.length[names])
+        ]
+    )
+    vectors = F.normalize(vectors, dim=1)
+    loss = plain_loss(vectors, batch.concepts_of_names, run.s.temperature)
+    assert len(loss) == batch.targets_per_task[data.SA] > 10
+    assert sums[data.SA, 0].item() == pytest.approx(loss.sum().item(), rel=1e-5)
+    others = set_up(aligned, tmp_path, tasks=ALL, batch_size=120, clip=0.0, alphas=[*run.coefficients[1:4].tolist(), 0])
+    others.model.load_state_dict(run.model.state_dict())
+    kgi.forward_backward(others, *others.batches.get(0))
+    (run.coefficients[data.SA] * loss.mean()).backward()
+    for p, q, gradient in zip(run.model.parameters(), others.model.parameters(), found):
+        expected = q.grad + (0 if p.grad is None else p.grad)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_both_passes_have_the_same_dropout(aligned, tmp_path, monkeypatch):
+    run, seen = set_up(aligned, tmp_path, tasks=["sa"], dropout=0.3, micro_tokens=200), []
+    logits = run.model.logits
+
+    def record(*arguments):
+        out = logits(*arguments)
+        seen.append(out[data.SA].detach())
+        return out
+
+    monkeypatch.setattr(run.model, "logits", record)
+    kgi.forward_backward(run, *run.batches.get(0))
+    first, second = torch.cat(seen[: len(seen) // 2]), torch.cat(seen[len(seen) // 2 :])
+    assert len(seen) > 2 and torch.equal(first, second)
+    once = torch.cat([x for x in seen[:1]])
+    kgi.forward_backward(run, *run.batches.get(1))
+    assert not torch.equal(once, seen[-1][: len(once)])
+
+
+def test_ranks_change_nothing(aligned, tmp_path):
+    train(aligned, tmp_path / "one", tasks=ALL, steps=3)
+    argv = args(aligned, tmp_path / "two", steps=3)
+    p = command("-m", "torch.distributed.run", "--nproc_per_node", 2, "kgi.py", *argv, "--tasks", *ALL)
+    assert p.returncode == 0, p.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
+    for x, y in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        x, y = x.get("valid", x), y.get("valid", y)
+        assert x["sa_loss"] == pytest.approx(y["sa_loss"], rel=1e-4) and 0 <= x["sa_accuracy"] <= 1
+
+
+def test_resume_is_exact(aligned, tmp_path):
+    more = {"tasks": ALL, "dropout": 0.1, "steps": 4}
+    train(aligned, tmp_path / "straight", **more)
+    run = set_up(aligned, tmp_path / "stopped", **more)
+    kgi.resume(run)
+    kgi.begin(run)
+    one_step(run)
+    train(aligned, tmp_path / "stopped", **more)
+    assert same_weights(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_it_is_learnt_and_off_by_default(aligned, tmp_path):
+    train(aligned, tmp_path / "sa", tasks=["sa"], steps=40, lr=3e-3, valid_every=40)
+    first, last = (r["valid"] for r in lines(tmp_path / "sa") if "valid" in r)
+    assert set(first) == {"loss", "sa_loss", "sa_accuracy"}
+    assert last["sa_accuracy"] > first["sa_accuracy"] + 0.1 and last["sa_loss"] < 0.8 * first["sa_loss"]
+    run = set_up(aligned, tmp_path / "default")
+    assert run.s.tasks == list(data.PAPER_TASKS) and data.SA not in run.train.task[run.train.rows]
+    with pytest.raises(configs.UserError, match="there must be 4, for EP, LP, TC, SA"):
+        set_up(aligned, tmp_path, tasks=ALL, alphas=[1.0, 1.0, 1.0])
