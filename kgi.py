@@ -972,12 +972,16 @@ def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
         print(f"  not a model of the tokens of {folder}: synonyms alone")
     record["synonyms"] = {}
     for lang in read_manifest(folder)["languages"]:
-        _, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
+        tables, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
+        cui, build = tables.cui[concept], read_manifest(folder)["settings"]
+        held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
         for pooling in configs.POOLINGS:
             vectors[pooling] = models.embed_terms(model.encoder, tokenizer, strings, pooling, dtype)
-        metrics = {how: retrieval.retrieval_metrics(x, term, concept) for how, x in vectors.items()}
-        record["synonyms"][lang] = metrics | {"terms": len(strings)}
+        record["synonyms"][lang] = {"terms": len(strings)}
+        for how, x in vectors.items():
+            metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
+            record["synonyms"][lang] |= dict(zip((how, f"{how}_held_out"), metrics))
     return record | {"scores": flat_scores(record)}
 
 
@@ -993,9 +997,10 @@ def flat_scores(record):
         if kind in record.get("tc", {}):
             out[f"tc_auc_{kind}"] = record["tc"][kind]["auc"]
     for suffix, how in (("", "mean"), ("_cls", "cls"), ("_spelling", "spelling")):
-        found = [x[how] for x in record["synonyms"].values() if x.get(how)]
-        for key in ("at_1", "at_5", "mrr") if found else ():
-            out[f"synonyms_{key}{suffix}"] = statistics.mean(x[key] for x in found)
+        for queries in ("", "_held_out"):
+            found = [x[how + queries] for x in record["synonyms"].values() if x.get(how + queries)]
+            for key in ("at_1", "at_5", "mrr") if found else ():
+                out[f"synonyms_{key}{suffix}{queries}"] = statistics.mean(x[key] for x in found)
     return out
 
 

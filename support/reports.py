@@ -237,7 +237,7 @@ def print_evaluation(record, tasks, relations):
             print(f"  synonyms, {lang}: no concept has two of the {n:,} terms")
         for how, x in by_vectors.items():
             if how != "terms" and x:
-                what = "trigrams of letters" if how == "spelling" else how
+                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
                 print(
                     f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f}, "
                     f"at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"

@@ -49,16 +49,21 @@ def pairs_within(term, concept):
     return a, members[first.repeat_interleave(size) + position]
 
 
-def retrieval_metrics(vectors, term, concept):
-    """Synonym retrieval in per cent: accuracy at 1 and 5, mean reciprocal rank; {} if no concept has two terms.
+def retrieval_metrics(vectors, term, concept, held_out):
+    """Synonym retrieval: rank_metrics over all queries, and over those that name a held-out concept.
 
-    Args: vectors: as in synonym_ranks. term, concept: (pairs,) int arrays.
+    Args: vectors: as in synonym_ranks. term, concept: (pairs,) int arrays. held_out: (pairs,) bool.
     """
     queries, ranks = synonym_ranks(vectors, torch.from_numpy(term), torch.from_numpy(concept))
-    if not len(queries):
+    return rank_metrics(ranks), rank_metrics(ranks[torch.isin(queries, torch.from_numpy(term[held_out]))])
+
+
+def rank_metrics(ranks):
+    """In per cent: accuracy at 1 and 5, mean reciprocal rank; {} if there is none. ranks: (queries,), 1 is the best."""
+    if not len(ranks):
         return {}
     at_1, at_5 = (100 * (ranks <= k).double().mean().item() for k in (1, 5))
-    return {"at_1": at_1, "at_5": at_5, "mrr": 100 * (1 / ranks).mean().item(), "queries": len(queries)}
+    return {"at_1": at_1, "at_5": at_5, "mrr": 100 * (1 / ranks).mean().item(), "queries": len(ranks)}
 
 
 def trigram_vectors(strings):

@@ -21,6 +21,7 @@ KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores 
     "TC accuracy": "tc_accuracy", "AUC, corrupted entities": "tc_auc_corrupted_entities",
     "AUC, corrupted relation": "tc_auc_corrupted_relation", "synonyms at 1": "synonyms_at_1", "at 5": "synonyms_at_5",
     "MRR": "synonyms_mrr", "MRR, [CLS]": "synonyms_mrr_cls", "MRR, spelling": "synonyms_mrr_spelling",
+    "MRR, [CLS], held out": "synonyms_mrr_cls_held_out", "MRR, spelling, held out": "synonyms_mrr_spelling_held_out",
 }  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     run_command(kgi, "evaluate", run.out, other.out, "--data", dataset, "--device", "cpu")
     shown = capsys.readouterr().out
     assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
-    assert shown.count("synonyms, en") == 6 and "gold \\ predicted    PAR    CHD" in shown
+    assert shown.count("synonyms, en") == 12 and "gold \\ predicted    PAR    CHD" in shown
     record = json.loads(Path("results/kgi-s3/knowledge-en.json").read_text())
     assert record["synonyms"]["en"]["mean"]["queries"] > 100
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()

@@ -36,19 +36,22 @@ def test_terms_that_are_equally_near_share_the_mean_of_their_ranks():
     """An encoder for which all terms are one is not a good one."""
     term, concept = torch.arange(8), torch.arange(8) // 2
     assert retrieval.synonym_ranks(torch.ones(8, 3), term, concept)[1].tolist() == [4.0] * 8  # of 1 to 7
-    assert retrieval.retrieval_metrics(torch.ones(8, 3), term.numpy(), concept.numpy())["at_1"] == 0
+    assert retrieval.rank_metrics(torch.full((8,), 4.0))["at_1"] == 0
 
 
 def test_retrieval_metrics():
     vectors = torch.eye(6)[[0, 0, 1, 2, 3, 4]] + 0.1 * torch.eye(6)  # terms 0 and 1 alike; 4 and 5 apart
-    got = retrieval.retrieval_metrics(vectors, np.array([0, 1, 4, 5]), np.array([7, 7, 8, 8]))
-    assert got["at_1"] >= 50 and got["at_5"] == 100 and got["queries"] == 4 and 50 < got["mrr"] <= 100
-    assert retrieval.retrieval_metrics(vectors, np.array([0, 1]), np.array([7, 8])) == {}  # no concept has two terms
+    held_out = np.array([True, True, False, False])
+    got, of_held_out = retrieval.retrieval_metrics(vectors, np.array([0, 1, 4, 5]), np.array([7, 7, 8, 8]), held_out)
+    assert got["at_1"] >= 50 and got["at_5"] == 100 and got["queries"] == 4 and 50 < got["mrr"] < 100
+    assert of_held_out == {"at_1": 100, "at_5": 100, "mrr": 100, "queries": 2}
+    none = retrieval.retrieval_metrics(vectors, np.array([0, 1]), np.array([7, 8]), held_out[:2])
+    assert none == ({}, {})  # no concept has two terms
 
 
 def test_the_spelling_baseline_finds_terms_that_are_spelt_alike():
     vectors = retrieval.trigram_vectors(["hepatitis", "hepatitides", "fracture", "fractures", "x"])
-    metrics = retrieval.retrieval_metrics(vectors, np.arange(4), np.array([0, 0, 1, 1]))
+    metrics, _ = retrieval.retrieval_metrics(vectors, np.arange(4), np.array([0, 0, 1, 1]), np.ones(4, bool))
     assert vectors.shape == (5, 4096) and metrics["at_1"] == 100
 
 
