@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import NamedTuple
 
@@ -548,74 +549,85 @@ def random_walks(rng, graph, edges, first, length, max_relations):
 
 
 class NamePairs(NamedTuple):
-    """Sampled pairs of names of one concept: concept (n,), names (n, 2) as indices into graph.terms.
+    """Sampled pairs of names of one concept, in one language or two.
 
-    named, n_named: the concepts that each name names, one name after another, and how many they are. A string may name
-    several concepts, which are no negatives of each other.
+    concept: (n,) in the graph of the first name. names: (n, 2) as indices into the terms of the graph of each. cuis,
+    n_cuis: the concepts that each name names, one name after another, and how many they are. A string may name several
+    concepts, which are no negatives of each other.
     """
 
     concept: np.ndarray
     names: np.ndarray
-    named: np.ndarray
-    n_named: np.ndarray
-
-    def terms(self, graph):
-        """(n, 2) the strings of each pair, as indices into graph.terms."""
-        return self.names
+    cuis: np.ndarray
+    n_cuis: np.ndarray
 
     def edges(self):
         """(h, r, t): each pair as a synonym relation of its concept."""
         return self.concept, np.full(len(self.concept), SY), self.concept
 
-    def sequences(self, graph, names, max_tokens):
-        """[CLS] name [SEP] twice for each pair, one after the other. Returns: as Sequences, of 2n."""
-        name = names.find(self.names.ravel())
-        one = np.ones(len(name), np.int64)
-        start = np.stack([one * names.cls, names.start[name], one * names.sep], axis=1)
-        length = np.stack([one, np.minimum(names.length[name], max_tokens - 2), one], axis=1)
-        return Sequences(start, length, graph.cui[self.named], self.n_named, np.full(len(name), TRUE))
+    def sequences(self, first, second, max_tokens):
+        """[CLS] name [SEP] twice for each pair, one after the other.
+
+        Args: first, second: Names of both languages. Returns: (Sequences of 2n, ids of both, which they index).
+        """
+        a, b = first.find(self.names[:, 0]), second.find(self.names[:, 1])
+        start = np.stack([first.start[a], len(first.ids) + second.start[b]], axis=1).ravel()
+        length = np.minimum(np.stack([first.length[a], second.length[b]], axis=1).ravel(), max_tokens - 2)
+        one = np.ones(len(start), np.int64)
+        pieces = np.stack([one * first.cls, start, one * first.sep], axis=1), np.stack([one, length, one], axis=1)
+        return Sequences(*pieces, self.cuis, self.n_cuis, TRUE * one), np.concatenate([first.ids, second.ids])
 
 
-def sample_synonym_alignment(rng, graph, n, in_split):
-    """Pairs of names of one concept, stratified by its semantic group as concepts occur in the relations.
+def sample_synonym_alignment(graphs, split, n, s):
+    """Pairs of names of one concept, n in each language and n in each two languages, if there are so many.
 
-    The names are all strings of MRCONSO in the language, so that those of SY rows, which mostly join two atoms of one
-    concept, are among them. Concepts are held out whole: a string that names a concept of either split, upper and lower
-    case apart, is in no pair of the other. Two names that differ by case alone are no pair.
+    They are stratified by the semantic group of the concept, as concepts occur in the relations. The names are the
+    first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which mostly join two atoms of one concept, are
+    among them. Concepts are held out whole: a string that names a concept of either split, upper and lower case apart,
+    is in no pair of the other. Two names that differ by case alone are no pair.
 
-    Args: in_split(h, t): whether pairs of concepts are on this side of the split. Returns: up to n distinct NamePairs.
+    Args: graphs: of all languages. s: settings (seed, valid_fraction).
+    Returns: {(i, j): NamePairs} of the languages i <= j.
     """
-    concept = np.repeat(np.arange(len(graph.cui)), np.diff(graph.first_term))  # of each term
-    spelling = pc.utf8_lower(graph.terms).dictionary_encode().indices.to_numpy()
-    here = in_split(concept, concept)
+    concept = [np.repeat(np.arange(len(g.cui)), np.diff(g.first_term)) for g in graphs]  # of each term
+    lang = np.repeat(np.arange(len(graphs)), [len(c) for c in concept])
+    term = np.concatenate([np.arange(len(c)) for c in concept])
+    rank = term - np.concatenate([g.first_term[c] for g, c in zip(graphs, concept)])
+    cui, concept = np.concatenate([g.cui[c] for g, c in zip(graphs, concept)]), np.concatenate(concept)
+    strings = pa.chunked_array([g.terms for g in graphs]).combine_chunks()
+    spelling = pc.utf8_lower(strings).dictionary_encode().indices.to_numpy()
+    here = in_validation(cui, cui, s.seed, s.valid_fraction) == (split == "valid")
     named_elsewhere = np.zeros(spelling.max(initial=-1) + 1, bool)
     named_elsewhere[spelling[~here]] = True
-    a, b = pairs_of_names(graph.first_term)
-    usable = here & ~named_elsewhere[spelling]
-    kept = usable[a] & usable[b] & (spelling[a] != spelling[b])
-    a, b = a[kept], b[kept]
-    n_groups = len(graph.groups)
-    by_pair = graph.counts.sum(axis=1).reshape(n_groups, n_groups)
-    index = StratumIndex(np.arange(len(a)), graph.group[concept[a]], n_groups)
-    chosen = stratified_sample(rng, index, by_pair.sum(axis=0) + by_pair.sum(axis=1), n)
-    names = np.stack([a, b], axis=1)[chosen]
+    usable = np.flatnonzero(here & ~named_elsewhere[spelling] & (rank < MAX_NAMES))
+    usable = usable[np.argsort(cui[usable], kind="stable")]  # of one concept, those of the first language are first
+    a, b = (usable[x] for x in pairs_of_equals(cui[usable]))
+    a, b = a[spelling[a] != spelling[b]], b[spelling[a] != spelling[b]]
     by_spelling = np.argsort(spelling, kind="stable")
     n_named = np.bincount(spelling, minlength=len(named_elsewhere))
-    first = np.cumsum(n_named) - n_named
-    of_name = spelling[names.ravel()]
-    named = concept[by_spelling[concat_ranges(first[of_name], n_named[of_name])]]
-    return NamePairs(concept[names[:, 0]], names, named, n_named[of_name])
+    first_named, out = np.cumsum(n_named) - n_named, {}
+    for i, j in combinations_with_replacement(range(len(graphs)), 2):
+        at, g = np.flatnonzero((lang[a] == i) & (lang[b] == j)), graphs[i]
+        by_pair = g.counts.sum(axis=1).reshape(len(g.groups), len(g.groups))
+        rng = np.random.default_rng([s.seed, i, j, SPLITS.index(split), SA])
+        index = StratumIndex(at, g.group[concept[a[at]]], len(g.groups))
+        chosen = stratified_sample(rng, index, by_pair.sum(axis=0) + by_pair.sum(axis=1), n)
+        names = np.stack([a[chosen], b[chosen]], axis=1)
+        n_cuis = n_named[spelling[names.ravel()]]
+        cuis = cui[by_spelling[concat_ranges(first_named[spelling[names.ravel()]], n_cuis)]]
+        out[i, j] = NamePairs(concept[names[:, 0]], term[names], cuis, n_cuis)
+    return out
 
 
-def pairs_of_names(first_term):
-    """(a, b): all pairs of the first MAX_NAMES terms of each concept, as indices into the terms."""
-    n_names = np.minimum(np.diff(first_term), MAX_NAMES)
+def pairs_of_equals(values):
+    """(a, b): positions a < b of all pairs of equal values, which must stand together."""
+    first = np.flatnonzero(np.diff(values, prepend=-1))
+    size = np.diff(first, append=len(values))
     a, b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for n in range(2, MAX_NAMES + 1):
-        first = first_term[:-1][n_names == n]
+    for n in range(2, size.max(initial=0) + 1):
         i, j = np.triu_indices(n, 1)
-        a.append((first[:, None] + i).ravel())
-        b.append((first[:, None] + j).ravel())
+        a.append((first[size == n, None] + i).ravel())
+        b.append((first[size == n, None] + j).ravel())
     return np.concatenate(a), np.concatenate(b)
 
 
@@ -623,7 +635,7 @@ def pairs_of_names(first_term):
 
 
 def sample_tasks(graph, split, sizes, s):
-    """The samples of the graph for one split: {task: Triples, Paths or NamePairs}.
+    """The samples of the graph for one split: {task: Triples or Paths}.
 
     Args: sizes: {task: how many examples}. s: settings (seed, valid_fraction, max_relations).
     """
@@ -635,14 +647,11 @@ def sample_tasks(graph, split, sizes, s):
 
     rows = np.flatnonzero(in_split(graph.h, graph.t))
     true = StratumIndex(rows, graph.strata[rows], len(graph.counts))
-    samples = {
+    return {
         EP: sample_entity_prediction(rng[EP], graph, true, sizes[EP]),
         TC: sample_triple_classification(rng[TC], graph, true, sizes[TC], in_split),
         LP: sample_link_prediction(rng[LP], graph, true, sizes[LP], s.max_relations),
     }
-    if sizes.get(SA):
-        samples[SA] = sample_synonym_alignment(rng[SA], graph, sizes[SA], in_split)
-    return samples
 
 
 def distribution_report(graph, samples):
@@ -720,11 +729,14 @@ class Names:
         return np.searchsorted(self.terms, terms)
 
 
-def used_terms(graph, samples):
-    """The strings that the samples need, as sorted indices into graph.terms; the others are never decoded."""
+def used_terms(graph, samples, names):
+    """The strings that the samples need, as sorted indices into graph.terms; the others are never decoded.
+
+    names: arrays of further ones, of synonym alignment.
+    """
     used = np.zeros(len(graph.terms), bool)
-    for sample in samples:
-        used[sample.terms(graph)] = True
+    for terms in (*(sample.terms(graph) for sample in samples), *names):
+        used[terms] = True
     return np.flatnonzero(used)
 
 
@@ -779,10 +791,10 @@ class ExampleWriter:
     def __init__(self):
         self.columns = {name: [] for name in ("task", "lang", "kind", "cui", "n_cuis", "id", "n_ids")}
 
-    def add_sequences(self, task, lang, sequences, names):
-        """Sequences of a task, gathered from the token ids of Names."""
+    def add_sequences(self, task, lang, sequences, ids):
+        """Sequences of a task, gathered from token ids as Names.ids has them."""
         start, length, cuis, n_cuis, kind = sequences
-        ids = names.ids[concat_ranges(start.ravel(), length.ravel())]
+        ids = ids[concat_ranges(start.ravel(), length.ravel())]
         self.add(task, lang, kind, cuis, n_cuis, ids, length.sum(axis=1))
 
     def add_documents(self, lang, ids, start, length):
@@ -791,16 +803,16 @@ class ExampleWriter:
         self.add(MLM, lang, TRUE, np.zeros(0), np.zeros(n, np.int64), ids[concat_ranges(start, length)], length)
 
     def add(self, task, lang, kind, cuis, n_cuis, ids, n_ids):
-        """Examples of one task and language: lists one after another, with the length of each."""
+        """Examples of one task: lists one after another, with the length of each. lang: of all, or in turn of each."""
         n = len(n_ids)
-        row = np.full(n, task), np.full(n, lang), np.broadcast_to(kind, n), cuis, n_cuis, ids, n_ids
+        row = np.full(n, task), np.resize(lang, n), np.broadcast_to(kind, n), cuis, n_cuis, ids, n_ids
         for column, values in zip(self.columns.values(), row):
             column.append(values)
 
     def counts(self, lang):
         """{task name: examples of the language so far}."""
         task, langs = np.concatenate(self.columns["task"]), np.concatenate(self.columns["lang"])
-        n_rows = np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()
+        n_rows = np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()  # of a pair in two languages, half
         return {task.name: n // task.rows for task, n in zip(TASKS, n_rows) if task.in_paper or n}
 
     def n_bytes(self, lang):
@@ -1097,25 +1109,36 @@ def build(s):
     sizes = {"train": wanted, "valid": {task: round(s.valid_fraction * n / 2) * 2 for task, n in wanted.items()}}
     graphs, samples, left_out = read_and_sample(s, langs, umls_folder, out.parent / "tables", sizes, skipped, log)
 
-    used = [used_terms(g, [x for split in SPLITS for x in samples[g.lang][split].values()]) for g in graphs]
+    alignment = {split: sample_synonym_alignment(graphs, split, sizes[split][SA], s) for split in SPLITS if s.sa_pairs}
+    used = []
+    for i, g in enumerate(graphs):
+        of_graph = [sample for split in SPLITS for sample in samples[g.lang][split].values()]
+        pairs = [(langs, p) for by_langs in alignment.values() for langs, p in by_langs.items()]
+        used.append(used_terms(g, of_graph, [p.names[:, k] for langs, p in pairs for k in (0, 1) if langs[k] == i]))
     strings = [g.terms.take(pa.array(terms)).to_pylist() for g, terms in zip(graphs, used)]
     if tokenizer is None:
         corpus = [*strings, *(documents[lang][split] for lang in langs for split in SPLITS)]
         tokenizer = tokenizers.train_wordpiece(corpus, s.vocab_size, s.cased, NEW_TOKENS)
     log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
 
-    writers, counts = {split: ExampleWriter() for split in SPLITS}, {}
+    writers, names, n_short = {split: ExampleWriter() for split in SPLITS}, [], {}
     for i, g in enumerate(graphs):
         ids, length = tokenizers.encode(tokenizer, [" " + string for string in strings[i]], f"{g.lang}: names")
-        names = Names(used[i], ids, length, special_token_ids(tokenizer))
-        n_short = Counter()
+        names.append(Names(used[i], ids, length, special_token_ids(tokenizer)))
+        n_short[g.lang] = Counter()
         for split, writer in writers.items():
             for task, sample in samples[g.lang][split].items():
-                writer.add_sequences(task, i, sample.sequences(g, names, s.seq_len), names)
-            n_short[split] = write_documents(writer, i, documents[g.lang][split], tokenizer, s)
-        issues[g.lang]["short texts"] += n_short.total()
-        counts[g.lang] = count_language(g, i, writers, samples[g.lang], issues[g.lang])
-        report_counts(log, g.lang, counts[g.lang], sizes, n_short)
+                writer.add_sequences(task, i, sample.sequences(g, names[i], s.seq_len), names[i].ids)
+            n_short[g.lang][split] = write_documents(writer, i, documents[g.lang][split], tokenizer, s)
+        issues[g.lang]["short texts"] += n_short[g.lang].total()
+    for split, by_langs in alignment.items():
+        for (i, j), pairs in by_langs.items():
+            writers[split].add_sequences(SA, [i, j], *pairs.sequences(names[i], names[j], s.seq_len))
+    counts = {}
+    for i, g in enumerate(graphs):
+        drawn = samples[g.lang]["train"] | ({SA: alignment["train"][i, i]} if alignment else {})
+        counts[g.lang] = count_language(g, i, writers, drawn, issues[g.lang])
+        report_counts(log, g.lang, counts[g.lang], sizes, n_short[g.lang])
 
     manifest = make_manifest(s, name, langs, tokenizer, umls_folder, counts) | left_out
     write_dataset(out, writers, tokenizer, manifest)
@@ -1180,11 +1203,11 @@ def write_documents(writer, lang, documents, tokenizer, s):
 
 
 def count_language(graph, lang, writers, samples, issues):
-    """What the manifest says of a language. lang: its index. samples: {split: samples}."""
+    """What the manifest says of a language. lang: its index. samples: of the training split."""
     counts = {split: writer.counts(lang) for split, writer in writers.items()}
     counts |= {"terms": len(graph.terms), "cuis": len(graph.cui), "relations": len(graph.h), "issues": dict(issues)}
     counts["megabytes"] = round(writers["train"].n_bytes(lang) / 1e6, 1)
-    return counts | {"distribution": distribution_report(graph, samples["train"])}
+    return counts | {"distribution": distribution_report(graph, samples)}
 
 
 def report_counts(log, lang, counts, sizes, n_short):

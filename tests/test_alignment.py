@@ -67,7 +67,7 @@ def test_no_name_of_a_held_out_concept_is_in_training(aligned, release):
 def test_pairs_are_stratified_by_semantic_group(release):
     """Where there are enough of them, in the shares that the relations have."""
     g = graph_of(release, kept=configs.SEMANTIC_TYPES)
-    sample = data.sample_synonym_alignment(np.random.default_rng(0), g, 60, lambda h, t: np.ones(len(h), bool))
+    sample = data.sample_synonym_alignment([g], "train", 60, configs.Data())[0, 0]
     assert len({tuple(pair) for pair in sample.names.tolist()}) == len(sample.concept) == 60
     assert all(
         g.first_term[c] <= t < g.first_term[c + 1] for c, pair in zip(sample.concept, sample.names) for t in pair
@@ -80,20 +80,35 @@ def test_pairs_are_stratified_by_semantic_group(release):
     assert np.abs(found - share).max() <= 1 / 60
 
 
-def test_names_that_are_ambiguous_or_equal():
+def graph(lang, names):
+    """A Graph of concepts with these numbers and names, all in one group."""
+    first = np.cumsum([0] + [len(x) for x in names.values()])
+    n = np.arange(1, len(names))
+    strings = pa.array([string for x in names.values() for string in x])
+    keys = umls.triple_key(0 * n, 0 * n, n)
+    return data.Graph(lang, np.array([*names]), np.zeros(len(names), np.int8), ["DISO"], first, strings, keys)
+
+
+ENGLISH = {
+    0: ["Fever", "fever", "pyrexia"], 1: ["cold", "COMMON COLD"], 2: ["chill", "Cold", "rigor"], 3: ["flu", "grippe"],
+}  # fmt: skip
+FRENCH = {0: ["fièvre", "pyrexia"], 2: ["frisson"], 3: ["Grippe"], 5: ["rhume", "common cold"], 7: ["toux"]}
+
+
+def pairs_in(graphs, held_out, split, monkeypatch):
+    """{languages: (pairs of strings, the concepts of each name)} where these concepts are held out."""
+    monkeypatch.setattr(data, "in_validation", lambda a, *_: np.isin(a, held_out))
+    out = {}
+    for (i, j), p in data.sample_synonym_alignment(graphs, split, 100, configs.Data()).items():
+        strings = [(graphs[i].terms[a].as_py(), graphs[j].terms[b].as_py()) for a, b in p.names.tolist()]
+        concepts = [sorted(x.tolist()) for x in np.split(p.cuis, np.cumsum(p.n_cuis)[:-1])]
+        out[i, j] = sorted(strings), concepts
+    return out
+
+
+def test_names_that_are_ambiguous_or_equal(monkeypatch):
     """A string that also names a held-out concept is in no pair, and neither are names that differ by case alone."""
-    terms = [["Fever", "fever", "pyrexia"], ["cold", "COMMON COLD"], ["chill", "Cold", "rigor"], ["flu", "grippe"]]
-    first = np.cumsum([0] + [len(names) for names in terms])
-    keys = umls.triple_key(np.array([0, 1, 2]), np.array([0, 0, 0]), np.array([1, 2, 3]))
-    g = data.Graph("en", np.arange(4), np.zeros(4, np.int8), ["DISO"], first, pa.array(sum(terms, [])), keys)
-
-    def pairs(held_out, split):
-        in_split = lambda h, _: np.isin(h, held_out) == (split == "valid")  # noqa: E731
-        sample = data.sample_synonym_alignment(np.random.default_rng(0), g, 100, in_split)
-        named = np.split(sample.named, np.cumsum(sample.n_named)[:-1])
-        strings = [tuple(g.terms[i].as_py() for i in pair) for pair in sample.names.tolist()]
-        return sorted(strings), [sorted(x.tolist()) for x in named]
-
+    g = [graph("en", ENGLISH)]
     everything = [
         ("Cold", "rigor"),
         ("Fever", "pyrexia"),
@@ -101,17 +116,31 @@ def test_names_that_are_ambiguous_or_equal():
         ("chill", "rigor"),
         ("cold", "COMMON COLD"),
     ]
-    strings, named = pairs([], "train")
+    strings, named = pairs_in(g, [], "train", monkeypatch)[0, 0]
     assert strings == sorted([*everything, ("fever", "pyrexia"), ("flu", "grippe")])
     assert named.count([1, 2]) == 3  # "cold" and twice "Cold"
-    strings, _ = pairs([1], "train")
+    strings, _ = pairs_in(g, [1], "train", monkeypatch)[0, 0]
     assert strings == sorted([("Fever", "pyrexia"), ("chill", "rigor"), ("fever", "pyrexia"), ("flu", "grippe")])
-    assert pairs([1], "valid") == ([], [[]]) and pairs([3], "valid")[0] == [("flu", "grippe")]
+    assert pairs_in(g, [1], "valid", monkeypatch)[0, 0][0] == []
+    assert pairs_in(g, [3], "valid", monkeypatch)[0, 0][0] == [("flu", "grippe")]
 
 
-def test_all_pairs_of_names():
-    a, b = data.pairs_of_names(np.array([0, 1, 4, 4, 6, 30]))
-    expected = {(1, 2), (1, 3), (2, 3), (4, 5)} | {(6 + i, 6 + j) for j in range(10) for i in range(j)}
+def test_pairs_of_two_languages(monkeypatch):
+    """Names of one CUI; a string is held out with a concept that it names in another language."""
+    graphs = [graph("en", ENGLISH), graph("fr", FRENCH)]
+    found = pairs_in(graphs, [], "train", monkeypatch)
+    expected = [(a, "fièvre") for a in ("Fever", "fever", "pyrexia")] + [("Fever", "pyrexia"), ("fever", "pyrexia")]
+    expected += [(a, "frisson") for a in ("chill", "Cold", "rigor")] + [("flu", "Grippe")]
+    assert found[0, 1][0] == sorted(expected)
+    assert found[1, 1][0] == [("fièvre", "pyrexia"), ("rhume", "common cold")] and len(found) == 3
+    held_out = pairs_in(graphs, [5], "train", monkeypatch)
+    assert ("cold", "COMMON COLD") not in held_out[0, 0][0] and ("cold", "COMMON COLD") in found[0, 0][0]
+
+
+def test_all_pairs_of_equals():
+    values = np.array([3, 5, 5, 5, 7, 8, 8, *[9] * 12])
+    a, b = data.pairs_of_equals(values)
+    expected = {(i, j) for j in range(len(values)) for i in range(j) if values[i] == values[j]}
     assert set(zip(a.tolist(), b.tolist())) == expected and len(a) == len(expected)
 
 
