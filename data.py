@@ -1274,7 +1274,7 @@ def describe_targets(task, labels, kind, tokenizer):
     if task == EP:
         return tokenizer.decode(labels.tolist())
     if task == SA:
-        return f"near name {labels[0] ^ 1}, far from the other names of the batch"
+        return f"name {labels[0]}, whose partner is name {labels[0] ^ 1}"
     return " | ".join(tokenizer.decode([k]) for k in labels.tolist())
 
 

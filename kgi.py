@@ -600,8 +600,8 @@ def begin(run):
         f"{ranks.world} x {ranks.device.type} {str(ranks.dtype or torch.float32)[6:]}, "
         f"{run.matmul_flops / 1e12:.3g} TFLOP/s, micro-batches of {run.batches.micro_tokens:,} tokens"
     )
-    if ranks.world > 1:
-        fix_bucket_order(run)
+    if ranks.world > 1 or run.compiled:
+        warm_up(run)
     if state.step == 0:
         log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
     ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
@@ -619,16 +619,20 @@ def validate_first(run):
     return validation
 
 
-def fix_bucket_order(run):
-    """Makes one backward pass whose gradients are thrown away.
+def warm_up(run):
+    """Makes one backward pass whose gradients are thrown away, before anything is measured.
 
-    After its first pass DistributedDataParallel orders its buckets again, and the order decides how sums over three or
-    more ranks are rounded. Without this the first step of a resumed run would differ from that of a run never stopped.
+    It compiles the encoder, where that is asked for. After its first pass DistributedDataParallel orders its buckets
+    again, and the order decides how sums over three or more ranks are rounded. Without this the first step of a resumed
+    run would differ from that of a run never stopped.
     """
-    rows = run.train.rows[: run.ranks.world]
-    batch = run.batches.mask(run.train, rows, np.zeros(len(rows), np.int64))
-    forward_backward(run, run.batches.lay_out(batch)[:1], batch)
+    began = time.monotonic()
+    micro_batches, batch = run.batches.get(run.state.step)
+    forward_backward(run, micro_batches[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
+    run.batches.prefetched = {}
+    if run.compiled:
+        run.ranks.print(f"encoder compiled in {time.monotonic() - began:.0f} s")
 
 
 def fit_steps_to_budget(run):
