@@ -194,7 +194,7 @@ def predict(classifier, documents, windows, labels, pad, device, dtype):
     probabilities = [[0.0] * len(d.tokens) for d in documents]
     best_distance = [[-1] * len(d.tokens) for d in documents]
     by_length = sorted(windows, key=lambda w: len(w.ids))
-    for i in range(0, len(by_length), 64):
+    for i in progress("predicting", range(0, len(by_length), 64)):
         batch = by_length[i : i + 64]
         with autocast(device, dtype):
             logits = classifier(*collate(batch, pad, device))

@@ -275,8 +275,9 @@ def fragments_of(text, entity):
 STYLE = """
 body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.9 system-ui, sans-serif; color: #222; }
 h1 { font-size: 1.3rem; margin: 0; }
-.legend { position: sticky; top: 0; padding: .6rem 0; background: #fff; border-bottom: 1px solid #ddd; }
-.legend mark, .note { margin-right: .8rem; }
+.legend { position: sticky; top: 0; max-height: 30vh; overflow: auto; padding: .6rem 0; background: #fff;
+  border-bottom: 1px solid #ddd; }
+.legend mark, .note { margin-right: .8rem; white-space: nowrap; }
 .note, h2 { font-size: .8rem; color: #767676; }
 h2 { margin: 1.2rem 0 0; font-weight: normal; }
 p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
