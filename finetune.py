@@ -7,12 +7,14 @@
     python finetune.py SapBERT-from-PubMedBERT-fulltext --data my-corpus             train and test in CoNLL or brat
     python finetune.py runs/kgi-fr --data my-corpus --untrained
     python finetune.py tables [--paper]                                              results/ as the paper's tables
+    python finetune.py tag results/kgi-fr/e3c/model --html page.html < notes.txt     entities of a document a line
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
 rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
 score averages precision, recall and F1 over the labels of each sequence, O included, and then over sequences. The
 field's score is strict entity-level P/R/F1 against all entities of the corpus, on character spans if it has text. The
-program writes scores.json and the predictions, one token per line, to results/<checkpoint>/<corpus>/.
+program writes scores.json, the predictions, one token per line, and the tagger of the best seed, as model/, to
+results/<checkpoint>/<corpus>/.
 """
 
 import copy
@@ -20,7 +22,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +36,11 @@ import configs
 import data
 import model as models
 from configs import UserError
-from support import texts, tokenizers
+from support import checkpoints, tagging, texts, tokenizers
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
+    align_entities,
     corpus_folder,
     count_entities,
     decode_entities,
@@ -45,7 +48,7 @@ from support.corpora import (
     read_corpus,
 )  # fmt: skip
 from support.datasets import read_tokenizer
-from support.files import folder_lock, progress, read_utf8, run_command, write_atomic, write_json
+from support.files import atomic_directory, folder_lock, progress, read_utf8, run_command, write_atomic, write_json
 from support.hardware import autocast, choose_device
 from support.tables import checked, differing_settings, mean_and_deviation, write_tables
 
@@ -132,13 +135,13 @@ class TokenClassifier(nn.Module):
     def __init__(self, encoder, n_labels):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.config.dim, n_labels)
-        models.init_weights(self.head)
+        self.classifier = nn.Linear(encoder.config.dim, n_labels)
+        models.init_weights(self.classifier)
 
     def forward(self, ids, mask, word_index):
         """ids, mask (n, L); word_index (k,) in ids.ravel() -> (k, labels) logits of those words."""
         hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
-        return self.head(F.dropout(hidden, self.encoder.config.dropout, self.training))
+        return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
 
 
 def collate(windows, pad, device):
@@ -183,27 +186,31 @@ def labels_of(documents, window):
 
 @torch.no_grad()
 def predict(classifier, documents, windows, labels, pad, device, dtype):
-    """A label for every word of every document.
+    """A label for every word of every document, and its probability: two lists, each with a list a document.
 
     A word that is in several windows gets its label from the one in which it is farthest from an edge.
     """
     predictions = [["O"] * len(d.tokens) for d in documents]
+    probabilities = [[0.0] * len(d.tokens) for d in documents]
     best_distance = [[-1] * len(d.tokens) for d in documents]
     by_length = sorted(windows, key=lambda w: len(w.ids))
-    for i in range(0, len(by_length), 64):
+    for i in progress("predicting", range(0, len(by_length), 64)):
         batch = by_length[i : i + 64]
         with autocast(device, dtype):
             logits = classifier(*collate(batch, pad, device))
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
-        predicted = iter(logits.argmax(-1).tolist())
+        highest = logits.argmax(-1)
+        probability = logits.float().softmax(-1).gather(-1, highest[:, None])[:, 0]
+        predicted = zip(highest.tolist(), probability.tolist())
         for w in batch:
             n_words = len(w.word_positions)
             for k, word in enumerate(range(w.first_word, w.first_word + n_words)):
-                label, distance = labels[next(predicted)], min(k, n_words - 1 - k)
+                (label, p), distance = next(predicted), min(k, n_words - 1 - k)
                 if distance > best_distance[w.document][word]:
-                    best_distance[w.document][word], predictions[w.document][word] = distance, label
-    return predictions
+                    best_distance[w.document][word] = distance
+                    predictions[w.document][word], probabilities[w.document][word] = labels[label], p
+    return predictions, probabilities
 
 
 # ---------------------------------------------------------------- the two scores (section 4.2.1)
@@ -314,6 +321,11 @@ def entity_counts(documents, predictions, corpus):
     return counts
 
 
+def entity_score(documents, predictions, corpus):
+    """Strict micro [P, R, F1] of the entities, in per cent; of parts of speech token accuracy thrice."""
+    return [100 * float(x) for x in precision_recall_f1(*entity_counts(documents, predictions, corpus).sum((0, 1)))]
+
+
 def bootstrap(groups, values, n):
     """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
 
@@ -333,8 +345,7 @@ def run(s):
     """Fine-tunes a checkpoint once a seed; scores and predictions are printed and written."""
     if s.precision == "fp16":
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; give auto, bf16 or fp32")
-    device, dtype = choose_device(s.device, s.precision)
-    dtype = None if dtype == torch.float16 else dtype  # auto on a GPU without bf16
+    device, dtype = choose_machine(s.device, s.precision)
     splits, issues = read_corpus(s.corpus, s.data)
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
     encoder = models.load(s.checkpoint, heads=False).encoder
@@ -347,8 +358,8 @@ def run(s):
     # With B- and I- always, or touching entities would merge; the paper's score strips them where its classes have
     # none.
     labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
-    train_windows, test_windows = (make_windows(x, tokenizer, special, max_len) for x in (train, test))
-    print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len, labels)
+    windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
+    print_corpus(s, corpus, splits, issues, windows["train"], windows["test"], max_len, labels)
 
     out, record = describe_results(s, corpus)
     record["signature"] = result_signature(s, encoder, tokenizer, max_len, train, test)
@@ -358,16 +369,27 @@ def run(s):
         for seed in range(s.seed, s.seed + s.runs):
             began = time.monotonic()
             machine = special["pad"], device, dtype
-            classifier = finetune_one_seed(s, seed, encoder, train, train_windows, labels, *machine)
-            predictions = predict(classifier, test, test_windows, labels, *machine)
+            classifier = finetune_one_seed(s, seed, encoder, train, windows["train"], labels, *machine)
+            predictions, _ = predict(classifier, test, windows["test"], labels, *machine)
             results.append({"seed": seed} | score(test, predictions, corpus, constant))
+            if "dev" in splits:
+                found, _ = predict(classifier, splits["dev"], windows["dev"], labels, *machine)
+                results[-1]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
             write_predictions(out / f"predictions-{seed}.conll", test, predictions)
             runs[seed] = results[-1]
+            details = describe_windows(s, max_len, train, corpus)
+            record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
             record["runs"] = [runs[k] for k in sorted(runs)]
             write_json(out / "scores.json", record)
             print(f"seed {seed}: {format_scores(results[-1:])}  ({time.monotonic() - began:.0f} s)", flush=True)
     print_results(record["runs"], results, test, corpus, constant)
-    print(f"\n{out}")
+    print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
+
+
+def choose_machine(device, precision):
+    """(device, autocast dtype or None); float32 where auto would be fp16, on a GPU without bf16."""
+    device, dtype = choose_device(device, precision)
+    return device, None if dtype == torch.float16 else dtype
 
 
 def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len, labels):
@@ -474,6 +496,112 @@ def print_results(runs, results, test, corpus, constant):
         print(f"  {kind:<30} {p:7.2f} {r:7.2f} {f1:7.2f} {n:7,}")
 
 
+# ---------------------------------------------------------------- the tagger, and tagging text
+
+
+def describe_windows(s, max_len, train, corpus):
+    """What the config.json of a tagger keeps, so that text is read and cut as in its evaluation."""
+    has_text = train[0].text is not None  # else each word was read with a space before it
+    return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
+
+
+def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details):
+    """Writes the tagger of a seed that was just scored, unless the folder holds a better one of an earlier seed.
+
+    The best has the highest strict entity F1 on the dev split; the lowest seed wins a tie, and decides where there is
+    no dev split. The test split never decides.
+
+    Args: runs: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
+    """
+    by_dev = "dev" in runs[seed]
+
+    def rank(k):  # the lower, the better
+        return -runs[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
+
+    before = checkpoints.read_tagger_details(folder).get("seed")
+    is_known = type(before) is int and before in runs  # not one that an interrupted run left without its scores
+    if is_known and before != seed and rank(before) < rank(seed):
+        seed = before
+    else:
+        save_tagger(folder, classifier, tokenizer, labels, details | {"seed": seed})
+    if by_dev:
+        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {runs[seed]['dev']['entity'][2]:.2f}"}
+    return {"seed": seed, "chosen": "the first seed, as the corpus has no dev split"}
+
+
+def save_tagger(folder, classifier, tokenizer, labels, details):
+    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
+    c = classifier.encoder.config
+    with atomic_directory(folder, parent_is_locked=True) as new:
+        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
+        description = checkpoints.describe_tagger(c, labels, details)
+        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)
+
+
+class Tagger(NamedTuple):
+    """A token classifier, and how text is read, cut and predicted for it."""
+
+    classifier: TokenClassifier
+    labels: list
+    tokenizer: Tokenizer
+    max_len: int
+    has_text: bool  # whether words that touch are tokenised without a space between them
+    pos: bool  # whether labels are parts of speech, each word a unit
+    machine: tuple  # device, autocast dtype or None
+
+
+def load_tagger(s):
+    """The Tagger of a folder that save_tagger or another library wrote. Raises: UserError if it is none."""
+    config = models.load_config(s.model)
+    labels, weights, details = checkpoints.read_tagger(s.model, config)
+    device, dtype = choose_machine(s.device, s.precision or details["precision"])
+    classifier = TokenClassifier(models.load(s.model, heads=False, log=lambda _: None).encoder, len(labels))
+    classifier.load_state_dict(classifier.state_dict() | weights)
+    tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
+    classifier = classifier.to(device).eval()
+    return Tagger(
+        classifier, labels, tokenizer, details["max_len"], details["has_text"], details["pos"], (device, dtype)
+    )
+
+
+def tag_texts(tagger, texts):
+    """Yields a TaggedText for each Text, by the windows and the decoding of the evaluation.
+
+    Texts are read in chunks, whose windows are batched by length.
+    """
+    special = tokenizers.special_ids(tagger.tokenizer)
+    for chunk in tagging.in_chunks(texts):
+        documents = [align_entities("", text, [], None, Counter()) for _, text in chunk]
+        read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
+        windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
+        windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
+        predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
+        for (key, text), document, labels, probabilities in zip(chunk, documents, *predicted):
+            entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
+            yield tagging.TaggedText(key, text, document.spans, labels, probabilities, entities)
+
+
+def scored_entities(spans, labels, probabilities, pos):
+    """What predicted_entities counts, in the order of the text: a tagging.Entity each."""
+    if pos:
+        units = [(i, i + 1, label) for i, label in enumerate(labels)]
+    else:
+        units = [(e.start, e.end, e.tag) for e in decode_entities(labels)]
+    return [
+        tagging.Entity(spans[a][0], spans[b - 1][1], kind, round(sum(probabilities[a:b]) / (b - a), 4))
+        for a, b, kind in units
+    ]
+
+
+def tag(s):
+    """Writes the entities of texts."""
+    tagging.check_outputs(s)
+    tagger = load_tagger(s)
+    began = time.monotonic()
+    tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input)), s, tagger.labels)
+    tagging.print_tally(tally, began)
+
+
 # ---------------------------------------------------------------- list, check and tables
 
 
@@ -570,6 +698,7 @@ def tables(s):
 
 COMMANDS = {
     "run": (run, configs.Finetune),
+    "tag": (tag, configs.Tag),
     "check": (check, configs.Check),
     "list": (list_corpora, configs.ListCorpora),
     "tables": (tables, configs.Tables),

@@ -30,9 +30,10 @@ def setting(default, help, group="", least=0, most=10**15, choices=()):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def argument(name, help, many=False):
-    """A field that is given by its place on the command line, not by --key."""
-    return dataclasses.field(metadata={"help": help, "argument": name, "many": many})
+def argument(name, help, many=False, optional=False):
+    """A field that is given by its place on the command line, not by --key; an optional one is "" by default."""
+    metadata = {"help": help, "argument": name, "many": many, "optional": optional}
+    return dataclasses.field(metadata=metadata, **{"default": ""} if optional else {})
 
 
 # "Semantic types related to human biology and medicine" (appendix A.1). The paper does not list them; this is our
@@ -46,6 +47,7 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
+TAG_FORMATS = ("jsonl", "brat", "conll")
 
 
 @dataclass
@@ -205,6 +207,24 @@ class Finetune:
 
 
 @dataclass
+class Tag:
+    """Mark the entities of texts: python finetune.py tag RESULTS/model < notes.txt > entities.jsonl"""
+
+    model: str = argument("MODEL", "folder of a tagger, which fine-tuning writes to <results folder>/model")
+    input: str = argument(
+        "INPUT", "a file with a document a line, a .jsonl, or a folder of .txt files; default: standard input",
+        optional=True,
+    )  # fmt: skip
+    format: str = setting("jsonl", "JSON Lines, brat (.txt and .ann) or CoNLL columns", choices=TAG_FORMATS)
+    out: str = setting("", "file that is written, of brat a new folder; default: standard output")
+    html: str = setting("", "also write a page with the entities highlighted, to this file")
+    precision: str = setting(
+        "", "number format of the matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32")
+    )
+    device: str = setting("auto", "where to run", choices=DEVICES)
+
+
+@dataclass
 class Check:
     """Count what a corpus holds, what labels cannot express, and its overlap with a data set."""
 
@@ -288,7 +308,8 @@ def build_parser(name, cls, commands, is_default):
     arguments = [f for f in dataclasses.fields(cls) if "argument" in f.metadata]
     options = [f for f in dataclasses.fields(cls) if "argument" not in f.metadata]
     usage = [Path(sys.argv[0]).name] + [name] * (not is_default)
-    usage += [f.metadata["argument"] + " ..." * f.metadata["many"] for f in arguments]
+    shown = [f.metadata["argument"] + " ..." * f.metadata["many"] for f in arguments]
+    usage += [f"[{name}]" if f.metadata["optional"] else name for f, name in zip(arguments, shown)]
     usage += ["[config.toml ...]"] * (cls in TABLES.values()) + ["[--key value ...]"] * bool(options)
     parser = Parser(
         usage=" ".join(usage), description=cls.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS,
@@ -297,7 +318,8 @@ def build_parser(name, cls, commands, is_default):
     )  # fmt: skip
     for field in arguments:
         m = field.metadata
-        parser.add_argument(field.name, nargs="+" if m["many"] else None, metavar=m["argument"], help=m["help"])
+        nargs = "+" if m["many"] else "?" if m["optional"] else None
+        parser.add_argument(field.name, nargs=nargs, metavar=m["argument"], help=m["help"])
     groups = {}
     for field in options:
         m, (is_list, kind) = field.metadata, item_type(field.type)

@@ -262,7 +262,7 @@ def read_pooling(folder):
 # ---------------------------------------------------------------- config and tensors -> a folder
 
 
-def write(folder, config, parameters, token_types):
+def write(folder, config, parameters, token_types, more_config=None):
     """Writes config.json and model.safetensors in the layout of the family, each beside and then renamed.
 
     Token type 0 and the positions stay folded together, in the positions, and the rows that RoBERTa has before its
@@ -270,6 +270,7 @@ def write(folder, config, parameters, token_types):
 
     Args:
         config: a model.Config. parameters: {our name: tensor}. token_types: (type_vocab_size, dim), less the first.
+        more_config: what else config.json says, such as describe_tagger of a token classifier.
     """
     folder, family, weights = Path(folder), FAMILIES[config.family], {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +278,8 @@ def write(folder, config, parameters, token_types):
         prefix = family.prefix if ours.startswith("encoder.") else ""
         for name, part in zip(theirs, parameters[ours].cpu().chunk(len(theirs))):
             weights[prefix + name] = part
-    if family.decoder + ".bias" != family.mlm_bias:  # some versions of other libraries take it from the copy alone
+    if family.mlm_bias in weights and family.decoder + ".bias" != family.mlm_bias:
+        # Some versions of other libraries take it from the copy alone.
         weights[family.decoder + ".bias"] = weights[family.mlm_bias]
     positions = f"{family.prefix}{family.embeddings['position']}.weight"
     weights[positions] = F.pad(weights[positions], (0, 0, config.position_offset, 0))
@@ -287,7 +289,73 @@ def write(folder, config, parameters, token_types):
     if config.type_vocab_size:
         weights[f"{family.prefix}{family.embeddings['token_type']}.weight"] = token_types
     write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
-    write_json(folder / "config.json", d | family.constants | config.extra_config)
+    write_json(folder / "config.json", d | family.constants | config.extra_config | (more_config or {}))
+
+
+# ---------------------------------------------------------------- token classifiers
+
+
+def describe_tagger(config, labels, details):
+    """What config.json says of a token classifier: its class, its labels, and `details` of our own (kgi_tagger)."""
+    return {
+        "architectures": [FAMILIES[config.family].masked_lm.replace("MaskedLM", "TokenClassification")],
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "kgi_tagger": details,
+    }
+
+
+def read_tagger(folder, config):
+    """The classifier of a checkpoint folder for tokens.
+
+    Returns: (its labels, {"classifier.weight" and "classifier.bias": float32 tensor}, its read_tagger_details, with
+    defaults for a folder of another library). Raises: UserError if the folder is not that of a tagger.
+    """
+    d, how = read_json(Path(folder, "config.json")), "finetune.py CHECKPOINT --corpus .. writes one to <results>/model"
+    names = d.get("id2label")
+    if type(names) is not dict:
+        raise UserError(f"{folder} is not a tagger: its config.json has no id2label; {how}")
+    classes = [name for name in d.get("architectures") or [] if not str(name).endswith("ForTokenClassification")]
+    if classes:
+        raise UserError(f"{folder} is not a tagger: its config.json says {classes[0]}; {how}")
+    labels = [names.get(str(i)) for i in range(len(names))]
+    if not all(type(label) is str and label for label in labels) or len({*labels}) < len(labels):
+        raise UserError(f"{folder}: id2label in its config.json does not number distinct labels from 0")
+    weights = read_tensors(folder, FAMILIES[config.family])
+    shapes = {"classifier.weight": (len(labels), config.dim), "classifier.bias": (len(labels),)}
+    if not shapes.keys() <= weights.keys():
+        raise UserError(f"{folder} is not a tagger: its weights have no classifier; {how}")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape or not is_plain_finite(weights[name]):
+            raise UserError(f"{folder}: {name} is not {shape} finite numbers, as its config.json says")
+    return labels, {name: weights[name].float() for name in shapes}, tagger_settings(folder, labels, config)
+
+
+def read_tagger_details(folder):
+    """The object kgi_tagger in config.json, {} if there is none. Raises: UserError."""
+    details = read_json(Path(folder, "config.json")).get("kgi_tagger", {})
+    if type(details) is not dict:
+        raise UserError(f"{folder}: kgi_tagger in its config.json is not an object")
+    return details
+
+
+def tagger_settings(folder, labels, config):
+    """{"max_len", "has_text", "pos", "precision"} of a tagger.
+
+    Raises: UserError for values of another kind, or for labels that are not IOB2.
+    """
+    defaults = {"max_len": config.max_positions, "has_text": True, "pos": False, "precision": "auto"}
+    details = defaults | read_tagger_details(folder)
+    for key, default in defaults.items():
+        if type(details[key]) is not type(default):
+            raise UserError(f"{folder}: kgi_tagger in its config.json has {key} = {details[key]!r}")
+    if not 8 <= details["max_len"] <= config.max_positions or details["precision"] not in ("auto", "bf16", "fp32"):
+        raise UserError(f"{folder}: kgi_tagger in its config.json has an impossible max_len or precision")
+    unknown = [label for label in labels if label != "O" and (label[:2] not in ("B-", "I-") or len(label) < 3)]
+    if unknown and not details["pos"]:
+        raise UserError(f"{folder}: label '{unknown[0]}' is not IOB2, which has O, B-<type> and I-<type>")
+    return details
 
 
 # ---------------------------------------------------------------- files of tensors

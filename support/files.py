@@ -71,11 +71,13 @@ def write_atomic(path, write):
 
 
 @contextmanager
-def atomic_directory(out):
+def atomic_directory(out, parent_is_locked=False):
     """A new folder beside `out` to write to, which takes the place of `out` if all went well.
 
     Another process that replaces a folder there waits for this one. What a killed process left behind is put right.
     Where `out` is a symbolic link it stays one, and the folder that it names is replaced.
+
+    Args: parent_is_locked: whether the caller holds the folder_lock of the folder that `out` is in.
     """
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     new, old = (out.with_name(f".{out.name}.{what}") for what in ("building", "old"))
@@ -83,7 +85,8 @@ def atomic_directory(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(out.parent, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not parent_is_locked:
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if old.exists() and not out.exists():  # killed between the two renames below
                 old.rename(out)
             shutil.rmtree(new, ignore_errors=True)
@@ -124,9 +127,9 @@ def folder_lock(folder, message):
 
 
 def progress(what, total, unit=""):
-    """A tqdm bar on a terminal, nothing elsewhere. total: a number, or something to iterate over."""
+    """A tqdm bar on a terminal, nothing elsewhere. total: a number, None if unknown, or something to iterate over."""
     options = {"desc": what, "disable": None, "leave": False, "dynamic_ncols": True}
-    if isinstance(total, int):
+    if total is None or isinstance(total, int):
         return tqdm(total=total, unit=unit or "it", unit_scale=True, **options)
     return tqdm(total, **options)
 

@@ -77,15 +77,34 @@ def decode_document(content, file, row, skipped):
     """The text of one document of --text; None, reported, if it is malformed."""
     content = content.removeprefix(b"\xef\xbb\xbf") if row == 1 else content
     try:
-        text = content.decode().strip()
-        if text and file.suffix.lower() in (".jsonl", ".ndjson"):
-            text = clean_text(json.loads(text)["text"])
-        return text
+        text = decode_utf8(content, file, row).strip()
+        return clean_text(parse_json_line(text, file, row)["text"]) if text and is_json_lines(file) else text
+    except UserError as e:
+        report_bad_row(skipped, file.name, str(e))
+
+
+def decode_utf8(content, file, row):
+    """Bytes as text. Raises: UserError naming the byte that is not UTF-8; `row` is where the bytes begin."""
+    try:
+        return content.decode()
     except UnicodeDecodeError as e:
         row += content[: e.start].count(b"\n")
-        report_bad_row(skipped, file.name, f"{file}, row {row}: byte 0x{content[e.start]:02x} is not UTF-8")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        report_bad_row(skipped, file.name, f'{file}, row {row}: not a JSON object with a field "text"')
+        raise UserError(f"{file}, row {row}: byte 0x{content[e.start]:02x} is not UTF-8") from None
+
+
+def is_json_lines(file):
+    return Path(file).suffix.lower() in (".jsonl", ".ndjson")
+
+
+def parse_json_line(line, file, row):
+    """The object in a line of JSON Lines. Raises: UserError if it is none, or has no text in its field "text"."""
+    try:
+        found = json.loads(line)
+        if type(found) is dict and type(found.get("text")) is str:
+            return found
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f'{file}, row {row}: not a JSON object with a field "text"')
 
 
 def clean_text(text):

@@ -189,7 +189,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
         window = torch.tensor([i for i in order for _ in windows[i].word_positions])
         return torch.nn.functional.one_hot(window, len(windows))
 
-    predictions = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
+    predictions, _ = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
             distance = {

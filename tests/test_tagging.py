@@ -1,0 +1,415 @@
+"""Tagging text: the tagger that fine-tuning keeps, its score, which is the reported one, inputs and outputs."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+import configs
+import finetune
+import model as models
+from configs import UserError
+from support import checkpoints, corpora, tagging, tokenizers
+from tests.conftest import ROOT
+
+DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
+OTHERS = ["the", "patient", "had", "of", "liver", "no", "(", ")", ",", "37.5", "\U0001f600"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For models as small as these, threads that wait for each other take longer than the work."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def write_brat_document(folder, name, rng):
+    """Lines of words, of which one is longer than any window; some entities are nested, some are not marked."""
+    text, entities = "\ufeff" * rng.randrange(2), []
+    for n_words in (5, 3, 60, 7):
+        for _ in range(n_words):
+            kind, words = rng.choice([("", OTHERS), ("", OTHERS), ("Disease", DISEASES), ("Finding", FINDINGS)])
+            word = rng.choice(words)
+            if kind and rng.random() < 0.9:
+                entities.append((kind, len(text), len(text) + len(word), word))
+            if " " in word and rng.random() < 0.5:
+                start = len(text) + word.index(" ") + 1
+                entities.append(("Finding", start, len(text) + len(word), word.split()[1]))
+            text += word + rng.choice([" ", " ", "", ", "])
+        text += rng.choice(["\n", "\r\n"])
+    (folder / f"{name}.txt").write_bytes(text.encode())
+    lines = [f"T{i}\t{kind} {a} {b}\t{word}\n" for i, (kind, a, b, word) in enumerate(entities, 1)]
+    (folder / f"{name}.ann").write_bytes("".join(lines).encode())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Brat: 20 documents to train on, 8 of each other split."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for split, n in (("train", 20), ("dev", 8), ("test", 8)):
+        (folder / split).mkdir()
+        for i in range(n):
+            write_brat_document(folder / split, f"{split}-{i}", rng)
+    return folder
+
+
+def make_tokenizer():
+    return tokenizers.train_wordpiece([[" ".join(DISEASES + FINDINGS + OTHERS)]], 200, True, [])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random encoder of one layer and 32 positions."""
+    out, tokenizer = tmp_path_factory.mktemp("checkpoint") / "tiny", make_tokenizer()
+    torch.manual_seed(0)
+    size = {"vocab_size": tokenizers.vocab_size(tokenizer), "max_positions": 32}
+    c = models.Config(**size, dim=32, layers=1, heads=2, ffn=64)
+    models.save(models.KGIBert(c), out)
+    tokenizers.save(tokenizer.to_str().encode(), out, c.max_positions, c.type_vocab_size)
+    return out
+
+
+def run_command(*argv):
+    """What `finetune.py` does with these arguments, in this process."""
+    function, settings = configs.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
+    function(settings)
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint, corpus, tmp_path_factory):
+    """The results folder of two seeds, with windows of 24 tokens."""
+    out = tmp_path_factory.mktemp("results") / "custom"
+    more = ["--device", "cpu", "--lr", "8e-3", "--epochs", 2, "--runs", 2, "--max_len", 24]
+    run_command(checkpoint, "--data", corpus, "--out", out, *more)
+    return out
+
+
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def write_text(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# ---------------------------------------------------------------- the promise
+
+
+def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_path):
+    """Bit for bit, of JSON Lines and of brat, although windows overlap and gold has what labels cannot express."""
+    run_command("tag", results / "model", corpus / "test", "--out", tmp_path / "found.jsonl", "--device", "cpu")
+    brat = ["--format", "brat", "--out", tmp_path / "brat"]
+    run_command("tag", results / "model", corpus / "test", *brat, "--device", "cpu")
+    record = json.loads((results / "scores.json").read_text())
+    run = record["runs"][record["tagger"]["seed"]]
+    gold = corpora.read_corpus("custom", corpus)[0]["test"]
+    found = {row["id"]: row for row in read_json_lines(tmp_path / "found.jsonl")}
+    assert list(found) == [d.name for d in gold] and all(found[d.name]["text"] == d.text for d in gold)
+    from_json = {key: {(e["type"], ((e["start"], e["end"]),)) for e in row["entities"]} for key, row in found.items()}
+    from_brat = {d.name: {*d.gold} for d in corpora.read_brat(tmp_path / "brat", None, Counter())}
+    for entities in (from_json, from_brat):
+        n_correct = sum(len(entities[d.name] & {*d.gold}) for d in gold)
+        n_found, n_gold = sum(map(len, entities.values())), sum(len({*d.gold}) for d in gold)
+        scores = finetune.precision_recall_f1(n_correct, n_found, n_gold)
+        assert [100 * float(x) for x in scores] == run["entity"]
+        assert 0 < n_correct < n_found and n_correct < n_gold  # or the comparison says little
+    for row in found.values():
+        assert all(row["text"][e["start"] : e["end"]] == e["text"] and 0 < e["score"] <= 1 for e in row["entities"])
+
+
+def test_a_document_gets_the_entities_of_its_chunk_or_alone(results, corpus, tmp_path, monkeypatch):
+    """Lines, JSON Lines and standard chunks of other sizes give the same entities, in the order of the input."""
+    lines = [*(corpus / "test" / "test-0.txt").read_text(encoding="utf-8-sig").splitlines(), "", "  fever ", "no"]
+    write_text(tmp_path / "lines.txt", "\ufeff" + "\r\n".join(lines))
+    rows = [json.dumps({"id": f"n{i}", "text": line}) for i, line in enumerate(lines)]
+    write_text(tmp_path / "rows.jsonl", "\n\n".join(rows) + "\n")
+    outputs = []
+    for source, size in (("lines.txt", 1024), ("rows.jsonl", 1024), ("lines.txt", 3)):
+        monkeypatch.setattr(tagging, "CHUNK_DOCUMENTS", size)
+        out = tmp_path / "out.jsonl"
+        run_command("tag", results / "model", tmp_path / source, "--out", out, "--device", "cpu")
+        outputs.append(read_json_lines(out))
+        assert [row["text"] for row in outputs[-1]] == lines
+    assert [row["id"] for row in outputs[0]] == [*range(1, len(lines) + 1)]
+    assert [row["id"] for row in outputs[1]] == [f"n{i}" for i in range(len(lines))]
+    entities = [[row["entities"] for row in rows] for rows in outputs]
+    assert entities[0] == entities[1] == entities[2] and any(entities[0]) and entities[0][-3] == []
+    fever = {"start": 2, "end": 7, "type": "Finding", "text": "fever"}
+    assert [e | {"score": 0} for e in entities[0][-2]] == [fever | {"score": 0}]
+
+
+def test_a_score_is_the_mean_probability_of_the_words(results):
+    """Of each word's own label, from the window that labels it; a part of speech is of one word."""
+    spans, labels = [(0, 2), (3, 5), (5, 6), (7, 9)], ["B-x", "I-x", "O", "B-y"]
+    found = finetune.scored_entities(spans, labels, [0.5, 1.0, 0.9, 0.25], pos=False)
+    assert found == [(0, 5, "x", 0.75), (7, 9, "y", 0.25)]
+    found = finetune.scored_entities(spans, ["NN", "O", "NN", "VB"], [0.5, 1.0, 0.9, 0.25], pos=True)
+    assert [e.type for e in found] == ["NN", "O", "NN", "VB"] and found[1] == (3, 5, "O", 1.0)
+
+
+def test_words_are_read_as_in_training(results, checkpoint, tmp_path, monkeypatch):
+    """A corpus without text has a space before each word; so has what its tagger reads."""
+    data = tmp_path / "conll"
+    data.mkdir()
+    for name in ("train.txt", "test.txt"):
+        write_text(data / name, "fever B-x\n( O\n\npain O\n")
+    run_command(checkpoint, "--data", data, "--out", tmp_path / "r", "--device", "cpu")
+    seen, make_windows = [], finetune.make_windows
+
+    def spy(documents, *rest):
+        seen.extend(w for d in documents for w in finetune.words_with_spaces(d))
+        return make_windows(documents, *rest)
+
+    monkeypatch.setattr(finetune, "make_windows", spy)
+    source = write_text(tmp_path / "x.txt", "fever(pain)")
+    for folder, want in ((tmp_path / "r", " fever, (, pain, )"), (results, " fever,(,pain,)")):
+        seen.clear()
+        run_command("tag", folder / "model", source, "--out", tmp_path / "out", "--device", "cpu")
+        assert ",".join(seen) == want
+
+
+# ---------------------------------------------------------------- the tagger
+
+
+def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatch):
+    """Also of seeds that are added later. A tie goes to the lowest seed, as does a corpus without a dev split."""
+    dev_f1, data = {}, tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test", "dev"):
+        write_text(data / f"{split}.txt", "fever B-x\nof O\n\npain O\n")
+    seeds_run, one_seed = [], finetune.finetune_one_seed
+    monkeypatch.setattr(finetune, "finetune_one_seed", lambda s, n, *x: seeds_run.append(n) or one_seed(s, n, *x))
+    monkeypatch.setattr(finetune, "entity_score", lambda *_: [0.0, 0.0, dev_f1[seeds_run[-1]]])
+
+    def tune(first, n, **dev):
+        dev_f1.update({int(k[1:]): v for k, v in dev.items()})
+        run_command(
+            checkpoint, "--data", data, "--out", tmp_path / "r", "--seed", first, "--runs", n, "--device", "cpu"
+        )
+        record = json.loads((tmp_path / "r" / "scores.json").read_text())
+        kept = checkpoints.read_tagger_details(tmp_path / "r" / "model")["seed"]
+        assert record["tagger"]["seed"] == kept
+        assert [r["dev"]["entity"][2] for r in record["runs"]] == [dev_f1[r["seed"]] for r in record["runs"]]
+        return kept, record["tagger"]["chosen"]
+
+    assert tune(2, 3, s2=50.0, s3=70.0, s4=60.0) == (3, "the best on the dev split: entity F1 70.00")
+    assert tune(5, 1, s5=70.0)[0] == 3 and tune(1, 1, s1=70.0)[0] == 1
+    assert tune(1, 1, s1=10.0)[0] == 1  # a seed that is run again, replaced whatever it scores
+    assert tune(6, 1, s6=20.0)[0] == 6
+    (data / "dev.txt").unlink()
+    dev_f1.clear()
+    out = ["--out", tmp_path / "first", "--device", "cpu"]
+    for seed in (4, 5, 3):
+        run_command(checkpoint, "--data", data, "--seed", seed, *out)
+        assert checkpoints.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
+    (tmp_path / "first" / "scores.json").unlink()  # what is left beside it may be of other settings
+    run_command(checkpoint, "--data", data, "--seed", 9, *out)
+    record = json.loads((tmp_path / "first" / "scores.json").read_text())
+    assert record["tagger"] == {"seed": 9, "chosen": "the first seed, as the corpus has no dev split"}
+    assert "dev" not in record["runs"][0]
+
+
+NAMES = {
+    "bert": ("BertForTokenClassification", "bert.encoder.layer.0.attention.self.query.weight"),
+    "distilbert": ("DistilBertForTokenClassification", "distilbert.transformer.layer.0.attention.q_lin.weight"),
+    "roberta": ("RobertaForTokenClassification", "roberta.encoder.layer.0.attention.self.query.weight"),
+    "camembert": ("CamembertForTokenClassification", "roberta.encoder.layer.0.attention.self.query.weight"),
+    "xlm-roberta": ("XLMRobertaForTokenClassification", "roberta.encoder.layer.0.attention.self.query.weight"),
+}
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
+    """Its class, labels and tensors have the names that other libraries know, and it computes what it did."""
+    tokenizer, labels = make_tokenizer(), ["O", "B-x", "I-x"]
+    size = {"dim": 16, "layers": 1, "heads": 2, "ffn": 32, "max_positions": 40}
+    types = {"type_vocab_size": {"bert": 2, "distilbert": 0}.get(family, 1)}
+    c = models.Config(vocab_size=tokenizers.vocab_size(tokenizer), family=family, **size, **types)
+    classifier = finetune.TokenClassifier(models.Encoder(c), 3).eval()
+    torch.nn.init.normal_(classifier.classifier.bias)
+    details = {"max_len": 16, "has_text": True, "pos": False, "precision": "auto"}
+    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    d = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
+    assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
+    tensors = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+    prefix = NAMES[family][1].split(".")[0] + "."
+    assert NAMES[family][1] in tensors and tensors["classifier.weight"].shape == (3, 16)
+    assert {name for name in tensors if not name.startswith(prefix)} == {"classifier.weight", "classifier.bias"}
+    tagger = finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu"))
+    ids, mask = torch.arange(24).view(2, 12) + 5, torch.ones(2, 12, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(*(x(ids, mask, torch.arange(24)) for x in (classifier, tagger.classifier)))
+    assert tagger.labels == labels and tagger.max_len == 16
+    del d["kgi_tagger"]  # as a folder of another library is
+    (tmp_path / "model" / "config.json").write_text(json.dumps(d))
+    assert finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
+
+
+def test_a_tagger_is_replaced_as_a_whole(results, checkpoint, corpus, monkeypatch):
+    """A run that dies while it writes leaves the earlier tagger and its scores."""
+    before = {p.name: p.read_bytes() for p in (results / "model").iterdir()}
+    scores = (results / "scores.json").read_bytes()
+    write_config = checkpoints.write_json
+
+    def die(path, content):
+        raise KeyboardInterrupt if path.name == "config.json" else write_config(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_json", die)
+    monkeypatch.setattr(finetune, "entity_score", lambda *_: [100.0, 100.0, 100.0])
+    more = ["--device", "cpu", "--lr", "8e-3", "--epochs", 2, "--seed", 7, "--max_len", 24]
+    with pytest.raises(KeyboardInterrupt):
+        run_command(checkpoint, "--data", corpus, "--out", results, *more)
+    assert {p.name: p.read_bytes() for p in (results / "model").iterdir()} == before
+    assert (results / "scores.json").read_bytes() == scores
+
+
+# ---------------------------------------------------------------- what is written
+
+TEXT = "a <b> & acute\n  pain\tx"
+TAGGED = [
+    tagging.TaggedText("d/1", TEXT, [(8, 13), (16, 20), (21, 22)], ["B-p", "I-p", "O"], [0.9, 0.7, 1.0],
+                       [tagging.Entity(8, 20, "p", 0.8)]),
+    tagging.TaggedText(2, "", [], [], [], []),
+    tagging.TaggedText(3, "<script>", [(1, 7)], ["B-q r"], [0.5], [tagging.Entity(1, 7, "q r", 0.5)]),
+]  # fmt: skip
+
+
+def write_tagged(tmp_path, **settings):
+    return tagging.write_tagged(iter(TAGGED), configs.Tag(model="", **settings), ["O", "B-p", "I-p", "B-q r", "B-none"])
+
+
+def test_brat_has_a_fragment_a_line(tmp_path):
+    write_tagged(tmp_path, format="brat", out=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "d" / "1.txt").read_bytes() == TEXT.encode()
+    ann = (tmp_path / "out" / "d" / "1.ann").read_text()
+    assert ann == "T1\tp 8 13;16 20\tacute pain\n#1\tAnnotatorNotes T1\tscore 0.8\n"
+    assert [(tmp_path / "out" / f"2.{x}").read_bytes() for x in ("txt", "ann")] == [b"", b""]
+    documents = corpora.read_brat(tmp_path / "out", None, Counter())
+    assert [d.gold for d in documents] == [[], [("q_r", ((1, 7),))]]
+
+
+def test_columns_are_read_back(tmp_path):
+    """Every document begins with -DOCSTART-, one without a word as well."""
+    write_tagged(tmp_path, format="conll", out=str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text().split("\n")[2] == "acute\t8\t13\t0.9000\tB-p"
+    documents = corpora.read_conll(tmp_path / "out", None, Counter())
+    assert [(d.tokens, d.labels, d.group) for d in documents] == [
+        (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q r"], "3")
+    ]  # fmt: skip
+
+
+def test_the_page_is_one_file_that_runs_nothing(tmp_path, monkeypatch):
+    write_tagged(tmp_path, out=str(tmp_path / "x"), html=str(tmp_path / "p.html"))
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|https?:|src=|url\(|@import", page)
+    body = page.split("<body>")[1]
+    assert '&lt;<mark class="t1" title="q r, score 0.5">script<small>q r</small></mark>&gt;' in body
+    assert "a &lt;b&gt; &amp; <mark" in body and "<h2>2</h2>\n<p></p>" in body
+    assert '<mark class="t0">p 1</mark><mark class="t1">q r 1</mark></div>' in body  # a type that never occurs: not
+    assert "3 documents, 2 entities" in body and "the first" not in body
+    assert re.sub(r"<small>.*?</small>|<h2>.*?</h2>|<[^>]*>", "", body.split("</div>")[1]).strip().split("\n\n")[0] == (
+        TEXT.replace("<", "&lt;").replace(">", "&gt;").replace("& ", "&amp; ")
+    )
+    monkeypatch.setattr(tagging, "PAGE_CHARACTERS", 10)
+    write_tagged(tmp_path, out=str(tmp_path / "x"), html=str(tmp_path / "p.html"))
+    assert "the first 1 of 3 documents, 2 entities" in (tmp_path / "p.html").read_text()
+
+
+def test_a_long_document_and_one_without_words(results, tmp_path):
+    source = write_text(tmp_path / "x.txt", "fever of , " * 4000 + "\n\n \u200b \n")
+    run_command("tag", results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
+    (document,) = corpora.read_conll(tmp_path / "out", None, Counter())
+    assert document.tokens == "fever of ,".split() * 4000 and document.labels.count("B-Finding") > 3000
+    assert (tmp_path / "out").read_text().count("-DOCSTART-") == 3
+
+
+# ---------------------------------------------------------------- the command, and mistakes
+
+
+def test_a_closed_pipe_ends_the_command_quietly(results, tmp_path):
+    source = write_text(tmp_path / "x.txt", "fever of liver\n" * 3000)
+    argv = [sys.executable, "finetune.py", "tag", str(results / "model")]
+    with open(source, "rb") as f, subprocess.Popen(argv, cwd=ROOT, stdin=f, stdout=-1, stderr=-1) as p:
+        first = json.loads(p.stdout.readline())
+        p.stdout.close()
+        assert p.stderr.read() == b"" and p.wait() == 1
+    assert first["id"] == 1 and first["text"] == "fever of liver"
+
+
+def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tmp_path, capsysbinary):
+    source = write_text(tmp_path / "x.txt", "fever\nof\n" * 1000)
+    run_command("tag", results / "model", source, "--device", "cpu")
+    out, err = capsysbinary.readouterr()
+    rows = [json.loads(line) for line in out.decode().split("\n")[:-1]]
+    n_entities = sum(len(row["entities"]) for row in rows)
+    assert len(rows) == 2000 and n_entities >= 1000
+    assert re.fullmatch(rf"2,000 documents, {n_entities:,} entities, [\d.,]+ documents/s\n", err.decode())
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["MODEL", "HERE/latin.txt"], "latin.txt, row 3: byte 0xe9 is not UTF-8"),
+    (["MODEL", "HERE/latin"], "a.txt, row 2: not UTF-8; convert the file"),
+    (["MODEL", "HERE/rows.jsonl"], 'rows.jsonl, row 2: not a JSON object with a field "text"'),
+    (["MODEL", "HERE/list.jsonl"], 'list.jsonl, row 1: its "id" is neither text nor a whole number'),
+    (["MODEL", "HERE/empty.txt"], "empty.txt is empty; give a document a line"),
+    (["MODEL", "HERE/nowhere.txt"], "nowhere.txt: neither a file nor a folder with .txt files"),
+    (["MODEL", "HERE/none"], "none holds no .txt file"),
+    (["PLAIN", "HERE/good.txt"], "is not a tagger: its config.json has no id2label; finetune.py CHECKPOINT --corpus"),
+    (["HERE/masked", "HERE/good.txt"], "is not a tagger: its config.json says DistilBertForMaskedLM; finetune.py"),
+    (["HERE/headless", "HERE/good.txt"], "is not a tagger: its weights have no classifier; finetune.py"),
+    (["HERE/foreign", "HERE/good.txt"], "label 'LABEL_1' is not IOB2"),
+    (["HERE/none", "HERE/good.txt"], "config.json not found; is"),
+    (["MODEL", "HERE/good.txt", "--format", "brat"], "give a new folder for them with --out"),
+    (["MODEL", "HERE/good.txt", "--format", "brat", "--out", "HERE/latin"], "latin is not an empty folder"),
+    (["MODEL", "HERE/up.jsonl", "--format", "brat", "--out", "HERE/o"], "'../up' cannot be the name of a file"),
+    (["MODEL", "HERE/twice.jsonl", "--format", "brat", "--out", "HERE/o"], "two documents have the id 'a'"),
+    (["MODEL", "HERE/good.txt", "--out", "HERE/good.txt"], "good.txt is the input, which would be replaced"),
+    (["MODEL", "HERE/good.txt", "--out", "HERE/x", "--html", "HERE/x"], "choose two names"),
+    (["MODEL", "HERE/good.txt", "--out", "HERE/none"], "none is a folder"),
+    (["MODEL", "HERE/good.txt", "--html", "HERE/a/b.html"], "a is not a folder"),
+    ([], "the following arguments are required: MODEL"),
+])  # fmt: skip
+def test_mistakes(results, checkpoint, tmp_path, argv, message):
+    """One message with the file and the row; what was there stays, and no output is left half written."""
+    for name, text in {
+        "good.txt": "fever\n", "latin.txt": b"a\n\nfi\xe9vre\n", "empty.txt": "", "rows.jsonl": '{"text": "a"}\n[1]\n',
+        "list.jsonl": '{"id": [], "text": ""}', "up.jsonl": '{"id": "../up", "text": ""}',
+        "twice.jsonl": '{"id": "a", "text": ""}\n' * 2,
+    }.items():  # fmt: skip
+        write_text(tmp_path / name, text)
+    for name in ("none", "latin"):
+        (tmp_path / name).mkdir()
+    write_text(tmp_path / "latin" / "a.txt", b"a\nfi\xe9vre")
+    config = json.loads((results / "model" / "config.json").read_text())
+    del config["kgi_tagger"]
+    labels = {"id2label": {"0": "O", "1": "LABEL_1", "2": "B-x", "3": "I-x", "4": "B-y"}}
+    tensors = checkpoints.read_safetensors(results / "model" / "model.safetensors")
+    headless = {name: t for name, t in tensors.items() if not name.startswith("classifier")}
+    for name, changes, weights in (
+        ("masked", {"architectures": ["DistilBertForMaskedLM"]}, tensors), ("headless", {}, headless),
+        ("foreign", labels, tensors),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config | changes))
+        with open(tmp_path / name / "model.safetensors", "wb") as f:
+            checkpoints.write_safetensors(f, weights)
+    out = [] if "--out" in argv or not argv else ["--out", tmp_path / "left.jsonl"] * ("brat" not in argv)
+    places = {"MODEL": results / "model", "PLAIN": checkpoint}
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_command("tag", *(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
+    assert not [*tmp_path.rglob("left.jsonl*")] and (tmp_path / "good.txt").read_text() == "fever\n"
+    assert not (tmp_path / "up.txt").exists()
+
+
+def test_half_a_surrogate_pair_moves_no_offset(tmp_path):
+    source = write_text(tmp_path / "x.jsonl", r'{"id": "\ud800", "text": " a\ud800b\ud83d\ude00 "}')
+    assert [*tagging.read_texts(str(source))] == [("\ufffd", " a\ufffdb\U0001f600 ")]
