@@ -35,6 +35,7 @@ import data
 import model as models
 from configs import UserError
 from support import texts, tokenizers
+from support.arrays import bootstrap
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
@@ -312,18 +313,6 @@ def entity_counts(documents, predictions, corpus):
             for kind, _ in entities:
                 counts[i, index[kind], what] += 1
     return counts
-
-
-def bootstrap(groups, values, n):
-    """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
-
-    groups: the document of each sequence.
-    """
-    index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
-    sums = np.zeros((len(index), values.shape[1]))
-    np.add.at(sums, [index[g] for g in groups], values)
-    weights = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
-    return weights @ sums
 
 
 # ---------------------------------------------------------------- a run, and its results
