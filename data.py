@@ -4,6 +4,8 @@
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
     python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables, and examples of each task
+    python data.py dictionary datasets/fr --out names.tsv                    its concepts, a line CUI TAB name each
+    python data.py ids 2022AB --out ids.tsv                                  MeSH and OMIM ids, a line id TAB CUI each
 
 The file follows the data from top to bottom. It defines the four tasks and the graph. It samples triples and paths
 from the graph, stratified by semantic group, and turns them into text sequences (equation 1). It writes the data set to
@@ -12,6 +14,7 @@ choices depend on the seed alone: the same input and seed give the same bytes.
 """
 
 import hashlib
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -35,14 +38,16 @@ from support import corpora, rrf, texts, tokenizers, umls
 from support.arrays import concat_ranges, hash_uniform, splitmix64
 from support.datasets import (
     SCHEMA,
+    choose_languages,
     choose_output,
     find_sources,
+    read_dataset_tables,
     read_examples,
     read_manifest,
     read_tokenizer,
     write_dataset,
 )  # fmt: skip
-from support.files import progress, run_command
+from support.files import progress, run_command, write_all, write_atomic
 from support.reports import print_dataset_tables
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
@@ -1278,7 +1283,42 @@ def describe_targets(task, labels, kind, tokenizer):
     return " | ".join(tokenizer.decode([k]) for k in labels.tolist())
 
 
-COMMANDS = {"build": (build, configs.Data), "show": (show, configs.Show)}
+# ---------------------------------------------------------------- names and ids for entity linking
+
+
+def write_dictionary(s):
+    """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
+    lines = []
+    for lang in choose_languages(s.dataset, s.lang):
+        tables = read_dataset_tables(s.dataset, lang)
+        cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
+        names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
+        lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
+    write_lines(s.out, lines)
+
+
+def write_ids(s):
+    """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
+    write_lines(s.out, ["id\tcui", *map("\t".join, umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"}))])
+
+
+def write_lines(out, lines):
+    """Writes lines as UTF-8 to a file, or to standard output if `out` is ""."""
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if out:
+        write_atomic(out, lambda f: f.write(content))
+    elif sys.stdout:
+        write_all(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), content)
+    else:
+        raise UserError("standard output is closed; give --out")
+
+
+COMMANDS = {
+    "build": (build, configs.Data),
+    "show": (show, configs.Show),
+    "dictionary": (write_dictionary, configs.Dictionary),
+    "ids": (write_ids, configs.Ids),
+}
 
 if __name__ == "__main__":
     run_command(__doc__, COMMANDS)

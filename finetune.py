@@ -37,6 +37,7 @@ import data
 import model as models
 from configs import UserError
 from support import checkpoints, tagging, texts, tokenizers
+from support.arrays import bootstrap
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
@@ -324,18 +325,6 @@ def entity_counts(documents, predictions, corpus):
 def entity_score(documents, predictions, corpus):
     """Strict micro [P, R, F1] of the entities, in per cent; of parts of speech token accuracy thrice."""
     return [100 * float(x) for x in precision_recall_f1(*entity_counts(documents, predictions, corpus).sum((0, 1)))]
-
-
-def bootstrap(groups, values, n):
-    """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
-
-    groups: the document of each sequence.
-    """
-    index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
-    sums = np.zeros((len(index), values.shape[1]))
-    np.add.at(sums, [index[g] for g in groups], values)
-    weights = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
-    return weights @ sums
 
 
 # ---------------------------------------------------------------- a run, and its results

@@ -9,6 +9,7 @@
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, requeued until the run is done
     python kgi.py evaluate runs/kgi-fr [OTHER ...]           what they know of held-out pairs, and of synonyms
     python kgi.py map runs/kgi-fr                            a picture of its terms by semantic group
+    python kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv    the concepts of a corpus's mentions
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
 
 Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
@@ -38,7 +39,7 @@ import data
 import model as models
 from configs import UserError
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import checkpoints, hardware, reports, retrieval, runs, tokenizers
+from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
 from support.files import folder_lock, progress, run_command, write_atomic, write_json
@@ -1029,6 +1030,66 @@ def draw_map(s):
         print(path)
 
 
+def link(s):
+    """Links the mentions of a corpus to the concepts of a dictionary; printed, and kept in results/."""
+    began, (device, dtype) = time.monotonic(), hardware.choose_device(s.device, s.precision)
+    if not s.corpus:
+        raise UserError("no corpus given; example: kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv")
+    if s.dictionary and (s.data or s.lang):
+        raise UserError("--dictionary and a data set (--data, --lang): give one of them")
+    if s.dictionary:
+        dictionary = linking.read_dictionary(s.dictionary)
+    else:
+        dictionary = linking.dictionary_of_dataset(find_data(s.data, s.checkpoint, data.NEW_TOKENS), s.lang)
+    task = linking.read_task(s, dictionary)
+    encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    vectors = {}
+    for pooling in configs.POOLINGS if s.pooling == "both" else [s.pooling]:
+        queries = models.embed_terms(encoder, tokenizer, task.queries, pooling, dtype)
+        names = embed_names(s, encoder, tokenizer, task.dictionary.names, pooling, dtype)
+        vectors[pooling] = F.normalize(queries, dim=1).cpu().numpy(), names
+    is_equal = linking.exact_matches(task.dictionary.names, task.queries)
+    trigrams = linking.trigram_similarities(task.dictionary.names, task.queries)
+
+    def similarities(block):
+        """Those of a block of mentions to all names, one method after the other."""
+        yield "exact match", is_equal(block)
+        spelling = trigrams(block)
+        yield "trigrams", spelling
+        for pooling, (queries, names) in vectors.items():
+            cosine = queries[block] @ names.T
+            yield pooling, cosine
+            yield f"{pooling} + trigrams", cosine + spelling
+
+    record = linking.linking_record(task, linking.rank_mentions(task, similarities))
+    record = {"checkpoint": s.checkpoint, "settings": asdict(s)} | record
+    reports.print_linking(record)
+    path = Path(s.out, Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
+
+
+def embed_names(s, encoder, tokenizer, names, pooling, dtype):
+    """(names, dim) float32 array: vectors of length 1, each name embedded once, or read where --keep_vectors has it."""
+    path = None
+    if s.keep_vectors:
+        parts = ["\n".join(names), pooling, str(dtype), tokenizer.to_str(), repr(encoder.config)]
+        parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
+        path = linking.vectors_file(s.keep_vectors, Path(s.checkpoint).resolve().name, parts)
+
+    def blocks():
+        ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
+        special, max_tokens = tokenizers.special_ids(tokenizer), encoder.config.max_positions - 2
+        with progress(f"names, {pooling}", len(names)) as bar:
+            for block in models.embed(encoder, special, ids, length, pooling, max_tokens, dtype):
+                yield F.normalize(torch.from_numpy(block), dim=1).numpy()
+                bar.update(len(block))
+
+    return linking.name_vectors(path, (len(names), encoder.config.dim), blocks())
+
+
 def plot(s):
     """Draws the curves of runs."""
     print(reports.draw_curves([Path(run) for run in s.runs], s.out, TASKS))
@@ -1038,6 +1099,7 @@ COMMANDS = {
     "train": (train, configs.Train),
     "evaluate": (evaluate, configs.Evaluate),
     "map": (draw_map, configs.Map),
+    "link": (link, configs.Link),
     "plot": (plot, configs.Plot),
 }
 

@@ -96,6 +96,23 @@ class Show:
 
 
 @dataclass
+class Dictionary:
+    """Write all names of a data set's concepts, a line CUI TAB name each, for kgi.py link or other tools."""
+
+    dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
+    lang: str = setting("", "only names of this language; default: all languages of the data set")
+    out: str = setting("", "the file; default: standard output")
+
+
+@dataclass
+class Ids:
+    """Write which concept each MeSH and OMIM id of a UMLS release names, a line id TAB CUI each."""
+
+    umls: str = argument("RELEASE", "folder of a UMLS release")
+    out: str = setting("", "the file; default: standard output")
+
+
+@dataclass
 class Train:
     """Pre-train an encoder; defaults are the paper's v1 numbers (Table 8) but for warmup and clip."""
 
@@ -176,6 +193,35 @@ class Map:
     pooling: str = setting("mean", "mean over all tokens, or the vector at [CLS]", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
+
+
+@dataclass
+class Link:
+    """Link the mentions of a corpus to concepts by the nearest name, beside baselines by spelling."""
+
+    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
+    corpus: str = setting("", "folder of the corpus: PubTator files, train, dev or test in their names", "corpus")
+    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
+    ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
+    expand_abbreviations: bool = setting(
+        False, "read a short form as the long form that its document defines", "corpus"
+    )
+    dictionary: str = setting(
+        "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
+    )
+    data: str = setting(
+        "", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer", "dictionary"
+    )
+    lang: str = setting("", "only names of this language; default: all languages of the data set", "dictionary")
+    train_mentions: bool = setting(False, "add the mentions of the training split to the names", "dictionary")
+    keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
+    pooling: str = setting(
+        "both", "the vector at [CLS], the mean over all tokens, or one after the other", "model",
+        choices=(*POOLINGS, "both"),
+    )  # fmt: skip
+    precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
+    device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
+    out: str = setting("results", "results go to <out>/<checkpoint>", "output")
 
 
 @dataclass
@@ -261,7 +307,15 @@ class Embed:
     device: str = setting("auto", "where to run", choices=DEVICES)
 
 
-TABLES = {"data": Data, "train": Train, "evaluate": Evaluate, "map": Map, "finetune": Finetune, "embed": Embed}
+TABLES = {
+    "data": Data,
+    "train": Train,
+    "evaluate": Evaluate,
+    "map": Map,
+    "link": Link,
+    "finetune": Finetune,
+    "embed": Embed,
+}
 
 
 # ---------------------------------------------------------------- the command line

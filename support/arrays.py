@@ -1,4 +1,4 @@
-"""Arrays: random numbers that are a function of their key, and gathering of ranges."""
+"""Arrays: random numbers that are a function of their key, gathering of ranges, and the bootstrap."""
 
 import numpy as np
 
@@ -36,3 +36,15 @@ def concat_ranges(start, length):
     """
     end = np.cumsum(length)
     return np.repeat(start - (end - length), length) + np.arange(end[-1] if len(end) else 0)
+
+
+def bootstrap(groups, values, n):
+    """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
+
+    groups: the document of each sequence.
+    """
+    index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
+    sums = np.zeros((len(index), values.shape[1]))
+    np.add.at(sums, [index[g] for g in groups], values)
+    weights = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
+    return weights @ sums

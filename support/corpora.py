@@ -184,6 +184,17 @@ def parse_brat_entity(where, line, text, issues):
 
 def read_pubtator(path, types, issues):
     """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
+    texts, entities = parse_pubtator(path, issues)
+    found = {pmid: [(kind, ((a, b),)) for a, b, kind, _ in entities[pmid]] for pmid in texts}
+    return [align_entities(pmid, text, found[pmid], types, issues) for pmid, text in texts.items()]
+
+
+def parse_pubtator(path, issues):
+    """A file of PubTator as it is: ({document: title, line end and abstract}, {document: its entities}).
+
+    An entity is (start, end, type, ids): characters of the text, and the sixth column as text, "" if there is none.
+    Relations (BioRED, BC5CDR) are skipped, and so are the single names that BC5CDR has in a seventh column.
+    """
     texts, entities = {}, defaultdict(list)
     seen, is_repeat = set(), False
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
@@ -198,18 +209,19 @@ def read_pubtator(path, types, issues):
                 texts[pmid] = text if what == "t" else f"{texts.get(pmid, '')}\n{text}"
             continue
         fields = line.split("\t")
-        is_relation = len(fields) == 5 and not fields[1].isdigit()  # BioRED
+        is_relation = len(fields) in (4, 5) and not fields[1].isdigit()
         if not line.strip() or is_repeat or is_relation:
             continue
-        if len(fields) not in (5, 6) or not (fields[1].isdigit() and fields[2].isdigit()) or fields[0] not in texts:
+        is_entity = len(fields) in (5, 6, 7) and fields[1].isdigit() and fields[2].isdigit()
+        if not is_entity or fields[0] not in texts:
             raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
-        pmid, a, b, words, kind = fields[:5]
+        pmid, a, b, words, kind, ids = [*fields, ""][:6]
         a, b = int(a), int(b)
         found = texts[pmid][a:b]
         if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
-        entities[pmid].append((kind, ((a, b),)))
-    return [align_entities(pmid, text, entities[pmid], types, issues) for pmid, text in texts.items()]
+        entities[pmid].append((a, b, kind, ids))
+    return texts, entities
 
 
 def read_bioc(path, types, issues):

@@ -1,4 +1,4 @@
-"""A data set on disk: its manifest, its tokenizer, and which one a command means."""
+"""A data set on disk: its manifest, its tokenizer, the tables beside it, and which one a command means."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 import configs
 from configs import UserError
-from support import tokenizers
+from support import tokenizers, umls
 from support.files import atomic_directory, memory_map, write_atomic, write_json
 
 SCHEMA = pa.schema(
@@ -153,6 +153,28 @@ def read_tokenizer(folder):
     if n_entries != manifest["vocab_size"]:
         raise UserError(f"{path}: damaged ({n_entries:,} entries); build the data set again")
     return content
+
+
+def read_dataset_tables(folder, lang):
+    """The umls.Tables of a language: all concepts and terms of the release that a data set was built from.
+
+    They are kept beside the data set. Raises: UserError if they are missing, or of another release.
+    """
+    folder = Path(folder)
+    cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
+    if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
+        raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
+    return cached[0]
+
+
+def choose_languages(folder, lang):
+    """The languages of a data set, or the one that was asked for. Raises: UserError if the data set has it not."""
+    languages = read_manifest(folder)["languages"]
+    if not lang:
+        return languages
+    if (code := umls.parse_languages(lang)[0]) not in languages:
+        raise UserError(f"{folder} has no names in language {lang}; it has {' '.join(languages)}")
+    return [code]
 
 
 def write_dataset(out, writers, tokenizer, manifest):

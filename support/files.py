@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import gzip
 import json
 import mmap
 import os
 import shutil
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +22,16 @@ from configs import UserError
 
 
 def read_utf8(path, bom=""):
-    """The text of a file, line ends as they are. Raises: UserError naming the row of bad UTF-8.
+    """The text of a file (of a .gz what is in it), line ends as they are.
 
-    bom: what to have in the place of a byte order mark; offsets of brat count it.
+    Args: bom: what to have in the place of a byte order mark; offsets of brat count it.
+    Raises: UserError naming the row of bad UTF-8, or what cannot be read.
     """
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+        content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
     try:
         text = content.decode("utf-8")
         return bom + text[1:] if text[:1] == "\ufeff" else text

@@ -4,10 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configs import UserError
-from support import umls
 from support.arrays import concat_ranges, hash_uniform
-from support.datasets import read_manifest
+from support.datasets import read_dataset_tables
 
 
 def synonym_ranks(vectors, term, concept):
@@ -68,10 +66,15 @@ def rank_metrics(ranks):
 
 def trigram_vectors(strings):
     """(strings, 4096) float32 tensor of their trigrams of letters: the baseline by spelling alone."""
+    return torch.from_numpy(sparse_trigram_vectors(strings).toarray())
+
+
+def sparse_trigram_vectors(strings):
+    """trigram_vectors as a sparse matrix of scipy (CSR), for millions of strings; its rows have length 1."""
     from sklearn.feature_extraction.text import HashingVectorizer  # a second that training need not wait
 
     spelling = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), n_features=4096, dtype=np.float32)
-    return torch.from_numpy(spelling.transform(strings).toarray())
+    return spelling.transform(strings)
 
 
 def principal_components(vectors, seed):
@@ -90,10 +93,7 @@ def sample_terms(folder, lang, n, seed):
     Returns: (tables, strings, term, concept): term and concept (pairs,) say which string names which concept. A string
     that names several concepts is there once.
     """
-    cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
-    if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
-        raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
-    tables = cached[0]
+    tables = read_dataset_tables(folder, lang)
     concepts = np.argsort(hash_uniform(seed, tables.cui), kind="stable")
     sizes = np.diff(tables.first_term)[concepts]
     concepts = concepts[: np.searchsorted(np.cumsum(sizes), n) + 1 if n else None]

@@ -190,6 +190,32 @@ def read_ranks(umls, skipped=None):
     return rank
 
 
+def read_codes(umls, sources):
+    """The codes that sources of the UMLS give its concepts: sorted pairs (id, CUI), each once.
+
+    Rows of MRCONSO with SUPPRESS other than N are left out.
+
+    Args: sources: {SAB: what to write before its CODE}, as in {"MSH": "", "OMIM": "OMIM:"}.
+    Raises: UserError if no row is of these sources.
+    """
+    names = {prefix8(sab): before for sab, before in sources.items()}
+
+    def parse_block(rows):
+        of_sources = np.isin(rows.prefix8("SAB"), [*names])
+        rows = rows.filter(of_sources & (rows.prefix8("SUPPRESS") == prefix8("N")))
+        cui = rows.parse_cui("CUI")
+        rows, cui = rows.filter(cui >= 0), cui[cui >= 0]
+        codes = zip(rows.prefix8("SAB").tolist(), rows.strings("CODE").to_pylist(), cui.tolist())
+        return {(names[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
+
+    if not rrf.find_rrf(umls, "MRCONSO"):
+        hint = rrf.missing_files_hint(umls)
+        raise UserError(f"MRCONSO.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
+    if not (found := set().union(*read_rrf(umls, "MRCONSO", parse_block))):
+        raise UserError(f"{rrf.find_rrf(umls, 'MRCONSO')[0]}: no row of the sources {' '.join(sources)}")
+    return sorted(found)
+
+
 def atoms_of(rows, group, rank):
     """Rows of MRCONSO in one language -> (cui, priority, string) of the atoms that count; low priorities come first."""
     rows = rows.filter(rows.prefix8("SUPPRESS") == prefix8("N"))

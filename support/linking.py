@@ -1,0 +1,462 @@
+"""Entity linking: mentions with ids, a dictionary of names, and the rank of the right concept by the nearest name.
+
+    kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv
+
+The protocol, as figures of different papers differ most by it:
+
+* A concept is as near to a mention as the nearest of its names. Concepts are ranked, not names. Concepts that are
+  equally near share the mean of their ranks, so a name of two concepts alone is right at 5, but not at 1.
+* `a|b` (or a comma or semicolon between ids) is one mention with alternatives: any of them is right. `a+b` is a
+  composite of parts, and all must be found. It is not split into the words of its parts. Its rank is that of the part
+  found last, but 1 if the first p concepts hold all p parts. An id that names several concepts is found with any.
+* A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
+  reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
+* Unseen mentions are those whose words, in lower case, are not a mention of the training split.
+* Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
+"""
+
+import gzip
+import hashlib
+import io
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from configs import UserError
+from support import corpora, retrieval
+from support.arrays import bootstrap
+from support.datasets import choose_languages, read_dataset_tables
+from support.files import progress, read_utf8, write_atomic
+
+SPLIT_IN_NAME = {
+    "train": re.compile("train|trng", re.I),
+    "dev": re.compile("dev", re.I),
+    "test": re.compile("test", re.I),
+}
+NO_ID = ("", "-", "-1")
+VARIANT = re.compile(r"[a-z]?\|[A-Z]+\|")  # of BioRED: c|SUB|G|94|A is one id
+RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
+MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
+
+
+class Mention(NamedTuple):
+    """A mention of a concept in a corpus.
+
+    text: its words. name: what is looked up, its words or the long form of an abbreviation. parts: its ids, all of
+    which must be found; each is a tuple of alternatives.
+    """
+
+    document: str
+    text: str
+    name: str
+    parts: tuple
+
+
+class Dictionary(NamedTuple):
+    """The names of concepts.
+
+    ids: of the concepts. names: distinct strings. term, concept: (pairs,) int64, which name names which concept, sorted
+    by concept; every concept has a name.
+    """
+
+    ids: list
+    names: list
+    term: np.ndarray
+    concept: np.ndarray
+
+
+# ---------------------------------------------------------------- mentions
+
+
+def read_mentions(folder, expand_abbreviations=False):
+    """The mentions of a folder of PubTator files, which may be .gz: ({split: [Mention]}, issues, a Counter).
+
+    The split is in the name of a file (train or trng, dev, test), or lists of document ids lie beside one file for all,
+    as MedMentions has them (..pmids_trng.txt). A split that is not there has no mentions.
+
+    Raises: UserError if there is no such file, or naming file and row.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"--corpus {folder}: no such folder; name one with PubTator files")
+    files = [path for path in sorted(Path(folder).glob("[!.]*")) if path.is_file()]
+    lists = [(split_of(path), read_utf8(path).split()) for path in files if "pmids" in path.name.lower()]
+    split_of_document = {pmid: split for split, pmids in lists if split for pmid in pmids}
+    mentions, issues, sources = {split: [] for split in corpora.SPLITS}, Counter(), {}
+    for path in filter(is_pubtator, files):
+        split = split_of(path)
+        if not split and not split_of_document:
+            raise UserError(f"{path}: its name must say its split: train, dev or test")
+        if split and (first := sources.setdefault(split, path)) != path:
+            raise UserError(f"{folder}: two files of the {split} split: {first.name} and {path.name}; leave one there")
+        for mention in mentions_of_file(path, expand_abbreviations, issues):
+            if where := split or split_of_document.get(mention.document):
+                mentions[where].append(mention)
+    if not any(mentions.values()):
+        raise UserError(f"{folder}: no mention with an id in it; it must hold PubTator files (id|t|title ...)")
+    return mentions, issues
+
+
+def split_of(path):
+    """The split that a file's name says, "" if it says none."""
+    return next((split for split, pattern in SPLIT_IN_NAME.items() if pattern.search(path.name)), "")
+
+
+def is_pubtator(path):
+    """Whether the first line of a file is a title of PubTator."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
+            first = next((line for line in f.read(1 << 16).decode(errors="replace").split("\n") if line.strip()), "")
+    except (EOFError, OSError):  # damaged: reading all of it says so
+        return True
+    return bool(corpora.PUBTATOR_TEXT.match(first))
+
+
+def mentions_of_file(path, expand_abbreviations, issues):
+    """The mentions of a PubTator file that have an id; those without one are counted in `issues`."""
+    texts, entities = corpora.parse_pubtator(path, issues)
+    mentions = []
+    for pmid, text in texts.items():
+        long_forms = find_abbreviations(text) if expand_abbreviations else {}
+        for start, end, _, ids in entities[pmid]:
+            words = " ".join(text[start:end].split())
+            if parts := parse_ids(ids):
+                mentions.append(Mention(pmid, words, long_forms.get(words, words), parts))
+            else:
+                issues["mentions without an id"] += 1
+    return mentions
+
+
+def parse_ids(text):
+    """The ids of a mention -> its parts, each a tuple of alternatives: "a|b+c" gives (("a", "b"), ("c",))."""
+    if VARIANT.match(text):
+        return ((text,),)
+    parts = [[normalise_id(x) for x in re.split(r"[|,;]", part)] for part in text.split("+")]
+    parts = [tuple(x for x in part if x not in NO_ID) for part in parts]
+    return tuple(part for part in parts if part)
+
+
+def normalise_id(text):
+    """An id without blanks and without the prefix that only some corpora write: MESH:D008661 is D008661."""
+    return re.sub(r"^(MESH|UMLS):", "", text.strip(), flags=re.I)
+
+
+def find_abbreviations(text):
+    """{short form: long form} of definitions such as "Wilson disease (WD)" (Schwartz & Hearst, PSB 2003).
+
+    A short form has 2 to 10 characters, one or two words and a letter. Its long form is in the words before it.
+    """
+    found = {}
+    for match in re.finditer(r"\(([^()]+)\)", text):
+        short = re.split("[,;]", match[1])[0].strip()
+        is_short = 2 <= len(short) <= 10 and len(short.split()) <= 2 and short[0].isalnum()
+        if is_short and any(c.isalpha() for c in short):
+            sentence = re.split(r"[.;:!?]\s|\n", text[: match.start()])[-1].split()
+            words = " ".join(sentence[-min(len(short) + 5, 2 * len(short)) :])
+            if long_form := match_long_form(short, words):
+                found.setdefault(short, long_form)
+    return found
+
+
+def match_long_form(short, words):
+    """The shortest end of `words` that has the letters of a short form in order, "" if there is none.
+
+    The first letter must begin a word; the letters are looked for from the last to the first.
+    """
+    at = len(words)
+    for i in range(len(short) - 1, -1, -1):
+        if short[i].isalnum():
+            at -= 1
+            while at >= 0 and not (
+                words[at].lower() == short[i].lower() and (i > 0 or at == 0 or not words[at - 1].isalnum())
+            ):
+                at -= 1
+            if at < 0:
+                return ""
+    long_form = words[words.rfind(" ", 0, at + 1) + 1 :]
+    return long_form if len(long_form) > len(short) and short not in long_form.split() else ""
+
+
+# ---------------------------------------------------------------- names and ids
+
+
+def make_dictionary(ids, names):
+    """The Dictionary of two lists: names[i] is a name of the concept ids[i]. Ids and names may come again."""
+    concepts, terms = (pa.array(x, pa.large_string()).dictionary_encode() for x in (ids, names))
+    pairs = np.asarray(concepts.indices).astype(np.int64) * len(terms.dictionary) + np.asarray(terms.indices)
+    concept, term = np.divmod(np.unique(pairs), len(terms.dictionary))
+    return Dictionary(concepts.dictionary.to_pylist(), terms.dictionary.to_pylist(), term, concept)
+
+
+def read_dictionary(path):
+    """The Dictionary of a file (or .gz) of lines id TAB name. Raises: UserError naming file and row."""
+    return make_dictionary(*read_pairs(path, "id TAB name"))
+
+
+def dictionary_of_dataset(folder, lang):
+    """The Dictionary of a data set: all terms of all concepts of its languages, or of one. The ids are CUIs."""
+    ids, names = [], []
+    for code in choose_languages(folder, lang):
+        tables = read_dataset_tables(folder, code)
+        cuis = [f"C{number:07d}" for number in tables.cui.tolist()]
+        ids += np.repeat(np.array(cuis, object), np.diff(tables.first_term)).tolist()
+        names += tables.terms.to_pylist()
+    return make_dictionary(ids, names)
+
+
+def read_ids(path):
+    """{id: [concepts]} of a file (or .gz) of lines id TAB concept. Raises: UserError naming file and row."""
+    concepts = defaultdict(list)
+    for i, concept in zip(*read_pairs(path, "id TAB concept")):
+        concepts[i].append(normalise_id(concept))
+    return dict(concepts)
+
+
+def read_pairs(path, form):
+    """The two columns of a file: ([normalised ids], [texts]).
+
+    A first line whose first field is "id" or "cui" is a header. form: what a line must be, for the error message.
+    """
+    ids, texts = [], []
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = [field.strip() for field in line.split("\t")]
+        if not line.strip() or (row == 1 and fields[0].lower() in ("id", "cui")):
+            continue
+        if len(fields) != 2 or not all(fields):
+            raise UserError(f"{path}, row {row}: not '{form}': {line[:60]!r}")
+        ids.append(normalise_id(fields[0]))
+        texts.append(fields[1])
+    if not ids:
+        raise UserError(f"{path}: no line '{form}' in it")
+    return ids, texts
+
+
+def gold_concepts(mention, ids, index):
+    """The concepts of a mention as indices: an array for each of its parts. None if a part has none in the dictionary.
+
+    Args: ids: {id: [concepts]}, or {} if the corpus has the ids of the dictionary. index: {concept: its index}.
+    """
+    parts = []
+    for alternatives in mention.parts:
+        concepts = [c for i in alternatives for c in ids.get(i, [i])]
+        parts.append(np.array(sorted({index[c] for c in concepts if c in index}), np.int64))
+    return parts if all(map(len, parts)) else None
+
+
+def add_train_mentions(dictionary, mentions, ids):
+    """A Dictionary with the mentions of the training split as further names of its concepts; composites are left out.
+
+    No concept is added, so that the same mentions are reachable with and without them.
+    """
+    index = {c: i for i, c in enumerate(dictionary.ids)}
+    all_ids = [dictionary.ids[c] for c in dictionary.concept.tolist()]
+    names = [dictionary.names[t] for t in dictionary.term.tolist()]
+    for mention in mentions:
+        if len(mention.parts) == 1 and (gold := gold_concepts(mention, ids, index)):
+            all_ids += [dictionary.ids[c] for c in gold[0]]
+            names += [mention.name] * len(gold[0])
+    return make_dictionary(all_ids, names)
+
+
+# ---------------------------------------------------------------- what is scored
+
+
+class LinkingTask(NamedTuple):
+    """The mentions of a split and the dictionary that they are looked up in.
+
+    queries: distinct names of the mentions. query: (mentions,) int64, which of them each mention has. gold: of each
+    mention, as gold_concepts gives it. unseen: (mentions,) bool. issues: what is not scored, a Counter.
+    """
+
+    mentions: list
+    dictionary: Dictionary
+    queries: list
+    query: np.ndarray
+    gold: list
+    unseen: np.ndarray
+    issues: Counter
+
+
+def read_task(s, dictionary):
+    """The LinkingTask of settings `s` (configs.Link). Raises: UserError."""
+    if s.train_mentions and s.split == "train":
+        raise UserError("train_mentions with --split train: each mention would be in the dictionary")
+    ids = read_ids(s.ids) if s.ids else {}
+    splits, issues = read_mentions(s.corpus, s.expand_abbreviations)
+    mentions = splits[s.split]
+    if not mentions:
+        raise UserError(f"{s.corpus}: no mention with an id in its {s.split} split")
+    if s.train_mentions:
+        dictionary = add_train_mentions(dictionary, splits["train"], ids)
+    index = {c: i for i, c in enumerate(dictionary.ids)}
+    gold = [gold_concepts(mention, ids, index) for mention in mentions]
+    if not any(gold):
+        example = "+".join("|".join(part) for part in mentions[0].parts)
+        raise UserError(
+            f"{s.corpus}: no id of its {s.split} split, such as {example}, is in the dictionary, whose ids are such as "
+            f"{dictionary.ids[0]}; give --ids, a file of id TAB concept lines"
+        )
+    queries = list(dict.fromkeys(mention.name for mention in mentions))
+    number = {name: i for i, name in enumerate(queries)}
+    query = np.array([number[mention.name] for mention in mentions])
+    seen = {mention.text.lower() for mention in splits["train"]}
+    unseen = np.array([mention.text.lower() not in seen for mention in mentions])
+    return LinkingTask(mentions, dictionary, queries, query, gold, unseen, issues)
+
+
+# ---------------------------------------------------------------- similarities of mentions to names
+
+
+def exact_matches(names, queries):
+    """A function of a slice of the queries: (k, names) float32, 1 where both are equal but for case and blanks."""
+    words = [" ".join(text.lower().split()) for text in (*names, *queries)]
+    codes = np.asarray(pa.array(words, pa.large_string()).dictionary_encode().indices)
+    of_names, of_queries = codes[: len(names)], codes[len(names) :]
+    return lambda block: (of_queries[block, None] == of_names).astype(np.float32)
+
+
+def trigram_similarities(names, queries):
+    """A function of a slice of the queries: (k, names) float32, the cosine of retrieval.trigram_vectors."""
+    of_names, of_queries = (retrieval.sparse_trigram_vectors(x) for x in (names, queries))
+    return lambda block: np.ascontiguousarray((of_names @ of_queries[block].toarray().T).T)
+
+
+def name_vectors(path, shape, blocks):
+    """The vectors of all names: an array (names, dim) float32; each block is asked for once.
+
+    Args:
+        path: the file that keeps them, or None. It is read if it is there, and written if not. It is mapped into
+            memory, so that it may be larger than that. blocks: yields arrays (k, dim) float32.
+    """
+    if path is None:
+        out, at = np.empty(shape, np.float32), 0
+        for block in blocks:
+            out[at : at + len(block)] = block
+            at += len(block)
+        return out
+    if not (path.is_file() and path.stat().st_size == npy_size(shape)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda f: write_npy(f, shape, blocks))
+    return np.load(path, mmap_mode="r")
+
+
+def write_npy(f, shape, blocks=()):
+    """Writes an array of float32 as NumPy's .npy, block by block."""
+    np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    for block in blocks:
+        f.write(np.ascontiguousarray(block, "<f4").data)
+
+
+def npy_size(shape):
+    """The bytes of a .npy of float32."""
+    write_npy(header := io.BytesIO(), shape)
+    return header.tell() + 4 * shape[0] * shape[1]
+
+
+def vectors_file(folder, checkpoint, parts):
+    """Where the vectors of a checkpoint are kept. Its name has a hash of all that they depend on: others are no match.
+
+    parts: bytes-like objects and strings.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return Path(folder, f"{checkpoint}-{digest.hexdigest()[:16]}.npy")
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def rank_mentions(task, similarities):
+    """The rank of each mention's concept, exactly: {method: (mentions,) float64}, infinite if it cannot be reached.
+
+    The search is exhaustive and blocked: a block of mentions is compared with all names, and no more is in memory.
+
+    Args: similarities: a function of a slice of task.queries that yields (method, (k, names) float32 array).
+    """
+    term, first_pair = task.dictionary.term, np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
+    of_query = defaultdict(list)
+    for mention, query in enumerate(task.query.tolist()):
+        if task.gold[mention]:
+            of_query[query].append(mention)
+    ranks = defaultdict(lambda: np.full(len(task.mentions), np.inf))
+    n_at_once = max(1, MAX_SIMILARITIES // len(task.dictionary.names))
+    with progress("mentions", len(task.queries)) as bar:
+        for start in range(0, len(task.queries), n_at_once):
+            block = slice(start, min(start + n_at_once, len(task.queries)))
+            for method, of_names in similarities(block):
+                for query, row in enumerate(of_names, start):
+                    of_concepts = np.maximum.reduceat(row[term], first_pair) if query in of_query else None
+                    for mention in of_query[query]:
+                        ranks[method][mention] = rank_of_mention(of_concepts, task.gold[mention])
+            bar.update(block.stop - start)
+    return dict(ranks)
+
+
+def rank_of_mention(similarity, parts):
+    """The rank of a mention: of its last part, but 1 if the first concepts, as many as it has parts, hold all of them.
+
+    Args: similarity: (concepts,) of the mention. parts: as gold_concepts gives them.
+    """
+    last = max(rank_of_part(similarity, concepts) for concepts in parts)
+    return last if last > len(parts) else 1.0
+
+
+def rank_of_part(similarity, concepts):
+    """The rank of the first of some concepts by similarity.
+
+    Of n concepts that are equally near, m of them right, the first right one is at (n + 1) / (m + 1) in the mean over
+    all orders.
+    """
+    right = similarity[concepts]
+    best = right.max()
+    n_nearer, n_equal = np.count_nonzero(similarity > best), np.count_nonzero(similarity == best)
+    return n_nearer + (n_equal + 1) / (np.count_nonzero(right == best) + 1)
+
+
+def subsets(task):
+    """{name: (mentions,) bool}: the mentions over which accuracy is given."""
+    reachable = np.array([gold is not None for gold in task.gold])
+    everything = np.ones(len(reachable), bool)
+    return {
+        "all": everything, "reachable": reachable, "unseen": task.unseen, "unseen_reachable": task.unseen & reachable,
+    }  # fmt: skip
+
+
+def linking_scores(ranks, documents):
+    """Accuracy at 1 and 5 and mean reciprocal rank in per cent, and their 95 % bootstrap confidence intervals.
+
+    The intervals are percentiles over 1,000 samples of the documents, drawn with replacement and seeded.
+
+    Args: ranks: (mentions,), infinite where nothing was found. documents: that of each mention.
+    Returns: {"at_1", "at_5", "mrr", "interval": {the same: [low, high]}}; {} of no mentions.
+    """
+    if not len(ranks):
+        return {}
+    values = np.column_stack([ranks <= 1, ranks <= 5, 1 / ranks, np.ones(len(ranks))])
+    samples = bootstrap(documents, values, RESAMPLES)
+    bounds = 100 * np.percentile(samples[:, :3] / samples[:, 3:], [2.5, 97.5], axis=0)
+    names = ("at_1", "at_5", "mrr")
+    scores = dict(zip(names, (100 * values[:, :3].mean(axis=0)).tolist()))
+    return scores | {"interval": dict(zip(names, bounds.T.tolist()))}
+
+
+def linking_record(task, ranks):
+    """What kgi.py link keeps: sizes, and {subset: {"mentions", methods: {method: linking_scores}}}.
+
+    Args: ranks: of rank_mentions.
+    """
+    documents = np.array([mention.document for mention in task.mentions])
+    scores = {}
+    for name, which in subsets(task).items():
+        methods = {method: linking_scores(x[which], documents[which].tolist()) for method, x in ranks.items()}
+        scores[name] = {"mentions": int(which.sum()), "methods": methods}
+    return {
+        "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
+        "concepts": len(task.dictionary.ids), "names": len(task.dictionary.names), "issues": dict(+task.issues),
+        "scores": scores,
+    }  # fmt: skip
