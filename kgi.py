@@ -956,7 +956,7 @@ def evaluate(s):
 
 
 def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
-    """The record of one checkpoint: its tasks (evaluate_tasks), and synonym retrieval in each language."""
+    """The record of one checkpoint: its tasks (evaluate_tasks), and the retrieval of synonyms (evaluate_synonyms)."""
     c = models.load_config(checkpoint)
     tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
     # The model may have more rows than its tokenizer has entries.
@@ -975,19 +975,40 @@ def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    record["synonyms"] = {}
+    record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype)
+    return record | {"scores": flat_scores(record)}
+
+
+def evaluate_synonyms(s, folder, encoder, tokenizer, dtype):
+    """Retrieval of synonyms in each language of a data set, and of English names from those of another language.
+
+    Queries are all names of some concepts, and those of held-out concepts alone ("_held_out").
+    Returns: {"synonyms": {language: {"terms", vectors: metrics}}, "translations": {language: {vectors: metrics}}}.
+    """
+    out, names = {"synonyms": {}, "translations": {}}, {}
+    build = read_manifest(folder)["settings"]
     for lang in read_manifest(folder)["languages"]:
         tables, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
-        cui, build = tables.cui[concept], read_manifest(folder)["settings"]
+        cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
         for pooling in configs.POOLINGS:
-            vectors[pooling] = models.embed_terms(model.encoder, tokenizer, strings, pooling, dtype)
-        record["synonyms"][lang] = {"terms": len(strings)}
+            vectors[pooling] = models.embed_terms(encoder, tokenizer, strings, pooling, dtype)
+        out["synonyms"][lang] = {"terms": len(strings)}
         for how, x in vectors.items():
             metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
-            record["synonyms"][lang] |= dict(zip((how, f"{how}_held_out"), metrics))
-    return record | {"scores": flat_scores(record)}
+            out["synonyms"][lang] |= dict(zip((how, f"{how}_held_out"), metrics))
+        names[lang] = vectors, term, cui, held_out
+    english = names.pop("en", None)
+    for lang, (vectors, term, cui, held_out) in names.items() if english else ():
+        out["translations"][lang] = {}
+        for how in vectors.keys() & english[0].keys():
+            in_english = english[0][how][torch.from_numpy(english[1])]
+            for suffix, queries in (("", np.ones(len(term), bool)), ("_held_out", held_out)):
+                vectors_of = vectors[how][torch.from_numpy(term[queries])]
+                metrics = retrieval.translation_metrics(vectors_of, cui[queries], in_english, english[2])
+                out["translations"][lang][how + suffix] = metrics
+    return out
 
 
 def flat_scores(record):
@@ -1006,6 +1027,8 @@ def flat_scores(record):
             found = [x[how + queries] for x in record["synonyms"].values() if x.get(how + queries)]
             for key in ("at_1", "at_5", "mrr") if found else ():
                 out[f"synonyms_{key}{suffix}{queries}"] = statistics.mean(x[key] for x in found)
+            if found := [x[how + queries] for x in record.get("translations", {}).values() if x.get(how + queries)]:
+                out[f"translations_at_1{suffix}{queries}"] = statistics.mean(x["at_1"] for x in found)
     return out
 
 

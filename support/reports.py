@@ -231,6 +231,11 @@ def print_evaluation(record, tasks, relations):
     for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
         if x := record.get(name):
             print(f"  {titles[name]}: accuracy {x['accuracy']:.1f}")
+    for lang, by_vectors in record["translations"].items():
+        for how, x in by_vectors.items():
+            if x:
+                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
+                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f}")
     for lang, by_vectors in record["synonyms"].items():
         n = by_vectors["terms"]
         if not by_vectors["mean"]:

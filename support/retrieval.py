@@ -22,18 +22,43 @@ def synonym_ranks(vectors, term, concept):
     n, (a, b) = len(vectors), pairs_within(term, concept)
     pairs = torch.unique((a * n + b)[a != b])
     queries, count = torch.unique(pairs // n, return_counts=True)
+    return queries, first_right_ranks(vectors[queries.to(vectors.device)], vectors, pairs % n, count, queries)
+
+
+def first_right_ranks(queries, names, right, count, own=None):
+    """The rank by cosine of the first right name for each query; names that are equally near share their mean rank.
+
+    Args:
+        queries: (q, dim), names: (n, dim), of length 1. right: the right names of each query, one query after another.
+        count: (q,) how many they are, 1 or more. own: (q,) the name that the query itself is, and that does not count.
+    """
     ranks, end = [], torch.cumsum(count, 0)
     for i in range(0, len(queries), 256):
-        block, k = queries[i : i + 256], count[i : i + 256]
-        similarity = vectors[block.to(vectors.device)] @ vectors.T
-        similarity[torch.arange(len(block)), block] = -2.0  # itself
-        others = pairs[end[i] - count[i] : end[i + len(block) - 1]] % n
-        row = torch.arange(len(block)).repeat_interleave(k)
-        best = torch.full((len(block),), -2.0).scatter_reduce(0, row, similarity.cpu()[row, others], "amax")
+        similarity, k = queries[i : i + 256] @ names.T, count[i : i + 256]
+        if own is not None:
+            similarity[torch.arange(len(k)), own[i : i + 256]] = -2.0
+        row = torch.arange(len(k)).repeat_interleave(k)
+        of_block = similarity.cpu()[row, right[end[i] - count[i] : end[i + len(k) - 1]]]
+        best = torch.full((len(k),), -2.0).scatter_reduce(0, row, of_block, "amax")
         best = best.to(similarity.device)[:, None]
         n_nearer, n_equal = (x.sum(1).cpu() for x in (similarity > best, similarity == best))
         ranks.append(1 + n_nearer + (n_equal - 1) / 2)
-    return queries, torch.cat([*ranks, torch.zeros(0)])
+    return torch.cat([*ranks, torch.zeros(0)])
+
+
+def translation_metrics(queries, query_concept, names, name_concept):
+    """How well names in one language find those of the same concept in another: as rank_metrics.
+
+    Args: queries: (q, dim), names: (n, dim) float tensors, a name each. query_concept, name_concept: (q,), (n,) int
+        arrays, the concept that each names; queries without a name in the other language are left out.
+    """
+    order = np.argsort(name_concept, kind="stable")
+    first, last = (np.searchsorted(name_concept[order], query_concept, side) for side in ("left", "right"))
+    found = last > first
+    right = torch.from_numpy(order[concat_ranges(first[found], (last - first)[found])])
+    count = torch.from_numpy((last - first)[found])
+    queries, names = F.normalize(queries[torch.from_numpy(found)], dim=1), F.normalize(names, dim=1)
+    return rank_metrics(first_right_ranks(queries, names, right, count))
 
 
 def pairs_within(term, concept):

@@ -73,3 +73,23 @@ def test_sampled_terms_are_all_those_of_some_concepts(dataset, tmp_path):
     (tmp_path / "en" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="tables/en: missing, damaged, or not the terms of"):
         retrieval.sample_terms(tmp_path / "en", "en", 0, 0)
+
+
+def test_translations_against_a_loop():
+    """Each name looks for one of its concept in another language; names without one there are left out."""
+    torch.manual_seed(3)
+    queries, names = torch.randn(30, 4), torch.randn(40, 4)
+    names[7] = names[8]  # equally near
+    rng = np.random.default_rng(0)
+    query_concept, name_concept = rng.integers(0, 25, 30), rng.integers(0, 20, 40)
+    similarity = torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(names, dim=1).T
+    ranks = []
+    for i, concept in enumerate(query_concept):
+        if (right := np.flatnonzero(name_concept == concept)).size:
+            best = similarity[i, right].max()
+            ranks.append(1 + (similarity[i] > best).sum().item() + ((similarity[i] == best).sum().item() - 1) / 2)
+    got = retrieval.translation_metrics(queries, query_concept, names, name_concept)
+    assert got == pytest.approx(retrieval.rank_metrics(torch.tensor(ranks)), rel=1e-5)
+    assert 0 < got["queries"] == len(ranks) < 30
+    none = retrieval.translation_metrics(queries, query_concept + 100, names, name_concept)
+    assert none == {}
