@@ -177,7 +177,7 @@ def test_windows_end_at_lines(dataset):
 
 
 def test_predictions_come_from_the_middle_of_windows(dataset):
-    """Every word gets one label, from the window in which it is farthest from an edge."""
+    """Every word gets one label and its probability, from the window in which it is farthest from an edge."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     special = tokenizers.special_ids(tokenizer)
     sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
@@ -187,9 +187,9 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
 
     def classifier(ids, mask, word_index):
         window = torch.tensor([i for i in order for _ in windows[i].word_positions])
-        return torch.nn.functional.one_hot(window, len(windows))
+        return torch.nn.functional.one_hot(window, len(windows)) * (1.0 + window[:, None])  # the later, the surer
 
-    predictions, _ = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
+    predictions, probabilities = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
             distance = {
@@ -197,7 +197,10 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
                 for i, w in enumerate(windows)
                 if w.document == s and w.first_word <= k < w.first_word + len(w.word_positions)
             }
-            assert distance[labels.index(predictions[s][k])] == max(distance.values())
+            chosen = labels.index(predictions[s][k])
+            assert distance[chosen] == max(distance.values())
+            logits = torch.eye(len(windows))[chosen] * (1.0 + chosen)
+            assert probabilities[s][k] == pytest.approx(logits.softmax(0).max().item())
 
 
 def test_the_command(release, checkpoint, tmp_path):

@@ -235,7 +235,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     c = models.Config(vocab_size=tokenizers.vocab_size(tokenizer), family=family, **size, **types)
     classifier = finetune.TokenClassifier(models.Encoder(c), 3).eval()
     torch.nn.init.normal_(classifier.classifier.bias)
-    details = {"max_len": 16, "has_text": True, "pos": False, "precision": "auto"}
+    details = {"max_len": 16, "has_text": True, "pos": False, "precision": "bf16"}
     finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
@@ -248,7 +248,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     ids, mask = torch.arange(24).view(2, 12) + 5, torch.ones(2, 12, dtype=torch.bool)
     with torch.no_grad():
         assert torch.equal(*(x(ids, mask, torch.arange(24)) for x in (classifier, tagger.classifier)))
-    assert tagger.labels == labels and tagger.max_len == 16
+    assert tagger.labels == labels and tagger.max_len == 16 and tagger.machine[1] == torch.bfloat16
     del d["kgi_tagger"]  # as a folder of another library is
     (tmp_path / "model" / "config.json").write_text(json.dumps(d))
     assert finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
@@ -279,12 +279,14 @@ TAGGED = [
     tagging.TaggedText("d/1", TEXT, [(8, 13), (16, 20), (21, 22)], ["B-p", "I-p", "O"], [0.9, 0.7, 1.0],
                        [tagging.Entity(8, 20, "p", 0.8)]),
     tagging.TaggedText(2, "", [], [], [], []),
-    tagging.TaggedText(3, "<script>", [(1, 7)], ["B-q r"], [0.5], [tagging.Entity(1, 7, "q r", 0.5)]),
+    tagging.TaggedText(3, "<script>", [(1, 7)], ["B-q <r"], [0.5], [tagging.Entity(0, 8, "q <r", 0.5)]),
 ]  # fmt: skip
 
 
 def write_tagged(tmp_path, **settings):
-    return tagging.write_tagged(iter(TAGGED), configs.Tag(model="", **settings), ["O", "B-p", "I-p", "B-q r", "B-none"])
+    return tagging.write_tagged(
+        iter(TAGGED), configs.Tag(model="", **settings), ["O", "B-p", "I-p", "B-q <r", "B-none"]
+    )
 
 
 def test_brat_has_a_fragment_a_line(tmp_path):
@@ -294,7 +296,7 @@ def test_brat_has_a_fragment_a_line(tmp_path):
     assert ann == "T1\tp 8 13;16 20\tacute pain\n#1\tAnnotatorNotes T1\tscore 0.8\n"
     assert [(tmp_path / "out" / f"2.{x}").read_bytes() for x in ("txt", "ann")] == [b"", b""]
     documents = corpora.read_brat(tmp_path / "out", None, Counter())
-    assert [d.gold for d in documents] == [[], [("q_r", ((1, 7),))]]
+    assert [d.gold for d in documents] == [[], [("q_<r", ((0, 8),))]]
 
 
 def test_columns_are_read_back(tmp_path):
@@ -303,7 +305,7 @@ def test_columns_are_read_back(tmp_path):
     assert (tmp_path / "out").read_text().split("\n")[2] == "acute\t8\t13\t0.9000\tB-p"
     documents = corpora.read_conll(tmp_path / "out", None, Counter())
     assert [(d.tokens, d.labels, d.group) for d in documents] == [
-        (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q r"], "3")
+        (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q <r"], "3")
     ]  # fmt: skip
 
 
@@ -312,9 +314,9 @@ def test_the_page_is_one_file_that_runs_nothing(tmp_path, monkeypatch):
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert not re.search(r"<script|https?:|src=|url\(|@import", page)
     body = page.split("<body>")[1]
-    assert '&lt;<mark class="t1" title="q r, score 0.5">script<small>q r</small></mark>&gt;' in body
+    assert '<mark class="t1" title="q &lt;r, score 0.5">&lt;script&gt;<small>q &lt;r</small></mark>' in body
     assert "a &lt;b&gt; &amp; <mark" in body and "<h2>2</h2>\n<p></p>" in body
-    assert '<mark class="t0">p 1</mark><mark class="t1">q r 1</mark></div>' in body  # a type that never occurs: not
+    assert '<mark class="t0">p 1</mark><mark class="t1">q &lt;r 1</mark></div>' in body  # a type that never occurs: not
     assert "3 documents, 2 entities" in body and "the first" not in body
     assert re.sub(r"<small>.*?</small>|<h2>.*?</h2>|<[^>]*>", "", body.split("</div>")[1]).strip().split("\n\n")[0] == (
         TEXT.replace("<", "&lt;").replace(">", "&gt;").replace("& ", "&amp; ")
