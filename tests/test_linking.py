@@ -1,0 +1,470 @@
+"""Entity linking: mentions and their ids, names, exact ranks, baselines, intervals, and the commands."""
+
+import gzip
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import configs
+import data
+import kgi
+import model as models
+from configs import UserError
+from support import corpora, datasets, linking, retrieval, tokenizers
+from support.arrays import bootstrap
+from tests.conftest import command
+from tests.small_releases import conso, write
+from tests.test_evaluate import run_command
+
+
+def entity(pmid, text, words, ids, kind="Disease"):
+    """A line of PubTator for the first occurrence of some words."""
+    start = text.index(words)
+    return f"{pmid}\t{start}\t{start + len(words)}\t{words}\t{kind}\t{ids}\n"
+
+
+def corpus(folder, **splits):
+    """A folder of PubTator files. splits: [(title, abstract, [(words, ids), ...]), ...] of each."""
+    folder.mkdir()
+    for i, (split, documents) in enumerate(splits.items()):
+        blocks = []
+        for n, (title, abstract, mentions) in enumerate(documents, 100 * i):
+            lines = [entity(n, f"{title}\n{abstract}", *mention) for mention in mentions]
+            blocks.append(f"{n}|t|{title}\n{n}|a|{abstract}\n" + "".join(lines))
+        (folder / f"NCBI{split}set_corpus.txt").write_text("\n".join(blocks))
+    return folder
+
+
+TRAIN = [("Flu.", "A fever of the liver.", [("Flu", "D1"), ("fever", "D2")])]
+TEST = [
+    ("Influenza (flu).", "Fever and liver pain.", [("Influenza", "MESH:D1"), ("Fever", "D2|D9"), ("pain", "D3+D2")]),
+    ("Pain.", "A cold, or the flu, or gout.", [("Pain", "D3"), ("cold", "D4"), ("flu", "D1"), ("gout", "-1")]),
+]
+NAMES = "id\tname\nD1\tinfluenza\nD1\tflu\nD2\tfever\nD3\tpain\nD3\tfever and pain\nD5\tcold\nD6\tcold\n"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """(corpus, dictionary file): D4 is not in the dictionary, and a "cold" is D5 or D6 there."""
+    (tmp_path / "names.tsv").write_text(NAMES)
+    return corpus(tmp_path / "corpus", train=TRAIN, test=TEST), tmp_path / "names.tsv"
+
+
+def task_of(small, **settings):
+    s = configs.Link(checkpoint="", corpus=str(small[0]), **settings)
+    return linking.read_task(s, linking.read_dictionary(small[1]))
+
+
+def ranks_by_spelling(task):
+    """{(document, words): rank} of both baselines."""
+    methods = {
+        "exact": linking.exact_matches(task.dictionary.names, task.queries),
+        "trigrams": linking.trigram_similarities(task.dictionary.names, task.queries),
+    }
+    ranks = linking.rank_mentions(task, lambda block: ((name, method(block)) for name, method in methods.items()))
+    return {name: {(m.document, m.text): r for m, r in zip(task.mentions, x.tolist())} for name, x in ranks.items()}
+
+
+# ---------------------------------------------------------------- ids and mentions
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("D008661", (("D008661",),)), (" D008661 ", (("D008661",),)), ("MESH:C535663", (("C535663",),)),
+    ("OMIM:215600", (("OMIM:215600",),)), ("UMLS:C0001234", (("C0001234",),)),
+    ("D1|OMIM:2", (("D1", "OMIM:2"),)), ("D1| D2", (("D1", "D2"),)), ("5578,5579;5580", (("5578", "5579", "5580"),)),
+    ("D1+D2", (("D1",), ("D2",))), ("D1|D2+D3", (("D1", "D2"), ("D3",))),
+    ("-1", ()), ("-", ()), ("", ()), ("D1|-1", (("D1",),)), ("c|SUB|G|94|A", (("c|SUB|G|94|A",),)),
+])  # fmt: skip
+def test_ids_of_corpora(text, parts):
+    """Alternatives, composites, prefixes of some corpora, no id, and a variant whose bars are its own."""
+    assert linking.parse_ids(text) == parts
+
+
+def test_mentions_of_a_corpus(small):
+    splits, issues = linking.read_mentions(small[0])
+    assert {split: [m.text for m in mentions] for split, mentions in splits.items()} == {
+        "train": ["Flu", "fever"], "dev": [], "test": ["Influenza", "Fever", "pain", "Pain", "cold", "flu"],
+    }  # fmt: skip
+    assert issues["mentions without an id"] == 1
+    first = splits["test"][0]
+    assert (first.document, first.name, first.parts) == ("100", "Influenza", (("D1",),))
+
+
+def test_lists_of_documents_split_a_corpus_of_one_file(tmp_path):
+    """MedMentions: one file, .gz as it is handed out, three lists of ids, and semantic types instead of a type."""
+    text = "".join(
+        f"{n}|t|Fever\n{n}|a|.\n" + entity(n, "Fever\n.", "Fever", f"C000000{n}", "T033,T184") for n in "123"
+    )
+    (tmp_path / "corpus_pubtator.txt.gz").write_bytes(gzip.compress(text.encode()))
+    for n, split in enumerate(("trng", "dev", "test"), 1):
+        (tmp_path / f"corpus_pubtator_pmids_{split}.txt").write_text(f"{n}\n")
+    (tmp_path / "corpus_pubtator_pmids_all.txt").write_text("1\n2\n3\n")
+    splits, _ = linking.read_mentions(tmp_path)
+    found = {split: [m.parts for m in mentions] for split, mentions in splits.items()}
+    assert found == {s: [((f"C000000{n}",),)] for n, s in enumerate(corpora.SPLITS, 1)}
+
+
+def test_bc5cdr_and_biored_lines(tmp_path):
+    """Relations of four and five columns are no mentions; a seventh column names the parts of a composite."""
+    lines = [
+        "1|t|Renal and liver disease.\n1|a|.\n",
+        "1\t0\t23\tRenal and liver disease\tDisease\tD7674|D8107\tRenal disease|liver disease\n",
+        "1\tCID\tD1\tD7674\n1\tAssociation\tD1\tD7674\tNovel\n",
+    ]
+    (tmp_path / "CDR_TestSet.PubTator.txt").write_text("".join(lines))
+    assert [m.parts for m in linking.read_mentions(tmp_path)[0]["test"]] == [(("D7674", "D8107"),)]
+
+
+@pytest.mark.parametrize("text, want", [
+    ("Wilson disease (WD) is rare.", {"WD": "Wilson disease"}),
+    ("He had ataxia-telangiectasia (A-T), and more (see below).", {"A-T": "ataxia-telangiectasia"}),
+    ("No sign. Adenomatous polyposis coli (APC; MIM 1)", {"APC": "Adenomatous polyposis coli"}),
+    ("phenylketonuria (PKU)", {"PKU": "phenylketonuria"}),
+    ("a disease of the hand (WD)", {}), ("the gene (12)", {}), ("WD (WD)", {}), ("of (a) kind", {}),
+    ("Wilson was. A disease (WD)", {}), ("swollen disease (WD)", {}),
+    ("Wilson disease (WD) and white dwarf (WD)", {"WD": "Wilson disease"}),
+])  # fmt: skip
+def test_definitions_of_abbreviations(text, want):
+    """The first letter begins a word of the same sentence; the first definition counts; no form defines itself."""
+    assert linking.find_abbreviations(text) == want
+
+
+def test_abbreviations_are_expanded_within_their_document(tmp_path):
+    """Elsewhere, and by default, the short form is looked up. Whether a mention is seen depends on its words alone."""
+    documents = [("Wilson disease (WD).", "WD is rare.", [("WD", "D1")]), ("WD.", "No.", [("WD", "D1")])]
+    folder = corpus(tmp_path / "corpus", train=[("WD.", ".", [("WD", "D1")])], test=documents)
+    (tmp_path / "names.tsv").write_text("D1\twilson disease\nD2\twd\n")
+    task = task_of((folder, tmp_path / "names.tsv"), expand_abbreviations=True)
+    assert [(m.text, m.name) for m in task.mentions] == [("WD", "Wilson disease"), ("WD", "WD")]
+    assert [*ranks_by_spelling(task)["exact"].values()] == [1, 2] and not task.unseen.any()
+    assert [m.name for m in task_of((folder, tmp_path / "names.tsv")).mentions] == ["WD", "WD"]
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def rank_by_sorting(similarity, dictionary, parts):
+    """The rank by its definition: every name compared, concepts sorted, all orders of ties averaged."""
+    best = {}
+    for term, concept in zip(dictionary.term.tolist(), dictionary.concept.tolist()):
+        best[concept] = max(best.get(concept, -9), similarity[term])
+    ranks = []
+    for part in parts:
+        top = max(best[c] for c in part.tolist())
+        n_nearer = sum(x > top for x in best.values())
+        equal = [c for c, x in best.items() if x == top]
+        n, m = len(equal), len({*equal} & {*part.tolist()})
+        # P(the first right one comes at j) = C(n - j, m - 1) / C(n, m)
+        ranks.append(n_nearer + sum(j * math.comb(n - j, m - 1) for j in range(1, n + 1)) / math.comb(n, m))
+    return 1 if max(ranks) <= len(parts) else max(ranks)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_are_those_of_sorting(seed, monkeypatch):
+    """Names of several concepts, concepts of several names, ties, composites, and blocks of a few mentions."""
+    rng = np.random.default_rng(seed)
+    n_names, n_concepts, n_mentions = 30, 12, 25
+    ids = [f"C{c}" for c in [*range(n_concepts), *rng.integers(n_concepts, size=40)]]
+    names = [f"n{t}" for t in [*range(n_concepts), *rng.integers(n_names, size=40)]]
+    dictionary = linking.make_dictionary(ids, names)
+    assert sorted({*zip(ids, names)}) == sorted(
+        (dictionary.ids[c], dictionary.names[t]) for c, t in zip(dictionary.concept, dictionary.term)
+    )
+    gold = [
+        [rng.choice(n_concepts, rng.integers(1, 4), replace=False) for _ in range(rng.integers(1, 3))]
+        if rng.random() < 0.9 else None
+        for _ in range(n_mentions)
+    ]  # fmt: skip
+    queries = [f"q{i}" for i in range(7)]
+    query = rng.integers(len(queries), size=n_mentions)
+    mentions = [linking.Mention("1", "", "", ()) for _ in gold]
+    task = linking.LinkingTask(mentions, dictionary, queries, query, gold, None, Counter())
+    table = rng.integers(0, 6, (len(queries), len(dictionary.names))).astype(np.float32)  # few values: many ties
+    monkeypatch.setattr(linking, "MAX_SIMILARITIES", 3 * len(dictionary.names))
+    ranks = linking.rank_mentions(task, lambda block: [("x", table[block])])["x"]
+    want = [rank_by_sorting(table[q], dictionary, g) if g else np.inf for q, g in zip(query, gold)]
+    assert ranks.tolist() == pytest.approx(want)
+
+
+def test_alternatives_composites_homonyms_and_names_that_are_not_there(small):
+    exact = ranks_by_spelling(task_of(small))["exact"]
+    assert exact["100", "Influenza"] == 1 and exact["101", "Pain"] == 1
+    assert exact["100", "Fever"] == 1  # D2|D9, of which the dictionary has one
+    assert exact["101", "cold"] == np.inf  # D4 is not there
+    assert exact["100", "pain"] == 3.5  # D3+D2: D3 first, D2 among four that do not match at all
+    ids = {"D4": ["D5"], "D1": ["D1"], "D2": ["D2"], "D3": ["D3"]}
+    (small[1].parent / "ids.tsv").write_text("id\tcui\n" + "".join(f"{i}\t{c[0]}\n" for i, c in ids.items()))
+    with_ids = ranks_by_spelling(task_of(small, ids=str(small[1].parent / "ids.tsv")))["exact"]
+    assert with_ids["101", "cold"] == 1.5  # D5 or D6
+
+
+def test_a_composite_is_right_at_1_if_the_first_concepts_hold_all_its_parts():
+    parts, similarity = [np.array([0]), np.array([1, 2])], np.array([0.9, 0.1, 0.8, 0.7])
+    assert linking.rank_of_mention(similarity, parts) == 1
+    assert linking.rank_of_mention(np.array([0.9, 0.1, 0.2, 0.7]), parts) == 3
+    assert linking.rank_of_mention(np.array([0.9, 0.8, 0.2, 0.9]), parts) == 3  # two before the second part
+    assert linking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.1]), parts) == 1  # 1.5 each
+    assert linking.rank_of_mention(similarity, [np.array([3])]) == 3
+
+
+def test_concepts_that_are_equally_near_share_the_mean_of_their_ranks():
+    """A search that finds everything equally near finds nothing; of three, two of them right, the first is at 4 / 3."""
+    assert linking.rank_of_mention(np.zeros(9), [np.array([4])]) == 5
+    assert linking.rank_of_mention(np.array([1.0, 1.0, 1.0, 0.0]), [np.array([0, 2, 3])]) == pytest.approx(4 / 3)
+
+
+def test_trigrams_are_those_of_the_synonym_baseline():
+    names, queries = ["hepatitis", "Liver disease", "fièvre", "x"], ["Hepatitides", "disease of liver", "pain"]
+    of_names, of_queries = retrieval.trigram_vectors(names), retrieval.trigram_vectors(queries)
+    want = of_queries @ of_names.T
+    similarity = linking.trigram_similarities(names, queries)
+    assert similarity(slice(0, 3)) == pytest.approx(want.numpy(), abs=1e-6) and want.max() > 0.5
+    assert similarity(slice(1, 3)) == pytest.approx(want[1:].numpy(), abs=1e-6)
+    assert of_names.norm(dim=1).tolist() == pytest.approx([1] * 4)
+
+
+def test_exact_matches_ignore_case_and_blanks():
+    found = linking.exact_matches(["Liver disease", "liver", "LIVER"], ["liver  Disease", "Liver", "kidney"])
+    assert found(slice(0, 3)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_mentions_of_training_as_names(small):
+    """They name concepts of the dictionary and add none; composites are left out; unseen ones stay unseen."""
+    (small[0] / "NCBItrainset_corpus.txt").write_text(
+        "1|t|Ague, grippe, cold, mix.\n1|a|.\n"
+        + "".join(
+            entity(1, "Ague, grippe, cold, mix.", words, ids)
+            for words, ids in (("Ague", "D2"), ("grippe", "D1|D3"), ("cold", "D4"), ("mix", "D1+D2"))
+        )
+    )
+    plain, with_train = task_of(small), task_of(small, train_mentions=True)
+    pairs = [
+        {(d.ids[c], d.names[t]) for c, t in zip(d.concept.tolist(), d.term.tolist())}
+        for d in (plain.dictionary, with_train.dictionary)
+    ]
+    assert pairs[1] - pairs[0] == {("D2", "Ague"), ("D1", "grippe"), ("D3", "grippe")} and pairs[0] < pairs[1]
+    assert with_train.dictionary.ids == plain.dictionary.ids
+    assert plain.unseen.tolist() == with_train.unseen.tolist() == [True, True, True, True, False, True]
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_and_their_intervals():
+    """Against a loop that draws the documents one by one; documents of many mentions weigh more."""
+    rng = np.random.default_rng(0)
+    number = rng.integers(20, size=200) ** 2 // 20  # of the document; mentions of one are alike
+    ranks = np.where(rng.random(200) < 0.1 + 0.8 * (number % 2), 1, rng.integers(2, 9, 200)).astype(float)
+    ranks[:5] = np.inf
+    documents = [f"d{i}" for i in number]
+    scores = linking.linking_scores(ranks, documents)
+    assert scores["at_1"] == pytest.approx(100 * np.mean([r <= 1 for r in ranks]))
+    assert scores["at_5"] == pytest.approx(100 * np.mean([r <= 5 for r in ranks]))
+    assert scores["mrr"] == pytest.approx(100 * sum(1 / r for r in ranks) / 200)
+    names, means = sorted({*documents}), []
+    for _ in range(3000):
+        drawn = [names[i] for i in rng.integers(len(names), size=len(names))]
+        found = np.concatenate([[r <= 1 for r, d in zip(ranks, documents) if d == name] for name in drawn])
+        means.append(100 * found.mean())
+    assert scores["interval"]["at_1"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=3)
+    assert linking.linking_scores(ranks, documents) == scores  # seeded
+    assert linking.linking_scores(np.ones(0), []) == {}
+    assert bootstrap(["a", "b"], np.array([[1.0], [1.0]]), 50).tolist() == [[2.0]] * 50
+
+
+def test_a_record_counts_all_reachable_and_unseen_mentions(small):
+    task = task_of(small)
+    ranks = {"exact match": np.array([1, 2, np.inf, 1, np.inf, 1])}
+    record = linking.linking_record(task, ranks)
+    got = {name: (x["mentions"], x["methods"]["exact match"]["at_1"]) for name, x in record["scores"].items()}
+    assert got == {
+        "all": (6, 50), "reachable": (5, 60), "unseen": (4, 50), "unseen_reachable": (3, pytest.approx(200 / 3)),
+    }  # fmt: skip
+    assert (record["documents"], record["composite"], record["concepts"], record["names"]) == (2, 1, 5, 6)
+
+
+# ---------------------------------------------------------------- files and errors
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("names.tsv", "D1\tflu\nD2\n", "names.tsv, row 2: not 'id TAB name': 'D2'"),
+    ("names.tsv", "D1\tflu\nD2\t \n", "names.tsv, row 2: not 'id TAB name'"),
+    ("names.tsv", "D1\tflu\tx\n", "names.tsv, row 1: not 'id TAB name'"),
+    ("names.tsv", b"D1\tflu\nD2\t\xff\n", "names.tsv, row 2: not UTF-8"),
+    ("names.tsv", "id\tname\n", "names.tsv: no line 'id TAB name'"),
+    ("names.tsv", "X1\tflu\n", "no id of its test split, such as D1, is in the dictionary, whose ids are such as X1"),
+    ("ids.tsv", "D1\tD1\nD2,D2\n", "ids.tsv, row 2: not 'id TAB concept'"),
+    ("corpus/NCBItestset_corpus.txt", "1|t|Flu\n1|a|.\n1\t0\t3\tFly\tX\tD1\n", "test.*, row 3: 0 3 is"),
+    ("corpus/NCBItestset_corpus.txt", "1|t|Flu\n1|a|.\nFlu\n", "test.*, row 3: neither text, entity nor relation"),
+    ("corpus/NCBItestset_corpus.txt", "1|t|Flu\n1|a|.\n", "no mention with an id in its test split"),
+    ("corpus/all.txt", "9|t|Flu\n9|a|.\n", "all.txt: its name must say its split"),
+    ("corpus/Test2.txt", "9|t|Flu\n9|a|.\n", "two files of the test split: NCBItestset_corpus.txt and Test2.txt"),
+    ("corpus/Dev.txt.gz", b"\x1f\x8b\x08\x00damaged", "Dev.txt.gz: cannot be read"),
+])  # fmt: skip
+def test_what_is_wrong_with_files(small, name, content, message):
+    path = small[1].parent / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    ids = {"ids": str(path)} if name == "ids.tsv" else {}
+    with pytest.raises(UserError, match=message):
+        task_of(small, **ids)
+
+
+def test_a_dictionary_may_be_packed_and_have_a_header_and_line_ends_of_windows(small):
+    packed = small[1].with_suffix(".gz")
+    packed.write_bytes(gzip.compress(NAMES.replace("\n", "\r\n").encode()))
+    plain, other = linking.read_dictionary(small[1]), linking.read_dictionary(packed)
+    assert other.ids == plain.ids == ["D1", "D2", "D3", "D5", "D6"] and other.names == plain.names
+    assert plain.names.count("cold") == 1 and len(plain.term) == 7
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"corpus": "nowhere"}, "nowhere: no such folder"), ({"split": "dev"}, "in its dev split"),
+    ({"split": "train", "train_mentions": True}, "train_mentions with --split train"),
+    ({"ids": "none.tsv"}, "none.tsv"),
+])  # fmt: skip
+def test_what_is_wrong_with_settings(small, settings, message):
+    s = configs.Link(checkpoint="", **{"corpus": str(small[0])} | settings)
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        linking.read_task(s, linking.read_dictionary(small[1]))
+
+
+# ---------------------------------------------------------------- vectors, and the commands
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset, tmp_path_factory):
+    """A model initialised randomly, with the tokenizer of the data set."""
+    folder = tmp_path_factory.mktemp("linked") / "random"
+    manifest = datasets.read_manifest(dataset)
+    torch.manual_seed(0)
+    model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
+    models.save(model, folder)
+    tokenizers.save(datasets.read_tokenizer(dataset), folder, 64, model.encoder.config.type_vocab_size)
+    return folder
+
+
+def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    path, calls = tmp_path / "kept" / "x.npy", []
+
+    def blocks(array):
+        calls.append(len(array))
+        yield from (array[:2], array[2:])
+
+    assert (linking.name_vectors(None, x.shape, blocks(x)) == x).all()
+    assert (linking.name_vectors(path, x.shape, blocks(x)) == x).all() and (np.load(path) == x).all()
+    assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x).all() and calls == [5, 5]  # not asked for again
+    path.write_bytes(path.read_bytes()[:-4])  # cut off: made again
+    assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x + 1).all() and len(calls) == 3
+
+    def broken():
+        yield x[:2]
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        linking.name_vectors(tmp_path / "kept" / "y.npy", x.shape, broken())
+    assert [p.name for p in path.parent.iterdir()] == ["x.npy"]
+    files = {linking.vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
+    assert len(files) == 4 and linking.vectors_file("f", "x", ["a", b"b"]) in files
+
+
+def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
+    """Ranks by the vectors of the model and the sums with trigrams, in a record and a printed table."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["link", checkpoint, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu"]
+    run_command(kgi, *argv)
+    path = Path("results/random/linking-corpus.json")
+    first, shown = json.loads(path.read_text()), capsys.readouterr().out
+    assert "6 mentions in 2 documents, 5 with a concept in the dictionary of 5 concepts and 6 names" in shown
+    methods = ["exact match", "trigrams", "cls", "cls + trigrams", "mean", "mean + trigrams"]
+    assert [*first["scores"]["all"]["methods"]] == methods and shown.count("    cls + trigrams  ") == 4
+    encoder, tokenizer = models.load(checkpoint, heads=False).encoder.eval(), tokenizers.load(checkpoint)
+    task, spelling = task_of(small), retrieval.trigram_vectors
+    for pooling in configs.POOLINGS:
+        queries, names = (
+            torch.nn.functional.normalize(models.embed_terms(encoder, tokenizer, texts, pooling, None), dim=1)
+            for texts in (task.queries, task.dictionary.names)
+        )
+        cosine = queries @ names.T
+        both = cosine + spelling(task.queries) @ spelling(task.dictionary.names).T
+        for method, similarity in ((pooling, cosine), (f"{pooling} + trigrams", both)):
+            ranks = linking.rank_mentions(task, lambda block, x=similarity: [("x", x[block].numpy())])["x"]
+            want = linking.linking_scores(ranks, [m.document for m in task.mentions])
+            assert first["scores"]["all"]["methods"][method] == want
+
+
+def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(checkpoint, small, tmp_path, monkeypatch):
+    """Only mentions are embedded again. With other names, precision or weights the names are, and are kept beside."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "same-name/random")
+    embed, calls = models.embed, []
+    monkeypatch.setattr(models, "embed", lambda *args: calls.append(1) or embed(*args))
+
+    def n_embedded(*argv, folder=checkpoint):
+        calls.clear()
+        run_command(kgi, "link", folder, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu",
+            "--pooling", "mean", "--keep_vectors", "kept", *argv)  # fmt: skip
+        return len(calls) - 1, json.loads(Path("results/random/linking-corpus.json").read_text())["scores"]
+
+    first = n_embedded()
+    assert first[0] == 1 and n_embedded() == (0, first[1]) and len([*Path("kept").iterdir()]) == 1
+    assert n_embedded("--precision", "bf16")[0] == n_embedded("--pooling", "cls")[0] == 1
+    model = models.load("same-name/random")
+    model.encoder.word.weight.data += 1
+    models.save(model, "same-name/random")
+    assert n_embedded(folder="same-name/random")[0] == 1
+    small[1].write_text(NAMES + "D7\tgout\n")
+    assert n_embedded()[0] == 1 and len([*Path("kept").iterdir()]) == 5
+
+
+def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
+    """data.py dictionary writes what kgi.py link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
+    found = command("data.py", "dictionary", dataset)
+    tables = datasets.read_dataset_tables(dataset, "en")
+    lines = found.stdout.splitlines()
+    assert found.returncode == 0 and len(lines) == len(tables.terms) and not found.stderr
+    assert lines[0] == f"C{tables.cui[0]:07d}\t{tables.terms[0]}"
+    data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
+    assert (tmp_path / "out.tsv").read_text() == found.stdout
+    of_file, of_dataset = linking.read_dictionary(tmp_path / "out.tsv"), linking.dictionary_of_dataset(dataset, "")
+    assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
+    assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
+    with pytest.raises(UserError, match="has no names in language fr; it has en"):
+        data.write_dictionary(configs.Dictionary(str(dataset), "fr"))
+
+
+def test_codes_of_a_release(tmp_path):
+    """Of MSH and OMIM, not suppressed, each once, as PubTator has them."""
+    rows = [("C0000002", "MSH", "D2", "N"), ("C0000001", "MSH", "D1", "N"), ("C0000001", "MSH", "D1", "N"),
+        ("C0000003", "OMIM", "215600", "N"), ("C0000004", "MSHFRE", "D4", "N"), ("C0000005", "MSH", "D5", "O"),
+        ("C0000006", "MSH", "NOCODE", "N"), ("C0000007", "SNOMEDCT_US", "12", "N")]  # fmt: skip
+    mrconso = [conso(c, "x", sab=sab, suppress=s).replace("|PT|X|", f"|PT|{code}|") for c, sab, code, s in rows]
+    release = write(tmp_path / "release", mrconso, [], [])
+    data.write_ids(configs.Ids(str(release), str(tmp_path / "ids.tsv")))
+    want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
+    assert (tmp_path / "ids.tsv").read_text() == want
+    assert linking.read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
+    for rows, message in (
+        (mrconso[4:5], "MRCONSO.RRF: no row of the sources MSH OMIM"),
+        ([], "MRCONSO.RRF is neither"),
+    ):
+        other = write(tmp_path / f"other{len(rows)}", rows, [], [])
+        with pytest.raises(UserError, match=message):
+            data.write_ids(configs.Ids(str(other), str(tmp_path / "none.tsv")))
+    assert not (tmp_path / "none.tsv").exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["CHECKPOINT"], "no corpus given"), (["CHECKPOINT", "--corpus", "CORPUS", "--lang", "en"], "give one of them"),
+    (["CHECKPOINT", "--corpus", "CORPUS", "--split", "valid"], "split = 'valid' is not one of train, dev, test"),
+])  # fmt: skip
+def test_mistakes(checkpoint, small, argv, message):
+    names = {"CHECKPOINT": checkpoint, "CORPUS": small[0]}
+    with pytest.raises(UserError, match=message):
+        run_command(kgi, "link", *(names.get(a, a) for a in argv), "--dictionary", small[1])
