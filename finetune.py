@@ -366,7 +366,7 @@ def run(s):
                 results[-1]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
             write_predictions(out / f"predictions-{seed}.conll", test, predictions)
             runs[seed] = results[-1]
-            details = describe_windows(s, max_len, train, corpus)
+            details = describe_windows(s, max_len, test, corpus)
             record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
             record["runs"] = [runs[k] for k in sorted(runs)]
             write_json(out / "scores.json", record)
@@ -440,6 +440,8 @@ def read_earlier_runs(out, signature, seeds):
         before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
         if isinstance(before, dict):
             format_scores([*runs.values()])
+            for r in runs.values():
+                float(r.get("dev", r)["entity"][2])
     except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
     if not isinstance(before, dict):
@@ -488,9 +490,9 @@ def print_results(runs, results, test, corpus, constant):
 # ---------------------------------------------------------------- the tagger, and tagging text
 
 
-def describe_windows(s, max_len, train, corpus):
+def describe_windows(s, max_len, test, corpus):
     """What the config.json of a tagger keeps, so that text is read and cut as in its evaluation."""
-    has_text = train[0].text is not None  # else each word was read with a space before it
+    has_text = test[0].text is not None  # else each word was read with a space before it
     return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
 
 
@@ -553,13 +555,13 @@ def load_tagger(s):
     )
 
 
-def tag_texts(tagger, texts):
+def tag_texts(tagger, inputs):
     """Yields a TaggedText for each Text, by the windows and the decoding of the evaluation.
 
     Texts are read in chunks, whose windows are batched by length.
     """
     special = tokenizers.special_ids(tagger.tokenizer)
-    for chunk in tagging.in_chunks(texts):
+    for chunk in tagging.in_chunks(inputs):
         documents = [align_entities("", text, [], None, Counter()) for _, text in chunk]
         read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
         windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)

@@ -288,6 +288,7 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
     for content, why in (
         ("{", "is not a file of results"), ("[]", "is not a file of results"), ('{"runs": 3}', "is not a file"),
         (json.dumps(record | {"runs": [{"seed": 0}]}), "is not a file of results"),
+        (json.dumps(record | {"runs": [two[0] | {"dev": 3}]}), "is not a file of results"),
         (json.dumps({k: v for k, v in record.items() if k != "signature"}), "without a record of all their settings"),
     ):  # fmt: skip
         (out / "scores.json").write_text(content)
