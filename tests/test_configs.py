@@ -245,7 +245,7 @@ def test_too_few_or_too_many_arguments(program, argv, message):
     (f"[train]\nlr = 1{'0' * 400}", "lr = inf must be between"),
     (f"[train]\nlr = 1{'0' * 5000}", "not a TOML file"),
     ("[train]\ndevice = 'tpu'", "device = 'tpu' is not one of auto, cuda, cpu"),
-    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, evaluate, map, finetune, embed"),
+    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, evaluate, map, link, finetune, embed"),
     ("layers = 3", "'layers' is not one of the tables"),
     ("[train", "not a TOML file"),
     (f"[train]\nalphas = {'[' * 5000}", "not a TOML file"),
