@@ -430,7 +430,8 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
     found = command("data.py", "dictionary", dataset)
     tables = datasets.read_dataset_tables(dataset, "en")
     lines = found.stdout.splitlines()
-    assert found.returncode == 0 and len(lines) == len(tables.terms) and not found.stderr
+    assert found.returncode == 0, found.stderr
+    assert len(lines) == len(tables.terms)
     assert lines[0] == f"C{tables.cui[0]:07d}\t{tables.terms[0]}"
     data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
     assert (tmp_path / "out.tsv").read_text() == found.stdout
