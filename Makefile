@@ -12,7 +12,7 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner check list tables ablation evaluate map link plot bench bench-gpu bench-data clean
+.PHONY: help setup demo test lint data train ner check list tables ablation evaluate map tag link plot bench bench-gpu bench-data clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,6 +55,9 @@ evaluate: $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pa
 
 map: $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a picture of its terms by semantic group
 	@$(PY) kgi.py map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+tag: $(READY) ## MODEL=results/../model INPUT=notes.txt [ARGS="--html page.html"]: the entities of texts
+	@$(PY) finetune.py tag "$(MODEL)" "$(INPUT)" $(ARGS)
 
 link: $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
 	@$(PY) kgi.py link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
