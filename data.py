@@ -7,7 +7,7 @@
     python data.py dictionary datasets/fr --out names.tsv                    its concepts, a line CUI TAB name each
     python data.py ids 2022AB --out ids.tsv                                  MeSH and OMIM ids, a line id TAB CUI each
 
-The file follows the data from top to bottom. It defines the four tasks and the graph. It samples triples and paths
+The file follows the data from top to bottom. It defines the tasks and the graph. It samples triples and paths
 from the graph, stratified by semantic group, and turns them into text sequences (equation 1). It writes the data set to
 disk, and at training time it makes masked batches of 1500 examples. The input files are read in support/. All random
 choices depend on the seed alone: the same input and seed give the same bytes.
@@ -67,7 +67,7 @@ MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
 MAX_NAMES = 10  # of a concept, the preferred one first, that synonym alignment makes pairs of
 
 
-# ---------------------------------------------------------------- the four tasks: what is predicted, what is hidden
+# ---------------------------------------------------------------- the tasks: what is predicted, what is hidden
 
 
 @dataclass
@@ -586,10 +586,11 @@ class NamePairs(NamedTuple):
 def sample_synonym_alignment(graphs, split, n, s):
     """Pairs of names of one concept, n in each language and n in each two languages, if there are so many.
 
-    They are stratified by the semantic group of the concept, as concepts occur in the relations. The names are the
-    first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which mostly join two atoms of one concept, are
-    among them. Concepts are held out whole: a string that names a concept of either split, upper and lower case apart,
-    is in no pair of the other. Two names that differ by case alone are no pair.
+    They are stratified by the semantic group of the concept: each group has the share that it has among heads and
+    tails of the relations. The names are the first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which
+    mostly join two atoms of one concept, are among them. Concepts are held out whole: a string that names a concept of
+    either split, upper and lower case apart, is in no pair of the other. Two names that differ by case alone are no
+    pair.
 
     Args: graphs: of all languages. s: settings (seed, valid_fraction).
     Returns: {(i, j): NamePairs} of the languages i <= j.

@@ -47,6 +47,7 @@ from support.corpora import (
     decode_entities,
     language_of,
     read_corpus,
+    strict_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer
 from support.files import atomic_directory, folder_lock, progress, read_utf8, run_command, write_atomic, write_json
@@ -569,6 +570,7 @@ def tag_texts(tagger, inputs):
         predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
         for (key, text), document, labels, probabilities in zip(chunk, documents, *predicted):
             entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
+            labels = labels if tagger.pos else strict_iob2(labels)
             yield tagging.TaggedText(key, text, document.spans, labels, probabilities, entities)
 
 

@@ -1,4 +1,4 @@
-"""Pre-training: one encoder on four tasks with one mixed cross-entropy (paper, sections 3.1 and 4.1).
+"""Pre-training: one encoder on several tasks with one mixed cross-entropy (paper, sections 3.1 and 4.1).
 
     python kgi.py                                            the only data set under datasets/
     python kgi.py configs/v1-fr.toml
@@ -51,6 +51,7 @@ MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "log_every",
 )  # fmt: skip
+VALID_PAIRS = 128  # pairs of names in a batch of a validation
 MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
@@ -248,8 +249,10 @@ def set_up(s):
     budget = runs.budget_seconds(s.time_budget) if s.time_budget else None
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     tokenizer = read_tokenizer(folder)
-    if not len(train):
-        raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
+    absent = [name for name in s.tasks if name not in trained_tasks(train)]
+    if not len(train) or "sa" in absent:
+        hint = "; build it with --sa_pairs" if "sa" in absent else ""
+        raise UserError(f"{folder} has no examples of {', '.join(absent)}{hint}")
     out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
     weights = coefficients(s, train.manifest)
     torch.manual_seed(s.seed)
@@ -461,8 +464,8 @@ def align_names(run, micro_batches, batch):
         ids, mask, target_index, label, _, position = to_device(micro_batch, ranks.device)
         # With gradients on, though they are not used: the same kernels and dropout as in the second pass.
         with hardware.autocast(ranks.device, ranks.dtype):
-            found = run.model.logits(ids, mask, target_index, targets_per_task, position)[data.SA]
-        vectors[label], is_mine[label] = found.detach(), True
+            found = run.model.logits(ids, mask, target_index, targets_per_task, position)[data.SA].detach()
+        vectors[label], is_mine[label] = found, True
     vectors = ranks.sum_tensor(vectors).requires_grad_()
     with torch.enable_grad():
         loss, correct = alignment_loss(vectors, batch.concepts_of_names, run.s.temperature)
@@ -556,13 +559,27 @@ def validation_rows(run, whole=False):
     return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)] if n else rows
 
 
+def validation_batches(run, rows):
+    """Rows of the validation split in batches.
+
+    Pairs of names come in batches of their own, of one size and in a seeded order, and the rest of them is left out. So
+    the loss of synonym alignment, which depends on the other names of a batch, is the same whatever the other settings.
+    """
+    is_pair = run.valid.task[rows] == data.SA
+    pairs, others = np.random.default_rng(0).permutation(rows[is_pair]), rows[~is_pair]
+    n_pairs = len(pairs) // VALID_PAIRS * VALID_PAIRS or len(pairs)
+    out = [np.split(others, range(run.s.batch_size, len(others), run.s.batch_size))] if len(others) else []
+    out += [np.split(pairs[:n_pairs], range(VALID_PAIRS, n_pairs, VALID_PAIRS))] if n_pairs else []
+    return [batch for batches in out for batch in batches]
+
+
 @torch.no_grad()
 def validate(run, rows=None):
     """Loss and accuracy of each task over the validation split (or some rows of it), as summarise gives them."""
     rows = validation_rows(run, whole=True) if rows is None else rows
     run.model.eval()
     sums, counts = torch.zeros(len(TASKS), 2, device=run.ranks.device), np.zeros(len(TASKS))
-    batches = np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size))
+    batches = validation_batches(run, rows)
     for some in progress("validation", batches) if run.ranks.is_first else batches:
         batch = run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH))
         counts += batch.targets_per_task
@@ -659,6 +676,8 @@ def fit_steps_to_budget(run):
 
     probe = run.valid.rows[:: max(1, len(run.valid) // 64)]  # some of each task: the rows are in the order of tasks
     validate(run, probe[::16])  # warms up
+    if run.compiled:
+        validate(run, probe)  # compiles for the shapes that are measured next
     seconds, _ = seconds_of(validate, run, probe)
     rows = validation_rows(run)
     estimate = seconds * (len(rows) + len(run.valid)) / max(1, len(probe))
@@ -1002,12 +1021,11 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype):
     english = names.pop("en", None)
     for lang, (vectors, term, cui, held_out) in names.items() if english else ():
         out["translations"][lang] = {}
-        for how in vectors.keys() & english[0].keys():
-            in_english = english[0][how][torch.from_numpy(english[1])]
+        for how in (how for how in vectors if how in english[0]):
+            of_english = english[0][how], *english[1:3]
             for suffix, queries in (("", np.ones(len(term), bool)), ("_held_out", held_out)):
-                vectors_of = vectors[how][torch.from_numpy(term[queries])]
-                metrics = retrieval.translation_metrics(vectors_of, cui[queries], in_english, english[2])
-                out["translations"][lang][how + suffix] = metrics
+                of_lang = vectors[how], term[queries], cui[queries]
+                out["translations"][lang][how + suffix] = retrieval.translation_metrics(*of_lang, *of_english)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The encoder, the heads of the four tasks, and vectors of text.
+"""The encoder, the heads of the tasks, and vectors of text.
 
     python model.py embed runs/kgi-fr < terms.txt > vectors.npy                  one vector a line, at [CLS]
     python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
@@ -177,7 +177,7 @@ class KGIBert(nn.Module):
     def logits(self, ids, mask, target_index, targets_per_task, position=None):
         """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward.
 
-        Of synonym alignment, these are the vectors (targets, dim).
+        The "scores" of synonym alignment are the vectors of the names (targets, dim).
         """
         hidden = self.encoder(ids, mask, position).flatten(0, 1).index_select(0, target_index)
         scores = []
@@ -199,7 +199,8 @@ class KGIBert(nn.Module):
             targets_per_task: [(name of the head, number of targets)] of every task. Every head takes part even with
                 none, so that all ranks of a distributed run have the same gradients to exchange.
             name_gradient: (names, dim) of the loss of synonym alignment at the vector of each name of the effective
-                batch, as kgi.align_names gives it. The loss returned for that task is no loss, but has its gradient.
+                batch, as kgi.align_names gives it. What is returned for that task has the gradient of its loss, but
+                another value.
 
         Returns: (tasks, 2) float32.
         """

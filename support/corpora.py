@@ -57,6 +57,14 @@ def decode_entities(labels):
     return Entities([labels], IOB2).entities[0]
 
 
+def strict_iob2(labels):
+    """Labels without those that belong to no entity, such as an I-X after O: every reader finds the same entities."""
+    out = ["O"] * len(labels)
+    for e in decode_entities(labels):
+        out[e.start : e.end] = [f"B-{e.tag}"] + [f"I-{e.tag}"] * (e.end - e.start - 1)
+    return out
+
+
 def count_entities(documents):
     """Entities of a split: all that the corpus marks, labelled or not."""
     return sum(len(d.gold if d.gold is not None else decode_entities(d.labels)) for d in documents)

@@ -9,6 +9,7 @@ The protocol, as figures of different papers differ most by it:
 * `a|b` (or a comma or semicolon between ids) is one mention with alternatives: any of them is right. `a+b` is a
   composite of parts, and all must be found. It is not split into the words of its parts. Its rank is that of the part
   found last, but 1 if the first p concepts hold all p parts. An id that names several concepts is found with any.
+  NCBI-Disease writes most of its composites with `|`, so that any of their parts is right.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split.
@@ -136,7 +137,7 @@ def parse_ids(text):
         return ((text,),)
     parts = [[normalise_id(x) for x in re.split(r"[|,;]", part)] for part in text.split("+")]
     parts = [tuple(x for x in part if x not in NO_ID) for part in parts]
-    return tuple(part for part in parts if part)
+    return tuple(dict.fromkeys(part for part in parts if part))  # a part that is repeated is one
 
 
 def normalise_id(text):
@@ -297,7 +298,8 @@ def read_task(s, dictionary):
         example = "+".join("|".join(part) for part in mentions[0].parts)
         raise UserError(
             f"{s.corpus}: no id of its {s.split} split, such as {example}, is in the dictionary, whose ids are such as "
-            f"{dictionary.ids[0]}; give --ids, a file of id TAB concept lines"
+            f"{dictionary.ids[0]}; "
+            + (f"{s.ids} names none of them" if s.ids else "give --ids, a file of id TAB concept lines")
         )
     queries = list(dict.fromkeys(mention.name for mention in mentions))
     number = {name: i for i, name in enumerate(queries)}

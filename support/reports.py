@@ -22,10 +22,10 @@ def print_dataset_tables(manifest, tasks):
             row("", [words[line] if line < len(words) else "" for words in map(str.split, titles)])
 
     counts = manifest["counts"]
-    tasks = [task for task in tasks if all(task.name in c["train"] for c in counts.values())]
+    tasks = [task for task in tasks if any(task.name in c["train"] for c in counts.values())]
     titles = [task.title.removesuffix(" modelling").replace("classification", "classif.") for task in tasks]
     table_1 = {
-        lang: [*(c["train"][task.name] for task in tasks), sum(c["train"].values()), c["megabytes"]]
+        lang: [*(c["train"].get(task.name, 0) for task in tasks), sum(c["train"].values()), c["megabytes"]]
         for lang, c in counts.items()
     }
     table_7 = {lang: [c["terms"], c["cuis"], c["relations"]] for lang, c in counts.items()}

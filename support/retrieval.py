@@ -46,19 +46,20 @@ def first_right_ranks(queries, names, right, count, own=None):
     return torch.cat([*ranks, torch.zeros(0)])
 
 
-def translation_metrics(queries, query_concept, names, name_concept):
+def translation_metrics(queries, query, query_concept, names, name, name_concept):
     """How well names in one language find those of the same concept in another: as rank_metrics.
 
-    Args: queries: (q, dim), names: (n, dim) float tensors, a name each. query_concept, name_concept: (q,), (n,) int
-        arrays, the concept that each names; queries without a name in the other language are left out.
+    Args: queries: (q, dim), names: (n, dim) float tensors, a string each. query, query_concept: (pairs,) int arrays of
+        a string and a concept that it names; name, name_concept likewise. A query is asked once. One without a name in
+        the other language is left out.
     """
     order = np.argsort(name_concept, kind="stable")
     first, last = (np.searchsorted(name_concept[order], query_concept, side) for side in ("left", "right"))
-    found = last > first
-    right = torch.from_numpy(order[concat_ranges(first[found], (last - first)[found])])
-    count = torch.from_numpy((last - first)[found])
-    queries, names = F.normalize(queries[torch.from_numpy(found)], dim=1), F.normalize(names, dim=1)
-    return rank_metrics(first_right_ranks(queries, names, right, count))
+    right = name[order[concat_ranges(first, last - first)]]
+    pairs = np.unique(np.stack([np.repeat(query, last - first), right], axis=1), axis=0)
+    asked, count = np.unique(pairs[:, 0], return_counts=True)
+    queries, names = F.normalize(queries[torch.from_numpy(asked)], dim=1), F.normalize(names, dim=1)
+    return rank_metrics(first_right_ranks(queries, names, torch.from_numpy(pairs[:, 1]), torch.from_numpy(count)))
 
 
 def pairs_within(term, concept):

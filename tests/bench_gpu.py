@@ -109,14 +109,28 @@ def machine(b):
 
 
 def correct(b):
-    """Largest relative differences; a wrong implementation is off by 0.01 and more."""
+    """Differences from rectangles in fp32: relative of the losses, and of the gradient of the first step.
+
+    A wrong mask or position hardly changes the loss of an untrained encoder, but much of its gradient.
+    """
     n = b.args.steps
     exact = dict(dropout=0.0, lr=1e-4)
-    reference = train_steps(b.set_up(precision="fp32", layout="rectangles", **exact), n)
+
+    def measure(**settings):
+        run = b.set_up(**exact | settings)
+        kgi.forward_backward(run, *run.batches.get(0))
+        gradient = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters()]) / run.scaler.get_scale()
+        run.optimizer.zero_grad()
+        return gradient, train_steps(run, n)
+
+    reference, losses = measure(precision="fp32", layout="rectangles")
 
     def difference(**settings):
-        losses = train_steps(b.set_up(**exact | settings), n)
-        return float(max(abs(np.array(losses) / reference - 1)))
+        gradient, found = measure(**settings)
+        return {
+            "losses": float(max(abs(np.array(found) / losses - 1))),
+            "gradient": float((gradient - reference).norm() / reference.norm()),
+        }
 
     out = {"packed, fp32": difference(precision="fp32", layout="packed")}
     for precision in b.half:

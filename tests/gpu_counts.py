@@ -381,6 +381,8 @@ def main():
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
     args = parser.parse_args()
+    if args.ranks < 1:
+        parser.error("--ranks must be 1 or more")
     cases = [("h100", 1), ("h200", 1), ("h100", 4), ("v100", 4)] if not args.gpu else [(args.gpu, args.ranks)]
     with tempfile.TemporaryDirectory() as folder:
         bench.write_mix(Path(folder))

@@ -259,3 +259,18 @@ def test_it_is_learnt_and_off_by_default(aligned, tmp_path):
     assert run.s.tasks == list(data.PAPER_TASKS) and data.SA not in run.train.task[run.train.rows]
     with pytest.raises(configs.UserError, match="there must be 4, for EP, LP, TC, SA"):
         set_up(aligned, tmp_path, tasks=ALL, alphas=[1.0, 1.0, 1.0])
+
+
+def test_validation_does_not_depend_on_how_pairs_fall_into_batches(aligned, tmp_path, monkeypatch):
+    monkeypatch.setattr(kgi, "VALID_PAIRS", 8)
+    found = []
+    for batch_size in (40, 11):
+        run = set_up(aligned, tmp_path, tasks=ALL, batch_size=batch_size)
+        found.append(kgi.validate(run))
+    assert found[0]["sa_loss"] == pytest.approx(found[1]["sa_loss"], rel=1e-5) and found[0]["sa_loss"] < np.log(8) * 2
+    assert found[0]["mlm_loss"] == pytest.approx(found[1]["mlm_loss"], rel=1e-5)
+
+
+def test_a_data_set_without_pairs_cannot_train_it(dataset, tmp_path):
+    with pytest.raises(configs.UserError, match="has no examples of sa; build it with --sa_pairs"):
+        set_up(dataset, tmp_path, tasks=["mlm", "sa"])

@@ -708,3 +708,9 @@ def test_real_meddocan():
     begin = [i for d in parts["test"] for i, t in enumerate(d.labels) if t[0] == "B"]
     late = [round(100 * sum(i >= n for i in begin) / len(begin), 1) for n in (256, 340, 510)]
     assert late == [25.7, 20.9, 11.3]
+
+
+def test_strict_iob2_keeps_entities_and_nothing_else():
+    labels = ["O", "I-A", "B-A", "I-A", "I-B", "B-B", "B-B", "I-A"]
+    assert corpora.strict_iob2(labels) == ["O", "O", "B-A", "I-A", "O", "B-B", "B-B", "O"]
+    assert corpora.decode_entities(corpora.strict_iob2(labels)) == corpora.decode_entities(labels)

@@ -76,20 +76,30 @@ def test_sampled_terms_are_all_those_of_some_concepts(dataset, tmp_path):
 
 
 def test_translations_against_a_loop():
-    """Each name looks for one of its concept in another language; names without one there are left out."""
+    """Each string looks once for one that shares a concept with it; strings without one are left out."""
     torch.manual_seed(3)
     queries, names = torch.randn(30, 4), torch.randn(40, 4)
     names[7] = names[8]  # equally near
     rng = np.random.default_rng(0)
-    query_concept, name_concept = rng.integers(0, 25, 30), rng.integers(0, 20, 40)
+    query = [(int(i), int(c)) for i, c in zip(rng.integers(0, 30, 45), rng.integers(0, 25, 45))]
+    name = [(int(i), int(c)) for i, c in zip(rng.integers(0, 40, 60), rng.integers(0, 20, 60))]
     similarity = torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(names, dim=1).T
     ranks = []
-    for i, concept in enumerate(query_concept):
-        if (right := np.flatnonzero(name_concept == concept)).size:
+    for i in sorted({i for i, _ in query}):
+        concepts = {c for k, c in query if k == i}
+        if right := sorted({k for k, c in name if c in concepts}):
             best = similarity[i, right].max()
             ranks.append(1 + (similarity[i] > best).sum().item() + ((similarity[i] == best).sum().item() - 1) / 2)
-    got = retrieval.translation_metrics(queries, query_concept, names, name_concept)
+    got = retrieval.translation_metrics(queries, *np.array(query).T, names, *np.array(name).T)
     assert got == pytest.approx(retrieval.rank_metrics(torch.tensor(ranks)), rel=1e-5)
     assert 0 < got["queries"] == len(ranks) < 30
-    none = retrieval.translation_metrics(queries, query_concept + 100, names, name_concept)
-    assert none == {}
+    none = np.array([[0, 99]])
+    assert retrieval.translation_metrics(queries, *none.T, names, *np.array(name).T) == {}
+
+
+def test_a_homonym_in_the_other_language_is_one_string():
+    same = torch.eye(3)
+    found = retrieval.translation_metrics(
+        same, np.array([0]), np.array([7]), same, np.array([0, 0, 1]), np.array([7, 8, 9])
+    )
+    assert found["at_1"] == 100
