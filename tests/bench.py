@@ -201,10 +201,10 @@ class Plain(nn.Module):
         sizes = [n for _, n in targets_per_task]
         words = sizes[data.MLM] + sizes[data.EP]
         gold = torch.full_like(ids.flatten(), -100).index_copy(0, target_index[:words], label[:words])
-        relations, triples = x[target_index[words:]].split(sizes[2:])
+        relations, triples = x[target_index[words:]].split(sizes[2:4])  # no names to align
         loss = F.cross_entropy(logits.float(), gold, reduction="sum")
         scores = self.relation_head(relations), self.triple_head(triples)
-        for logits, labels in zip(scores, label[words:].split(sizes[2:])):
+        for logits, labels in zip(scores, label[words:].split(sizes[2:4])):
             loss = loss + F.cross_entropy(logits.float(), labels, reduction="sum")
         return loss[None, None]
 

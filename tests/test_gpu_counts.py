@@ -84,6 +84,14 @@ def test_cost_takes_the_slowest_of_launch_bytes_and_products():
     assert gpu_counts.cost(gpu, [[product]], 10**12, 2).step > 2 * 10**12 * 4 / gpu.link / 2  # the exchange
 
 
+def test_the_paper_s_batching_of_the_benchmark_runs(mix):
+    """PyTorch's own encoder takes the micro-batches that ours takes."""
+    run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "rectangles", *SIZE)
+    plain = bench.Plain(run.model.encoder.config)
+    loss = plain(*kgi.to_device(micro_batches[0], torch.device("cpu"))).sum().item()
+    assert math.isfinite(loss) and loss > 0
+
+
 def test_the_plan_for_a_gpu_runs(tmp_path, capsys, monkeypatch):
     """On a CPU, with a tiny encoder and few steps: every stage, and one file with all of them."""
     out = tmp_path / "gpu.json"
