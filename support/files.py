@@ -168,6 +168,19 @@ def reject_lfs_pointer(path):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
 
 
+def end_process(status):
+    """Ends as sys.exit does, with a line on stderr and 1, or a number, but takes no threads down.
+
+    Those of pyarrow, just begun, aborted the process now and then, with a line of their own after the error.
+    """
+    if isinstance(status, str) and sys.stderr:
+        print(status, file=sys.stderr)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(1 if isinstance(status, str) else status or 0)
+
+
 def run_command(doc, commands, default=None):
     """Runs a program: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1.
 
@@ -191,6 +204,6 @@ def run_command(doc, commands, default=None):
             with contextlib.suppress(OSError):
                 Path(report).write_text(json.dumps({"message": message}))
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        sys.exit(line if is_first or isinstance(e, SystemExit) else 1)
+        end_process(line if is_first or isinstance(e, SystemExit) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
