@@ -172,7 +172,7 @@ class KGIBert(nn.Module):
 
     def alignment_head(self, x):
         """(k, dim) -> (k, dim) float32 of length 1: their products are cosines."""
-        return F.normalize(x.float(), dim=-1)
+        return F.normalize(x.float(), dim=-1) if len(x) else x.float()  # most micro-batches have no names
 
     def logits(self, ids, mask, target_index, targets_per_task, position=None):
         """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward.
@@ -208,8 +208,8 @@ class KGIBert(nn.Module):
         scores_per_task = self.logits(ids, mask, target_index, targets_per_task, position)
         for head, scores, gold in zip(heads, scores_per_task, label.split(sizes)):
             if head == "alignment_head":
-                loss = scores.sum() * 0 if name_gradient is None else (scores * name_gradient[gold]).sum()
-                out += [loss, torch.zeros_like(loss)]
+                zero = torch.zeros((), device=scores.device)
+                out += [zero if name_gradient is None else (scores * name_gradient[gold]).sum(), zero]
                 continue
             scores = scores.float()
             loss = F.cross_entropy(scores, gold, reduction="sum")
