@@ -14,6 +14,7 @@ choices depend on the seed alone: the same input and seed give the same bytes.
 """
 
 import hashlib
+import math
 import sys
 import textwrap
 import time
@@ -183,6 +184,7 @@ TASKS = (
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
 PAPER_TASKS = tuple(task.name for task in TASKS if task.in_paper)
+SEQUENCES = np.array([task.rows for task in TASKS])  # of an example of each task
 MLM, EP, LP, TC, SA = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc", "sa"))
 
 
@@ -587,42 +589,88 @@ def sample_synonym_alignment(graphs, split, n, s):
     """Pairs of names of one concept, n in each language and n in each two languages, if there are so many.
 
     They are stratified by the semantic group of the concept: each group has the share that it has among heads and
-    tails of the relations. The names are the first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which
-    mostly join two atoms of one concept, are among them. Concepts are held out whole: a string that names a concept of
-    either split, upper and lower case apart, is in no pair of the other. Two names that differ by case alone are no
-    pair.
+    tails of the relations.
 
     Args: graphs: of all languages. s: settings (seed, valid_fraction).
     Returns: {(i, j): NamePairs} of the languages i <= j.
     """
-    concept = [np.repeat(np.arange(len(g.cui)), np.diff(g.first_term)) for g in graphs]  # of each term
-    lang = np.repeat(np.arange(len(graphs)), [len(c) for c in concept])
-    term = np.concatenate([np.arange(len(c)) for c in concept])
-    rank = term - np.concatenate([g.first_term[c] for g, c in zip(graphs, concept)])
-    cui, concept = np.concatenate([g.cui[c] for g, c in zip(graphs, concept)]), np.concatenate(concept)
+    names = name_table(graphs)
+    a, b = pairs_of_names(names, split, s)
+    out = {}
+    for i, j in combinations_with_replacement(range(len(graphs)), 2):
+        graph, in_these_languages = graphs[i], np.flatnonzero((names.lang[a] == i) & (names.lang[b] == j))
+        rng = np.random.default_rng([s.seed, i, j, SPLITS.index(split), SA])
+        index = StratumIndex(in_these_languages, graph.group[names.concept[a[in_these_languages]]], len(graph.groups))
+        chosen = stratified_sample(rng, index, triples_of_groups(graph.counts), n)
+        pairs = np.stack([a[chosen], b[chosen]], axis=1)
+        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], *concepts_named(names, pairs.ravel()))
+    return out
+
+
+class NameTable(NamedTuple):
+    """All names of all languages; arrays have one entry a name.
+
+    lang: index into the graphs. concept, term: in the graph of its language. rank: among the names of its concept in
+    its language, the preferred one is 0. cui: as a number. spelling: a number for its string in lower case.
+    """
+
+    lang: np.ndarray
+    concept: np.ndarray
+    term: np.ndarray
+    rank: np.ndarray
+    cui: np.ndarray
+    spelling: np.ndarray
+
+
+def name_table(graphs):
+    """The NameTable of the concepts of all graphs."""
+    concept = [np.repeat(np.arange(len(g.cui)), np.diff(g.first_term)) for g in graphs]
+    lang = [np.full(len(c), i) for i, c in enumerate(concept)]
+    term = [np.arange(len(c)) for c in concept]
+    rank = [t - g.first_term[c] for g, t, c in zip(graphs, term, concept)]
+    cui = [g.cui[c] for g, c in zip(graphs, concept)]
     strings = pa.chunked_array([g.terms for g in graphs]).combine_chunks()
     spelling = pc.utf8_lower(strings).dictionary_encode().indices.to_numpy()
-    here = in_validation(cui, cui, s.seed, s.valid_fraction) == (split == "valid")
-    named_elsewhere = np.zeros(spelling.max(initial=-1) + 1, bool)
-    named_elsewhere[spelling[~here]] = True
-    usable = np.flatnonzero(here & ~named_elsewhere[spelling] & (rank < MAX_NAMES))
-    usable = usable[np.argsort(cui[usable], kind="stable")]  # of one concept, those of the first language are first
-    a, b = (usable[x] for x in pairs_of_equals(cui[usable]))
-    a, b = a[spelling[a] != spelling[b]], b[spelling[a] != spelling[b]]
-    by_spelling = np.argsort(spelling, kind="stable")
-    n_named = np.bincount(spelling, minlength=len(named_elsewhere))
-    first_named, out = np.cumsum(n_named) - n_named, {}
-    for i, j in combinations_with_replacement(range(len(graphs)), 2):
-        at, g = np.flatnonzero((lang[a] == i) & (lang[b] == j)), graphs[i]
-        by_pair = g.counts.sum(axis=1).reshape(len(g.groups), len(g.groups))
-        rng = np.random.default_rng([s.seed, i, j, SPLITS.index(split), SA])
-        index = StratumIndex(at, g.group[concept[a[at]]], len(g.groups))
-        chosen = stratified_sample(rng, index, by_pair.sum(axis=0) + by_pair.sum(axis=1), n)
-        names = np.stack([a[chosen], b[chosen]], axis=1)
-        n_cuis = n_named[spelling[names.ravel()]]
-        cuis = cui[by_spelling[concat_ranges(first_named[spelling[names.ravel()]], n_cuis)]]
-        out[i, j] = NamePairs(concept[names[:, 0]], term[names], cuis, n_cuis)
-    return out
+    return NameTable(*map(np.concatenate, (lang, concept, term, rank, cui)), spelling)
+
+
+def pairs_of_names(names, split, s):
+    """(a, b): all pairs of names of one concept in a split, as positions in `names`; a is of the first language.
+
+    The names are the first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which mostly join two atoms of
+    one concept, are among them. Concepts are held out whole: a string that names a concept of either split, upper and
+    lower case apart, is in no pair of the other. Two names that differ by case alone are no pair.
+    """
+    is_here = in_validation(names.cui, names.cui, s.seed, s.valid_fraction) == (split == "valid")
+    named_elsewhere = np.zeros(names.spelling.max(initial=-1) + 1, bool)
+    named_elsewhere[names.spelling[~is_here]] = True
+    usable = np.flatnonzero(is_here & ~named_elsewhere[names.spelling] & (names.rank < MAX_NAMES))
+    usable = usable[np.argsort(names.cui[usable], kind="stable")]  # of one concept, those of the first language first
+    a, b = (usable[x] for x in pairs_of_equals(names.cui[usable]))
+    differ = names.spelling[a] != names.spelling[b]
+    return a[differ], b[differ]
+
+
+def concepts_named(names, at):
+    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another."""
+    by_spelling = np.argsort(names.spelling, kind="stable")
+    n_named = np.bincount(names.spelling)
+    first = (np.cumsum(n_named) - n_named)[names.spelling[at]]
+    n_cuis = n_named[names.spelling[at]]
+    return names.cui[by_spelling[concat_ranges(first, n_cuis)]], n_cuis
+
+
+def triples_of_groups(counts):
+    """(groups,): how many triples have a head or a tail of each semantic group. counts: (strata, relations)."""
+    n_groups = math.isqrt(len(counts))
+    of_pair = counts.sum(axis=1).reshape(n_groups, n_groups)
+    return of_pair.sum(axis=0) + of_pair.sum(axis=1)
+
+
+def terms_in_pairs(alignment, lang):
+    """Arrays of the terms of a language that are in pairs. alignment: {split: {(i, j): NamePairs}}."""
+    every = [(langs, pairs) for of_split in alignment.values() for langs, pairs in of_split.items()]
+    return [pairs.names[:, k] for langs, pairs in every for k in (0, 1) if langs[k] == lang]
 
 
 def pairs_of_equals(values):
@@ -671,8 +719,7 @@ def distribution_report(graph, samples):
     frames = {"true": counts, "corrupted entities": counts * different_groups}
     frames |= {"corrupted relation": counts * ~different_groups, "paths": counts * (np.arange(len(RELATIONS)) != SY)}
     diagonal = np.arange(n**2) // n == np.arange(n**2) % n  # a pair of names is of one group
-    of_group = (counts.sum(1).reshape(n, n).sum(0) + counts.sum(1).reshape(n, n).sum(1))[np.arange(n**2) % n]
-    frames["synonym alignment"] = (diagonal * of_group)[:, None]
+    frames["synonym alignment"] = (diagonal * triples_of_groups(counts)[np.arange(n**2) % n])[:, None]
     for task, sample in samples.items():
         if task == TC:  # a column for each kind
             for kind, title in enumerate(("true", "corrupted entities", "corrupted relation")):
@@ -856,9 +903,9 @@ class PretrainingDataset:
             Path(folder, f"{split}.arrow"), self.manifest, MLM, (len(TASKS), CORRUPTED_RELATION + 1)
         )
         self.task, self.lang, self.kind, self.ids, self.offsets, self.cuis, self.cui_offsets = columns
-        is_first = self.task != SA
-        is_first[np.flatnonzero(self.task == SA)[::2]] = True
-        self.rows = np.flatnonzero(is_first & np.isin(self.task, [TASK_NAMES.index(name) for name in tasks]))
+        chosen = [TASK_NAMES.index(name) for name in tasks]
+        of_task = [np.flatnonzero(self.task == index)[:: TASKS[index].rows] for index in chosen]
+        self.rows = np.sort(np.concatenate([np.zeros(0, np.int64), *of_task]))
         self.seq_len = self.manifest["settings"]["seq_len"]
         self.special = self.manifest["special"]
         vocab_size = self.manifest["vocab_size"]
@@ -878,7 +925,7 @@ class PretrainingDataset:
         A mask is a function of (seed, epoch, example, position) alone: an example is masked alike in every batch,
         micro-batch and rank.
         """
-        n_sequences = np.where(self.task[rows] == SA, 2, 1)
+        n_sequences = SEQUENCES[self.task[rows]]
         rows, epochs = concat_ranges(rows, n_sequences), np.repeat(epochs, n_sequences)
         key = splitmix64(seed, epochs, rows)
         start, length = self.window_documents(rows, key)
@@ -1119,8 +1166,7 @@ def build(s):
     used = []
     for i, g in enumerate(graphs):
         of_graph = [sample for split in SPLITS for sample in samples[g.lang][split].values()]
-        pairs = [(langs, p) for by_langs in alignment.values() for langs, p in by_langs.items()]
-        used.append(used_terms(g, of_graph, [p.names[:, k] for langs, p in pairs for k in (0, 1) if langs[k] == i]))
+        used.append(used_terms(g, of_graph, terms_in_pairs(alignment, i)))
     strings = [g.terms.take(pa.array(terms)).to_pylist() for g, terms in zip(graphs, used)]
     if tokenizer is None:
         corpus = [*strings, *(documents[lang][split] for lang in langs for split in SPLITS)]

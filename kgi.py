@@ -468,33 +468,10 @@ def align_names(run, micro_batches, batch):
         vectors[label], is_mine[label] = found, True
     vectors = ranks.sum_tensor(vectors).requires_grad_()
     with torch.enable_grad():
-        loss, correct = alignment_loss(vectors, batch.concepts_of_names, run.s.temperature)
+        loss, correct = models.alignment_loss(vectors, batch.concepts_of_names, run.s.temperature)
         (gradient,) = torch.autograd.grad(loss.sum(), vectors)
     mine = torch.stack([loss.detach()[is_mine].sum(), correct[is_mine].sum()])
     return gradient, mine
-
-
-def alignment_loss(vectors, concepts_of_names, temperature):
-    """Symmetric contrastive cross-entropy: each name has to find its partner among the partners of all pairs.
-
-    A candidate that shares a concept with the name, but is not its partner, is a synonym too. It is left out.
-
-    Args: vectors: (2n, dim) of length 1; rows 2k and 2k + 1 are a pair. concepts_of_names: as in data.MaskedBatch.
-    Returns: ((2n,) cross-entropy of each name, (2n,) whether its partner is the nearest).
-    """
-    n = len(vectors) // 2
-    name, concept = torch.from_numpy(concepts_of_names.T.copy())
-    share_a_concept = torch.zeros(2 * n, 2 * n, dtype=torch.bool)
-    share_a_concept[retrieval.pairs_within(name, concept)] = True
-    share_a_concept = share_a_concept.to(vectors.device)
-    partner, loss, correct = torch.arange(n, device=vectors.device), [], []
-    for anchor, candidate in ((0, 1), (1, 0)):
-        scores = vectors[anchor::2] @ vectors[candidate::2].T / temperature
-        is_synonym = share_a_concept[anchor::2, candidate::2].clone().fill_diagonal_(False)
-        scores = scores.masked_fill(is_synonym, float("-inf"))
-        loss.append(F.cross_entropy(scores, partner, reduction="none"))
-        correct.append((scores.argmax(-1) == partner).float())
-    return torch.stack(loss, dim=1).flatten(), torch.stack(correct, dim=1).flatten()
 
 
 def update(run, lr):
@@ -1085,6 +1062,8 @@ def link(s):
     task = linking.read_task(s, dictionary)
     encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    path = Path(s.out, Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)  # now, as the search takes minutes
     vectors = {}
     for pooling in configs.POOLINGS if s.pooling == "both" else [s.pooling]:
         queries = models.embed_terms(encoder, tokenizer, task.queries, pooling, dtype)
@@ -1106,8 +1085,6 @@ def link(s):
     record = linking.linking_record(task, linking.rank_mentions(task, similarities))
     record = {"checkpoint": s.checkpoint, "settings": asdict(s)} | record
     reports.print_linking(record)
-    path = Path(s.out, Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 import configs
 from configs import UserError
-from support import checkpoints, tokenizers
+from support import checkpoints, retrieval, tokenizers
 from support.files import progress, run_command, write_all
 from support.hardware import autocast, choose_device
 
@@ -216,6 +216,29 @@ class KGIBert(nn.Module):
             correct = (scores.argmax(-1) == gold).sum()
             out += [loss, correct]
         return torch.stack([x.float() for x in out]).view(-1, 2)
+
+
+def alignment_loss(vectors, concepts_of_names, temperature):
+    """Symmetric contrastive cross-entropy: each name has to find its partner among the partners of all pairs.
+
+    A candidate that shares a concept with the name, but is not its partner, is a synonym too. It is left out.
+
+    Args: vectors: (2n, dim) of length 1; rows 2k and 2k + 1 are a pair. concepts_of_names: as in data.MaskedBatch.
+    Returns: ((2n,) cross-entropy of each name, (2n,) whether its partner is the nearest).
+    """
+    n = len(vectors) // 2
+    name, concept = torch.from_numpy(concepts_of_names.T.copy())
+    share_a_concept = torch.zeros(2 * n, 2 * n, dtype=torch.bool)
+    share_a_concept[retrieval.pairs_within(name, concept)] = True
+    share_a_concept = share_a_concept.to(vectors.device)
+    partner, loss, correct = torch.arange(n, device=vectors.device), [], []
+    for anchor, candidate in ((0, 1), (1, 0)):
+        scores = vectors[anchor::2] @ vectors[candidate::2].T / temperature
+        is_synonym = share_a_concept[anchor::2, candidate::2].clone().fill_diagonal_(False)
+        scores = scores.masked_fill(is_synonym, float("-inf"))
+        loss.append(F.cross_entropy(scores, partner, reduction="none"))
+        correct.append((scores.argmax(-1) == partner).float())
+    return torch.stack(loss, dim=1).flatten(), torch.stack(correct, dim=1).flatten()
 
 
 def attention_mask(mask, dtype):

@@ -290,6 +290,8 @@ def read_task(s, dictionary):
     mentions = splits[s.split]
     if not mentions:
         raise UserError(f"{s.corpus}: no mention with an id in its {s.split} split")
+    if s.train_mentions and not splits["train"]:
+        raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
     if s.train_mentions:
         dictionary = add_train_mentions(dictionary, splits["train"], ids)
     index = {c: i for i, c in enumerate(dictionary.ids)}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import configs
 import data
 import kgi
+import model as models
 from support import umls
 from tests.conftest import build, command, graph_of
 from tests.training import args, lines, one_step, same_weights, set_up, train, weights
@@ -170,12 +171,12 @@ def test_the_loss_against_a_loop():
     vectors = F.normalize(torch.randn(24, 5), dim=1)
     # Pairs 0 and 3 are of concept 0; name 5 also names concept 4.
     concepts = np.array([[2 * k + side, 0 if k == 3 else k] for k in range(12) for side in (0, 1)] + [[5, 4]])
-    loss, correct = kgi.alignment_loss(vectors, concepts, 0.1)
+    loss, correct = models.alignment_loss(vectors, concepts, 0.1)
     torch.testing.assert_close(loss, plain_loss(vectors, concepts, 0.1))
     every_name_its_own = np.array([[i, i // 2] for i in range(24)])
-    assert not torch.allclose(loss, kgi.alignment_loss(vectors, every_name_its_own, 0.1)[0])
+    assert not torch.allclose(loss, models.alignment_loss(vectors, every_name_its_own, 0.1)[0])
     twins = vectors[::2].repeat_interleave(2, dim=0)
-    assert kgi.alignment_loss(twins, every_name_its_own, 0.01)[1].all() and not correct.all()
+    assert models.alignment_loss(twins, every_name_its_own, 0.01)[1].all() and not correct.all()
 
 
 @pytest.mark.parametrize("layout, micro_tokens", [("rectangles", 0), ("rectangles", 64), ("packed", 128)])

@@ -336,6 +336,13 @@ def test_what_is_wrong_with_settings(small, settings, message):
         linking.read_task(s, linking.read_dictionary(small[1]))
 
 
+def test_mentions_of_training_that_are_not_there(tmp_path):
+    (tmp_path / "names.tsv").write_text(NAMES)
+    small = corpus(tmp_path / "corpus", test=TEST), tmp_path / "names.tsv"
+    with pytest.raises(UserError, match="no mention with an id in a train split"):
+        task_of(small, train_mentions=True)
+
+
 # ---------------------------------------------------------------- vectors, and the commands
 
 
@@ -346,6 +353,8 @@ def checkpoint(dataset, tmp_path_factory):
     manifest = datasets.read_manifest(dataset)
     torch.manual_seed(0)
     model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
+    for weight in model.encoder.parameters():
+        weight.data *= 20 if weight.dim() > 1 else 1  # or all vectors at [CLS] would be the same but for rounding
     models.save(model, folder)
     tokenizers.save(datasets.read_tokenizer(dataset), folder, 64, model.encoder.config.type_vocab_size)
     return folder
@@ -461,6 +470,15 @@ def test_codes_of_a_release(tmp_path):
         with pytest.raises(UserError, match=message):
             data.write_ids(configs.Ids(str(other), str(tmp_path / "none.tsv")))
     assert not (tmp_path / "none.tsv").exists()
+
+
+def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch):
+    """It is found out before the names are embedded."""
+    (tmp_path / "results").touch()
+    monkeypatch.setattr(models, "embed", None)
+    with pytest.raises((UserError, OSError), match="results"):
+        run_command(kgi, "link", checkpoint, "--corpus", small[0], "--dictionary", small[1], "--out",
+            tmp_path / "results")  # fmt: skip
 
 
 @pytest.mark.parametrize("argv, message", [
