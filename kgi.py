@@ -988,8 +988,7 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype):
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
-        for pooling in configs.POOLINGS:
-            vectors[pooling] = models.embed_terms(encoder, tokenizer, strings, pooling, dtype)
+        vectors |= models.embed_terms(encoder, tokenizer, strings, configs.POOLINGS, dtype)
         out["synonyms"][lang] = {"terms": len(strings)}
         for how, x in vectors.items():
             metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
@@ -1040,7 +1039,7 @@ def draw_map(s):
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
         if len(strings) < 3:
             raise UserError(f"a map of {len(strings)} terms shows nothing; give more --terms")
-        vectors = models.embed_terms(encoder, tokenizer, strings, s.pooling, dtype)
+        vectors = models.embed_terms(encoder, tokenizer, strings, [s.pooling], dtype)[s.pooling]
         points, shares = retrieval.principal_components(vectors, s.seed)
         groups = [tables.groups[g] for g in tables.group[concept]]
         path = Path(s.out, name, f"map-{lang}.png")
@@ -1064,11 +1063,10 @@ def link(s):
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     path = Path(s.out, Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)  # now, as the search takes minutes
-    vectors = {}
-    for pooling in configs.POOLINGS if s.pooling == "both" else [s.pooling]:
-        queries = models.embed_terms(encoder, tokenizer, task.queries, pooling, dtype)
-        names = embed_names(s, encoder, tokenizer, task.dictionary.names, pooling, dtype)
-        vectors[pooling] = F.normalize(queries, dim=1).cpu().numpy(), names
+    poolings = configs.POOLINGS if s.pooling == "both" else [s.pooling]
+    queries = models.embed_terms(encoder, tokenizer, task.queries, poolings, dtype)
+    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
+    names = embed_names(s, encoder, tokenizer, task.dictionary.names, poolings, dtype)
     is_equal = linking.exact_matches(task.dictionary.names, task.queries)
     trigrams = linking.trigram_similarities(task.dictionary.names, task.queries)
 
@@ -1077,8 +1075,8 @@ def link(s):
         yield "exact match", is_equal(block)
         spelling = trigrams(block)
         yield "trigrams", spelling
-        for pooling, (queries, names) in vectors.items():
-            cosine = queries[block] @ names.T
+        for i, pooling in enumerate(poolings):
+            cosine = queries[pooling][block] @ names[:, i].T
             yield pooling, cosine
             yield f"{pooling} + trigrams", cosine + spelling
 
@@ -1089,23 +1087,23 @@ def link(s):
     print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
 
 
-def embed_names(s, encoder, tokenizer, names, pooling, dtype):
-    """(names, dim) float32 array: vectors of length 1, each name embedded once, or read where --keep_vectors has it."""
+def embed_names(s, encoder, tokenizer, names, poolings, dtype):
+    """(names, poolings, dim) float32: vectors of length 1. A name is embedded once, or read from --keep_vectors."""
     path = None
     if s.keep_vectors:
-        parts = ["\n".join(names), pooling, str(dtype), tokenizer.to_str(), repr(encoder.config)]
+        parts = ["\n".join(names), *poolings, str(dtype), tokenizer.to_str(), repr(encoder.config)]
         parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
         path = linking.vectors_file(s.keep_vectors, Path(s.checkpoint).resolve().name, parts)
 
     def blocks():
         ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
         special, max_tokens = tokenizers.special_ids(tokenizer), encoder.config.max_positions - 2
-        with progress(f"names, {pooling}", len(names)) as bar:
-            for block in models.embed(encoder, special, ids, length, pooling, max_tokens, dtype):
-                yield F.normalize(torch.from_numpy(block), dim=1).numpy()
+        with progress("names", len(names)) as bar:
+            for block in models.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+                yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
                 bar.update(len(block))
 
-    return linking.name_vectors(path, (len(names), encoder.config.dim), blocks())
+    return linking.name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
 
 
 def plot(s):

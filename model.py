@@ -356,19 +356,19 @@ def attention(q, k, v, mask, p):
 
 
 @torch.inference_mode()
-def embed(encoder, special, ids, length, pooling, max_tokens, dtype):
-    """Vectors of texts: yields arrays (k, dim) float32, together one row a text in their order.
+def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+    """Vectors of texts: yields arrays (k, poolings, dim) float32, together one row a text in their order.
 
     Args:
         ids, length: tokens as tokenizers.encode gives them, of which max_tokens are kept a text.
-        special: tokenizers.special_ids. pooling: "cls" is the vector at [CLS], "mean" the mean over all tokens, [CLS]
-            and [SEP] among them. dtype: of autocast, or None.
+        special: tokenizers.special_ids. poolings: some of configs.POOLINGS: "cls" is the vector at [CLS], "mean" the
+            mean over all tokens, [CLS] and [SEP] among them. dtype: of autocast, or None.
     """
     device = encoder.word.weight.device
     tokens_at_once = 65536 if device.type == "cuda" else 4096
     start, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
     for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
-        out = np.empty((len(chunk), encoder.config.dim), np.float32)
+        out = np.empty((len(chunk), len(poolings), encoder.config.dim), np.float32)
         order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
         while len(order):
             longest = int(kept[chunk[order[0]]]) + 2
@@ -381,16 +381,18 @@ def embed(encoder, special, ids, length, pooling, max_tokens, dtype):
             with autocast(device, dtype):
                 hidden = encoder(x, mask).float()
             mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            out[rows] = (hidden[:, 0] if pooling == "cls" else mean).cpu().numpy()
+            vectors = [hidden[:, 0] if pooling == "cls" else mean for pooling in poolings]
+            out[rows] = torch.stack(vectors, dim=1).cpu().numpy()
         yield out
 
 
-def embed_terms(encoder, tokenizer, terms, pooling, dtype):
-    """(terms, dim) float32 tensor of a list of strings, on the encoder's device. Arguments as in embed."""
+def embed_terms(encoder, tokenizer, terms, poolings, dtype):
+    """{pooling: (terms, dim) float32 tensor} of a list of strings, on the encoder's device. Arguments as in embed."""
     ids, length = tokenizers.encode(tokenizer, [" " + term for term in terms], "terms")
     special, max_tokens = tokenizers.special_ids(tokenizer), encoder.config.max_positions - 2
-    blocks = list(embed(encoder, special, ids, length, pooling, max_tokens, dtype))
-    return torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
+    blocks = list(embed(encoder, special, ids, length, poolings, max_tokens, dtype))
+    vectors = torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
+    return dict(zip(poolings, vectors.unbind(1)))
 
 
 def embed_lines(s):
@@ -416,7 +418,7 @@ def embed_lines(s):
     write_all(out, header.getvalue())
     special = tokenizers.special_ids(tokenizer)
     with progress("vectors", len(length)) as bar:
-        for block in embed(encoder, special, ids, length, pooling, max_tokens, dtype):
+        for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
             write_all(out, block)
             bar.update(len(block))
 

@@ -19,6 +19,7 @@ The protocol, as figures of different papers differ most by it:
 import gzip
 import hashlib
 import io
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -329,11 +330,11 @@ def trigram_similarities(names, queries):
 
 
 def name_vectors(path, shape, blocks):
-    """The vectors of all names: an array (names, dim) float32; each block is asked for once.
+    """The vectors of all names: an array of float32, one row a name; each block is asked for once.
 
     Args:
         path: the file that keeps them, or None. It is read if it is there, and written if not. It is mapped into
-            memory, so that it may be larger than that. blocks: yields arrays (k, dim) float32.
+            memory, so that it may be larger than that. shape: of the array. blocks: yields its rows, some at a time.
     """
     if path is None:
         out, at = np.empty(shape, np.float32), 0
@@ -357,7 +358,7 @@ def write_npy(f, shape, blocks=()):
 def npy_size(shape):
     """The bytes of a .npy of float32."""
     write_npy(header := io.BytesIO(), shape)
-    return header.tell() + 4 * shape[0] * shape[1]
+    return header.tell() + 4 * math.prod(shape)
 
 
 def vectors_file(folder, checkpoint, parts):

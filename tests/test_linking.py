@@ -399,7 +399,9 @@ def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
     task, spelling = task_of(small), retrieval.trigram_vectors
     for pooling in configs.POOLINGS:
         queries, names = (
-            torch.nn.functional.normalize(models.embed_terms(encoder, tokenizer, texts, pooling, None), dim=1)
+            torch.nn.functional.normalize(
+                models.embed_terms(encoder, tokenizer, texts, [pooling], None)[pooling], dim=1
+            )
             for texts in (task.queries, task.dictionary.names)
         )
         cosine = queries @ names.T
