@@ -596,14 +596,15 @@ def sample_synonym_alignment(graphs, split, n, s):
     """
     names = name_table(graphs)
     a, b = pairs_of_names(names, split, s)
-    out = {}
+    by_spelling, out = np.argsort(names.spelling, kind="stable"), {}
     for i, j in combinations_with_replacement(range(len(graphs)), 2):
         graph, in_these_languages = graphs[i], np.flatnonzero((names.lang[a] == i) & (names.lang[b] == j))
         rng = np.random.default_rng([s.seed, i, j, SPLITS.index(split), SA])
         index = StratumIndex(in_these_languages, graph.group[names.concept[a[in_these_languages]]], len(graph.groups))
         chosen = stratified_sample(rng, index, triples_of_groups(graph.counts), n)
         pairs = np.stack([a[chosen], b[chosen]], axis=1)
-        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], *concepts_named(names, pairs.ravel()))
+        cuis = concepts_named(names, by_spelling, pairs.ravel())
+        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], *cuis)
     return out
 
 
@@ -651,9 +652,11 @@ def pairs_of_names(names, split, s):
     return a[differ], b[differ]
 
 
-def concepts_named(names, at):
-    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another."""
-    by_spelling = np.argsort(names.spelling, kind="stable")
+def concepts_named(names, by_spelling, at):
+    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another.
+
+    by_spelling: the order that sorts the names by spelling.
+    """
     n_named = np.bincount(names.spelling)
     first = (np.cumsum(n_named) - n_named)[names.spelling[at]]
     n_cuis = n_named[names.spelling[at]]
