@@ -2,6 +2,7 @@
 
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
     python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
+    python tests/bench.py search [--names 4000000] [--repeat 3]
 
 data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
 pyarrow.csv (the floor: no build can do without reading) and builds the English data set at the sizes of Table 1, with
@@ -11,11 +12,16 @@ train: forward and backward over the paper's mix of lengths, in three ways: (a) 
 paper's random micro-batches of 15 padded to their longest, and (c) ours. The first two have PyTorch's own encoder, with
 the vocabulary head at all positions. Each takes a sample of the micro-batches of effective batches, every k-th by
 width. A useful token is one that is not padding. This is for a CPU; where torch sees a GPU, tests/bench_gpu.py runs.
+
+search: the exact search of kgi.py link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
+ones as the test split of NCBI-Disease has. Beside it are the products of the same matrices alone. Four million names
+take 13 GB of memory.
 """
 
 import argparse
 import hashlib
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -40,7 +46,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from support import hardware, rrf  # noqa: E402
+from support import hardware, linking, rrf  # noqa: E402
 from support.arrays import concat_ranges  # noqa: E402
 from support.files import write_atomic, write_json  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -340,6 +346,40 @@ def print_other_costs(run, repeat, tokens_per_second):
         print(f"{what}: {median:.3f} s, {100 * median / step:.2f} % of a step of {step:.1f} s")
 
 
+# ---------------------------------------------------------------- search
+
+
+def bench_search(n_names, repeat):
+    rng, n_mentions, dim = np.random.default_rng(0), 424, 768
+    names = np.empty((n_names, dim), np.float32)
+    for start in range(0, n_names, 16384):
+        rng.standard_normal(out=names[start : start + 16384], dtype=np.float32)
+        names[start : start + 16384] /= np.linalg.norm(names[start : start + 16384], axis=1, keepdims=True)
+    queries = rng.standard_normal((n_mentions, dim), dtype=np.float32)
+    at = np.arange(n_names)
+    dictionary = linking.Dictionary(range(n_names // 2), range(n_names), at, np.minimum(at // 2, n_names // 2 - 1))
+    gold = [[rng.integers(0, n_names // 2, 1)] for _ in range(n_mentions)]
+    mentions, unseen = range(n_mentions), np.zeros(n_mentions, bool)
+    task = linking.LinkingTask(mentions, dictionary, mentions, np.arange(n_mentions), gold, unseen, {})
+    n_at_once = max(1, linking.MAX_SIMILARITIES // n_names)
+    floors, searches = [], []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        for start in range(0, n_mentions, n_at_once):
+            queries[start : start + n_at_once] @ names.T
+        floors.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        linking.rank_mentions(task, lambda block: [("cosine", queries[block] @ names.T)])
+        searches.append(time.perf_counter() - began)
+    ratio = statistics.median(search / floor for search, floor in zip(searches, floors))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{n_mentions} mentions among {n_names:,} names of dim {dim}, medians of {repeat}")
+    print(
+        f"products alone {statistics.median(floors):.1f} s, search {statistics.median(searches):.1f} s, {ratio:.2f} x"
+    )
+    print(f"{memory:.1f} GB of memory")
+
+
 def layers_and_dim(text):
     layers, dim = map(int, text.split("x"))  # a ValueError is argparse's to tell
     return layers, dim
@@ -351,13 +391,16 @@ if __name__ == "__main__":
 
         sys.exit(bench_gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "train"])
+    parser.add_argument("what", choices=["data", "train", "search"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
+    parser.add_argument("--names", type=int, default=4_000_000)
     args = parser.parse_args()
     if args.what == "data":
         bench_data(args.folder, args.scale, args.repeat)
+    elif args.what == "search":
+        bench_search(args.names, args.repeat)
     else:
         bench_train(args.sizes, args.repeat)
