@@ -54,7 +54,7 @@ TAG_FORMATS = ("jsonl", "brat", "conll")
 class Data:
     """Build a data set from a UMLS release and clinical text."""
 
-    lang: str = setting("", "en, fr, es ... (or a UMLS LAT code such as FRE), or multi = en+fr+es", "sources")
+    lang: str = setting("", "en, fr ... (or a UMLS code such as FRE), several (en,it), or multi (en,fr,es)", "sources")
     umls: str = setting("", "folder of a UMLS release; default $UMLS or ./umls", "sources")
     e3c: str = setting("", "folder of the E3C corpus; default $E3C or ./E3C-Corpus; none: no documents", "sources")
     text: str = setting("", "other documents: a file with one a line, a .jsonl, or a folder of .txt files", "sources")

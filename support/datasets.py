@@ -168,13 +168,14 @@ def read_dataset_tables(folder, lang):
 
 
 def choose_languages(folder, lang):
-    """The languages of a data set, or the one that was asked for. Raises: UserError if the data set has it not."""
+    """The languages of a data set, or those that were asked for. Raises: UserError if the data set has not all."""
     languages = read_manifest(folder)["languages"]
     if not lang:
         return languages
-    if (code := umls.parse_languages(lang)[0]) not in languages:
-        raise UserError(f"{folder} has no names in language {lang}; it has {' '.join(languages)}")
-    return [code]
+    codes = umls.parse_languages(lang)
+    if missing := [code for code in codes if code not in languages]:
+        raise UserError(f"{folder} has no names in language {missing[0]}; it has {' '.join(languages)}")
+    return codes
 
 
 def write_dataset(out, writers, tokenizer, manifest):
@@ -256,7 +257,7 @@ def find_sources(s):
 
 def choose_output(s, langs):
     """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
-    name = s.lang.lower() if len(langs) > 1 else langs[0]
+    name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
     if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
         name += f"-{Path(s.tokenizer).resolve().name}"
     out = Path(s.out or Path("datasets", name))

@@ -81,17 +81,28 @@ def lat_code(lang):
 
 
 def parse_languages(text):
-    """What the user typed -> our codes: 'fr', 'FRE' and 'french' give ['fr'], 'multi' gives en, fr and es."""
-    if not text:
-        raise UserError("no language given; example: make data LANG=fr (or en, es, multi, or a LAT code such as ITA)")
+    """What the user typed -> our codes.
+
+    'fr', 'FRE' and 'french' give ['fr'], 'en,fr' gives ['en', 'fr'], and 'multi' gives en, fr and es, as in the paper.
+
+    Raises: UserError if a language is not known, or none is given.
+    """
     if text.lower() == "multi":
         return ["en", "fr", "es"]
+    return list(dict.fromkeys(language_code(name.strip()) for name in text.split(",")))
+
+
+def language_code(text):
+    """Our code for one language."""
+    if not text:
+        raise UserError("no language given; example: make data LANG=fr (or en, es, multi, or a LAT code such as ITA)")
     for code, names in LANGUAGES.items():
         if text.lower() in (code, *(name.lower() for name in names if name)):
-            return [code]
+            return code
     if re.fullmatch(r"[A-Z]{3}", text):
-        return [text]
-    raise UserError(f"unknown language '{text}'; use one of {' '.join(LANGUAGES)}, a LAT code such as FRE, or multi")
+        return text
+    known = " ".join(LANGUAGES)
+    raise UserError(f"unknown language '{text}'; use {known}, a LAT code such as FRE, several as en,fr, or multi")
 
 
 # ---------------------------------------------------------------- the three files

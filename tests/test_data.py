@@ -613,6 +613,8 @@ def test_a_data_set_of_several_languages(release, tmp_path):
     e = data.PretrainingDataset(out, "train")
     manifest = e.manifest
     assert manifest["languages"] == ["en", "fr", "es"] and manifest["name"] == "multi"
+    by_list = digests(build(release, tmp_path / "list", lang="en,fr,es"))
+    assert [name for name, digest in digests(out).items() if by_list[name] != digest] == ["manifest.json"]  # its name
     for i, lang in enumerate(manifest["languages"]):
         n = np.bincount(e.task[e.lang == i], minlength=len(TASKS))
         assert n.tolist() == [manifest["counts"][lang]["train"].get(t, 0) for t in TASK_NAMES]

@@ -450,7 +450,7 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
-        data.write_dictionary(configs.Dictionary(str(dataset), "fr"))
+        data.write_dictionary(configs.Dictionary(str(dataset), "en,fr"))
 
 
 def test_codes_of_a_release(tmp_path):

@@ -175,8 +175,12 @@ def test_nothing_left_after_filtering_is_an_error(tmp_path, release):
 def test_languages_by_code_lat_or_name():
     assert umls.parse_languages("fr") == umls.parse_languages("FRE") == umls.parse_languages("french") == ["fr"]
     assert umls.parse_languages("multi") == ["en", "fr", "es"] and umls.parse_languages("XYZ") == ["XYZ"]
+    assert umls.parse_languages("it, EN,XYZ,english") == ["it", "en", "XYZ"]
     with pytest.raises(UserError, match="unknown language 'en_US.UTF-8'"):
         umls.parse_languages("en_US.UTF-8")
+    for text in ("", "en,", "en,,fr"):
+        with pytest.raises(UserError, match="no language given"):
+            umls.parse_languages(text)
 
 
 def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch):
