@@ -518,7 +518,7 @@ def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details)
         save_tagger(folder, classifier, tokenizer, labels, details | {"seed": seed})
     if by_dev:
         return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {runs[seed]['dev']['entity'][2]:.2f}"}
-    return {"seed": seed, "chosen": "the first seed, as the corpus has no dev split"}
+    return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
 
 
 def save_tagger(folder, classifier, tokenizer, labels, details):

@@ -197,7 +197,8 @@ def run_command(doc, commands, default=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (UserError, OSError, SystemExit) as e:  # OSError: a disk that is full, a folder that may not be written to
-        line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {e}"
+        reason = f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else e
+        line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {reason}"
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report and isinstance(line, str):
             message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}

@@ -225,7 +225,7 @@ def run_program(action, tmp_path, **env):
 
 @pytest.mark.parametrize("action, status, message", [
     ("raise UserError('x.txt, row 3: bad')", 1, "program.py: error: x.txt, row 3: bad\n"),
-    ("open('/nowhere/x')", 1, "program.py: error: [Errno 2] No such file or directory: '/nowhere/x'\n"),
+    ("open('/nowhere/x')", 1, "program.py: error: /nowhere/x: No such file or directory\n"),
     ("sys.exit('as it is')", 1, "as it is\n"),
     ("sys.exit(75)", 75, ""),
     ("sys.exit(0)", 0, ""),

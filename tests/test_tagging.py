@@ -213,7 +213,7 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
     (tmp_path / "first" / "scores.json").unlink()  # what is left beside it may be of other settings
     run_command(checkpoint, "--data", data, "--seed", 9, *out)
     record = json.loads((tmp_path / "first" / "scores.json").read_text())
-    assert record["tagger"] == {"seed": 9, "chosen": "the first seed, as the corpus has no dev split"}
+    assert record["tagger"] == {"seed": 9, "chosen": "the lowest seed, as the corpus has no dev split"}
     assert "dev" not in record["runs"][0]
 
 
