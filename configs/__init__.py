@@ -100,7 +100,7 @@ class Dictionary:
     """Write all names of a data set's concepts, a line CUI TAB name each, for kgi.py link or other tools."""
 
     dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
-    lang: str = setting("", "only names of this language; default: all languages of the data set")
+    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set")
     out: str = setting("", "the file; default: standard output")
 
 
@@ -212,7 +212,7 @@ class Link:
     data: str = setting(
         "", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer", "dictionary"
     )
-    lang: str = setting("", "only names of this language; default: all languages of the data set", "dictionary")
+    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
     pooling: str = setting(

@@ -199,7 +199,7 @@ def read_dictionary(path):
 
 
 def dictionary_of_dataset(folder, lang):
-    """The Dictionary of a data set: all terms of all concepts of its languages, or of one. The ids are CUIs."""
+    """The Dictionary of a data set: all terms of all concepts of its languages, or of some. The ids are CUIs."""
     ids, names = [], []
     for code in choose_languages(folder, lang):
         tables = read_dataset_tables(folder, code)

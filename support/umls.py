@@ -87,9 +87,8 @@ def parse_languages(text):
 
     Raises: UserError if a language is not known, or none is given.
     """
-    if text.lower() == "multi":
-        return ["en", "fr", "es"]
-    return list(dict.fromkeys(language_code(name.strip()) for name in text.split(",")))
+    names = re.sub(r"\bmulti\b", "en,fr,es", text, flags=re.I).split(",")
+    return list(dict.fromkeys(language_code(name.strip()) for name in names))
 
 
 def language_code(text):

@@ -614,12 +614,14 @@ def test_a_data_set_of_several_languages(release, tmp_path):
     manifest = e.manifest
     assert manifest["languages"] == ["en", "fr", "es"] and manifest["name"] == "multi"
     by_list = digests(build(release, tmp_path / "list", lang="en,fr,es"))
+    assert json.loads((tmp_path / "list" / "manifest.json").read_text())["name"] == "en-fr-es"
     assert [name for name, digest in digests(out).items() if by_list[name] != digest] == ["manifest.json"]  # its name
     for i, lang in enumerate(manifest["languages"]):
         n = np.bincount(e.task[e.lang == i], minlength=len(TASKS))
         assert n.tolist() == [manifest["counts"][lang]["train"].get(t, 0) for t in TASK_NAMES]
         assert (n[: data.SA] > 0).all()
     check_split(out)
+    assert data.choose_languages(out, "es,en") == ["es", "en"] and len(data.choose_languages(out, "multi")) == 3
 
 
 def test_the_tables_agree_with_plain_counting(release, dataset, capsys):

@@ -178,6 +178,7 @@ def test_languages_by_code_lat_or_name():
     assert umls.parse_languages("it, EN,XYZ,english") == ["it", "en", "XYZ"]
     with pytest.raises(UserError, match="unknown language 'en_US.UTF-8'"):
         umls.parse_languages("en_US.UTF-8")
+    assert umls.parse_languages("multi,it") == ["en", "fr", "es", "it"]
     for text in ("", "en,", "en,,fr"):
         with pytest.raises(UserError, match="no language given"):
             umls.parse_languages(text)
