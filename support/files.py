@@ -197,7 +197,9 @@ def run_command(doc, commands, default=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (UserError, OSError, SystemExit) as e:  # OSError: a disk that is full, a folder that may not be written to
-        reason = f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else e
+        reason = getattr(e, "strerror", None) or e
+        if getattr(e, "filename", None):
+            reason = f"{e.filename}: {reason}"
         line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {reason}"
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report and isinstance(line, str):

@@ -226,6 +226,7 @@ def run_program(action, tmp_path, **env):
 @pytest.mark.parametrize("action, status, message", [
     ("raise UserError('x.txt, row 3: bad')", 1, "program.py: error: x.txt, row 3: bad\n"),
     ("open('/nowhere/x')", 1, "program.py: error: /nowhere/x: No such file or directory\n"),
+    ("raise OSError(28, 'No space left on device')", 1, "program.py: error: No space left on device\n"),
     ("sys.exit('as it is')", 1, "as it is\n"),
     ("sys.exit(75)", 75, ""),
     ("sys.exit(0)", 0, ""),
