@@ -9,7 +9,8 @@
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, requeued until the run is done
     python kgi.py evaluate runs/kgi-fr [OTHER ...]           what they know of held-out pairs, and of synonyms
     python kgi.py map runs/kgi-fr                            a picture of its terms by semantic group
-    python kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv    the concepts of a corpus's mentions
+    python kgi.py link runs/kgi-en < mentions.txt            the concepts that mentions are nearest to
+    python kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv    how often these are the right ones
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
 
 Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
@@ -27,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -1048,25 +1050,22 @@ def draw_map(s):
 
 
 def link(s):
-    """Links the mentions of a corpus to the concepts of a dictionary; printed, and kept in results/."""
-    began, (device, dtype) = time.monotonic(), hardware.choose_device(s.device, s.precision)
-    if not s.corpus:
-        raise UserError("no corpus given; example: kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv")
-    if s.dictionary and (s.data or s.lang):
-        raise UserError("--dictionary and a data set (--data, --lang): give one of them")
+    """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
+    linking.check_settings(s)
     if s.dictionary:
         dictionary = linking.read_dictionary(s.dictionary)
     else:
         dictionary = linking.dictionary_of_dataset(find_data(s.data, s.checkpoint, data.NEW_TOKENS), s.lang)
-    task = linking.read_task(s, dictionary)
-    encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    path = Path(s.out, Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
+    (link_corpus if s.corpus else link_mentions)(s, dictionary)
+
+
+def link_corpus(s, dictionary):
+    """Scores the links of the mentions of a corpus; printed, and kept in results/."""
+    began, task = time.monotonic(), linking.read_task(s, dictionary)
+    path = Path(s.out or "results", Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)  # now, as the search takes minutes
-    poolings = configs.POOLINGS if s.pooling == "both" else [s.pooling]
-    queries = models.embed_terms(encoder, tokenizer, task.queries, poolings, dtype)
-    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
-    names = embed_names(s, encoder, tokenizer, task.dictionary.names, poolings, dtype)
+    poolings = [s.pooling] if s.pooling else configs.POOLINGS
+    queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)
     is_equal = linking.exact_matches(task.dictionary.names, task.queries)
     trigrams = linking.trigram_similarities(task.dictionary.names, task.queries)
 
@@ -1085,6 +1084,36 @@ def link(s):
     reports.print_linking(record)
     write_json(path, record)
     print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
+
+
+def link_mentions(s, dictionary):
+    """Writes the nearest concepts of the mentions of a file, as JSON Lines."""
+    began, records = time.monotonic(), linking.read_records(s.mentions)
+    mentions = linking.mentions_of_records(records)
+    texts, pooling = [text for _, text in mentions if text], s.pooling or "cls"
+    queries, nearest = list(dict.fromkeys(texts)), []
+    if queries:
+        vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])
+        nearest = linking.nearest_concepts(dictionary, len(queries), lambda x: vectors[pooling][x] @ names[:, 0].T)
+    found = {"": []} | dict(zip(queries, nearest))
+    for mention, text in mentions:
+        mention["concepts"] = found[text]
+    linking.write_records(records, s.out)
+    print(
+        f"{len(texts):,} mentions, {len(queries):,} of them distinct; {len(dictionary.ids):,} concepts with "
+        f"{len(dictionary.names):,} names ({time.monotonic() - began:.0f} s)",
+        file=sys.stderr,
+    )
+
+
+def embed_mentions_and_names(s, mentions, names, poolings):
+    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays."""
+    device, dtype = hardware.choose_device(s.device, s.precision)
+    encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype)
+    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
+    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype)
 
 
 def embed_names(s, encoder, tokenizer, names, poolings, dtype):

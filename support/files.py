@@ -147,6 +147,17 @@ def memory_map(path):
         return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
+def check_output_file(path, source=""):
+    """Raises UserError for a file that cannot be written, or that is the input `source` and would be replaced."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder")
+    if source and path.resolve() == Path(source).resolve():
+        raise UserError(f"{path} is the input, which would be replaced; choose another name")
+
+
 def write_all(f, content):
     """Writes bytes to a raw file, which may take fewer at a time than it is given. Raises: UserError."""
     content = memoryview(content).cast("B")

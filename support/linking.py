@@ -1,8 +1,9 @@
 """Entity linking: mentions with ids, a dictionary of names, and the rank of the right concept by the nearest name.
 
-    kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv
+    kgi.py link runs/kgi-en < mentions.txt                             the nearest concepts of each
+    kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv        how often the nearest is the right one
 
-The protocol, as figures of different papers differ most by it:
+The protocol of the second, as figures of different papers differ most by it:
 
 * A concept is as near to a mention as the nearest of its names. Concepts are ranked, not names. Concepts that are
   equally near share the mean of their ranks, so a name of two concepts alone is right at 5, but not at 1.
@@ -19,9 +20,12 @@ The protocol, as figures of different papers differ most by it:
 import gzip
 import hashlib
 import io
+import json
 import math
 import re
+import sys
 from collections import Counter, defaultdict
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +36,8 @@ from configs import UserError
 from support import corpora, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
-from support.files import progress, read_utf8, write_atomic
+from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
+from support.texts import decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 SPLIT_IN_NAME = {
     "train": re.compile("train|trng", re.I),
@@ -41,6 +46,7 @@ SPLIT_IN_NAME = {
 }
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"[a-z]?\|[A-Z]+\|")  # of BioRED: c|SUB|G|94|A is one id
+N_NEAREST = 5  # concepts that are written for a mention
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
 
@@ -261,6 +267,103 @@ def add_train_mentions(dictionary, mentions, ids):
             all_ids += [dictionary.ids[c] for c in gold[0]]
             names += [mention.name] * len(gold[0])
     return make_dictionary(all_ids, names)
+
+
+# ---------------------------------------------------------------- mentions without a corpus
+
+
+def check_settings(s):
+    """Raises UserError for settings of kgi.py link that exclude one another, or an output that cannot be written."""
+    if s.dictionary and (s.data or s.lang):
+        raise UserError("--dictionary and a data set (--data, --lang): give one of them")
+    if s.corpus and s.mentions:
+        raise UserError(f"{s.mentions} and --corpus {s.corpus}: give one of them")
+    of_corpus = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
+    if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
+        raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
+    if not s.corpus and s.out:
+        check_output_file(s.out, s.mentions)
+    elif not s.corpus and not sys.stdout:
+        raise UserError("standard output is closed; give --out")
+
+
+def read_records(path):
+    """The lines of a file or of standard input: objects of a .jsonl, and {"text": mention} of any other file.
+
+    Blank lines of a .jsonl are left out; those of another file are mentions without a word, as each line has its link.
+    Raises: UserError naming file and row.
+    """
+    if not path and not sys.stdin:
+        raise UserError("standard input is closed; give a mention a line: kgi.py link runs/kgi-en < mentions.txt")
+    if not path and sys.stdin.isatty():
+        print("reading standard input, a mention a line; Ctrl-D ends it", file=sys.stderr)
+    name = path or "standard input"
+    text = read_utf8(path) if path else decode_utf8(sys.stdin.buffer.read(), name, 1).removeprefix("\ufeff")
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if is_json_lines(name):
+        records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
+    else:
+        records = [{"text": line.strip()} for line in lines]
+    if not records:
+        raise UserError(f"{name} is empty; give a mention a line: kgi.py link runs/kgi-en < mentions.txt")
+    return records
+
+
+def parse_record(line, name, row):
+    """The object in a line of JSON Lines, with a text, or entities that have one each. Raises: UserError."""
+    record = parse_json_line(line, name, row)
+    entities = record.get("entities", [])
+    if type(entities) is not list or any(type(e) is not dict or type(e.get("text")) is not str for e in entities):
+        raise UserError(f'{name}, row {row}: "entities" is not a list of objects with a field "text"')
+    return record
+
+
+def mentions_of_records(records):
+    """The objects that get concepts, and what is looked up: [(object, its text with single blanks)].
+
+    These are the "entities" of a record, as finetune.py tag writes them, or the record itself if it has none.
+    """
+    mentions = [mention for record in records for mention in record.get("entities", [record])]
+    return [(mention, " ".join(replace_surrogates(mention["text"]).split())) for mention in mentions]
+
+
+def nearest_concepts(dictionary, n_queries, similarities):
+    """The N_NEAREST concepts of each query, by the nearest of their names; equally near ones in the order of the ids.
+
+    Args: similarities: a function of a slice of the queries: (k, names) float32.
+    Returns: [[{"id", "name", "similarity"}, ...], ...], the nearest concept first.
+    """
+    n, first_pair = min(N_NEAREST, len(dictionary.ids)), np.flatnonzero(np.diff(dictionary.concept, prepend=-1))
+    end, out, n_at_once = [*first_pair[1:], len(dictionary.term)], [], max(1, MAX_SIMILARITIES // len(dictionary.names))
+    with progress("mentions", n_queries) as bar:
+        for start in range(0, n_queries, n_at_once):
+            for of_names in similarities(slice(start, start + n_at_once)):
+                of_pairs = of_names[dictionary.term]
+                of_concepts = np.maximum.reduceat(of_pairs, first_pair)
+                near = np.flatnonzero(of_concepts >= np.partition(of_concepts, -n)[-n])
+                near = near[np.argsort(-of_concepts[near], kind="stable")][:n]
+                pairs = [first_pair[c] + of_pairs[first_pair[c] : end[c]].argmax() for c in near]
+                out.append([link_of_pair(dictionary, pair, of_pairs[pair]) for pair in pairs])
+                bar.update()
+    return out
+
+
+def link_of_pair(dictionary, pair, similarity):
+    """What is written of a concept and its nearest name. pair: index into dictionary.term."""
+    concept, term = dictionary.concept[pair], dictionary.term[pair]
+    return {
+        "id": dictionary.ids[concept], "name": dictionary.names[term], "similarity": round(float(similarity), 4),
+    }  # fmt: skip
+
+
+def write_records(records, path):
+    """Writes JSON Lines to a file, whole or not at all, or to standard output."""
+    lines = [replace_surrogates(json.dumps(record, ensure_ascii=False)) + "\n" for record in records]
+    content = "".join(lines).encode()
+    if path:
+        write_atomic(path, lambda f: f.write(content))
+    else:
+        write_all(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), content)
 
 
 # ---------------------------------------------------------------- what is scored

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.files import progress, read_utf8, write_all, write_atomic
-from support.texts import decode_utf8, is_json_lines, parse_json_line
+from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
+from support.texts import decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 4_000_000
@@ -118,11 +118,6 @@ def parse_document(line, name, row):
     return Text(replace_surrogates(key) if type(key) is str else key, replace_surrogates(found["text"]))
 
 
-def replace_surrogates(text):
-    """Text without halves of surrogate pairs, which JSON and file names can hold, and UTF-8 cannot; no offset moves."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
 def in_chunks(texts):
     """Yields lists of up to CHUNK_DOCUMENTS Texts, which end earlier where they have CHUNK_CHARACTERS."""
     chunk, n_characters = [], 0
@@ -157,13 +152,8 @@ def check_outputs(s):
         raise UserError(f"{s.out} is not an empty folder; choose another --out")
     if not s.out and not sys.stdout:
         raise UserError("standard output is closed; give --out")
-    for path in (Path(p) for p in ([s.out] if s.out and s.format != "brat" else []) + [s.html] * bool(s.html)):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give the name of a file")
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent} is not a folder")
-        if s.input and path.resolve() == Path(s.input).resolve():
-            raise UserError(f"{path} is the input, which would be replaced; choose another name")
+    for path in ([s.out] if s.out and s.format != "brat" else []) + [s.html] * bool(s.html):
+        check_output_file(path, s.input)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():
         raise UserError(f"--out and --html are both {s.out}; choose two names")
 

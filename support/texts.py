@@ -112,6 +112,11 @@ def clean_text(text):
     return text.encode("utf-8", "ignore").decode().strip()
 
 
+def replace_surrogates(text):
+    """Text without halves of surrogate pairs, which JSON and file names can hold, and UTF-8 cannot; no offset moves."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 # ---------------------------------------------------------------- overlap
 
 

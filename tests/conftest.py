@@ -71,11 +71,11 @@ def real():
     return Path(umls), Path(e3c)
 
 
-def command(*args, cwd=ROOT):
+def command(*args, cwd=ROOT, stdin=None):
     """Runs a command of the project as a user would; the finished process, output as text."""
     env = {k: v for k, v in os.environ.items() if k not in ("UMLS", "E3C")}
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, input=stdin
     )
 
 

@@ -436,6 +436,65 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
     assert n_embedded()[0] == 1 and len([*Path("kept").iterdir()]) == 5
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
+    """Of each concept the nearest name, concepts by similarity, then in the order of the ids; in blocks of any size."""
+    rng = np.random.default_rng(seed)
+    n_concepts, n_names, n_queries = (int(rng.integers(1, 12)) for _ in range(3))
+    pairs = [
+        (f"D{c}", f"n{int(t)}") for c in range(n_concepts) for t in rng.choice(n_names, rng.integers(1, n_names + 1))
+    ]
+    dictionary = linking.make_dictionary(*zip(*pairs))
+    similarity = rng.choice([0.0, 0.25, 0.5, 0.75], (n_queries, len(dictionary.names))).astype(np.float32)
+    monkeypatch.setattr(linking, "MAX_SIMILARITIES", int(rng.integers(1, 40)))
+    found = linking.nearest_concepts(dictionary, n_queries, lambda block: similarity[block])
+    assert len(found) == n_queries
+    of_name = {name: i for i, name in enumerate(dictionary.names)}
+    for row, links in zip(similarity, found):
+        best = {c: max(row[of_name[name]] for d, name in pairs if d == c) for c in dictionary.ids}
+        want = sorted(best.items(), key=lambda item: (-item[1], dictionary.ids.index(item[0])))[:5]
+        assert [(link["id"], link["similarity"]) for link in links] == want
+        assert all((link["id"], link["name"]) in pairs for link in links)
+        assert all(row[of_name[link["name"]]] == link["similarity"] for link in links)
+
+
+def test_links_of_lines(checkpoint, small, tmp_path):
+    """A line of standard input is a line of the output; each name is nearest to itself."""
+    argv = ["kgi.py", "link", checkpoint, "--dictionary", small[1], "--device", "cpu", "--pooling", "mean"]
+    found = command(*argv, stdin="\ufefffever  and pain\r\n\n flu\nflu\n\n")
+    assert found.returncode == 0, found.stderr
+    assert "3 mentions, 2 of them distinct; 5 concepts with 6 names" in found.stderr
+    records = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [r["text"] for r in records] == ["fever  and pain", "", "flu", "flu", ""]
+    assert records[1]["concepts"] == [] and records[2] == records[3]
+    first = {"id": "D3", "name": "fever and pain", "similarity": 1.0}
+    assert records[0]["concepts"][0] == first and len(records[0]["concepts"]) == 5
+
+
+def test_links_of_entities(checkpoint, small, tmp_path):
+    """The output of finetune.py tag keeps all that it has, and each entity gets concepts, by [CLS]."""
+    (tmp_path / "in.jsonl").write_text(
+        json.dumps({"id": "a", "text": "Flu\nor not, cold.", "entities": [
+            {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5}, {"text": "pain\n"},
+        ]}) + "\n\n" + json.dumps({"id": 7, "text": "Nothing.", "entities": []}) + "\n"
+        + json.dumps({"id": 8, "text": "cold \ud800"}) + "\n"
+    )  # fmt: skip
+    out = tmp_path / "out.jsonl"
+    argv = ["link", checkpoint, tmp_path / "in.jsonl", "--dictionary", small[1], "--device", "cpu", "--out", out]
+    run_command(kgi, *argv)
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [r["id"] for r in records] == ["a", 7, 8] and records[1]["entities"] == []
+    flu, pain = records[0]["entities"]
+    assert {**flu, "concepts": 0} == {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5, "concepts": 0}
+    assert flu["concepts"][0] == {"id": "D1", "name": "flu", "similarity": 1.0} and pain["concepts"][0]["id"] == "D3"
+    assert "concepts" not in records[0] and len(records[2]["concepts"]) == 5 and records[2]["text"] == "cold \ufffd"
+    encoder, tokenizer = models.load(checkpoint, heads=False).encoder.eval(), tokenizers.load(checkpoint)
+    x = models.embed_terms(encoder, tokenizer, ["flu", *linking.read_dictionary(small[1]).names], ["cls"], None)["cls"]
+    cosine = torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()
+    want = dict(zip(linking.read_dictionary(small[1]).names, cosine))
+    assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
+
+
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
     """data.py dictionary writes what kgi.py link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
     found = command("data.py", "dictionary", dataset)
@@ -484,10 +543,23 @@ def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["CHECKPOINT"], "no corpus given"), (["CHECKPOINT", "--corpus", "CORPUS", "--lang", "en"], "give one of them"),
-    (["CHECKPOINT", "--corpus", "CORPUS", "--split", "valid"], "split = 'valid' is not one of train, dev, test"),
+    (["--corpus", "CORPUS", "--lang", "en"], "give one of them"),
+    (["--corpus", "CORPUS", "--split", "valid"], "split = 'valid' is not one of train, dev, test"),
+    (["MENTIONS", "--corpus", "CORPUS"], "give one of them"), (["MENTIONS", "--ids", "x"], "--ids is for the mentions"),
+    (["MENTIONS", "--split", "dev"], "--split is for the mentions of a --corpus"),
+    (["MENTIONS", "--out", "MENTIONS"], "is the input, which would be replaced"),
+    (["MENTIONS", "--out", "none/x"], "none is not a folder"), (["EMPTY"], "is empty; give a mention a line"),
+    (["BAD"], r'bad.jsonl, row 3: "entities" is not a list of objects with a field "text"'),
 ])  # fmt: skip
-def test_mistakes(checkpoint, small, argv, message):
-    names = {"CHECKPOINT": checkpoint, "CORPUS": small[0]}
+def test_mistakes(checkpoint, small, tmp_path, argv, message):
+    names = {
+        "CORPUS": small[0],
+        "MENTIONS": tmp_path / "m.txt",
+        "EMPTY": tmp_path / "e.txt",
+        "BAD": tmp_path / "bad.jsonl",
+    }
+    names["MENTIONS"].write_text("flu\n")
+    names["EMPTY"].touch()
+    names["BAD"].write_text('{"text": "a"}\n\n{"text": "a", "entities": [{"text": 1}]}\n')
     with pytest.raises(UserError, match=message):
-        run_command(kgi, "link", *(names.get(a, a) for a in argv), "--dictionary", small[1])
+        run_command(kgi, "link", checkpoint, *(names.get(a, a) for a in argv), "--dictionary", small[1])
