@@ -496,7 +496,9 @@ def read_corpus(name, folder):
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py list)")
     corpus = CORPORA[name]
-    if not folder or not Path(folder).is_dir():
+    if not folder:
+        raise UserError(f"no folder of the corpus given; give --data, which must hold {corpus.holds}")
+    if not Path(folder).is_dir():
         raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {corpus.holds}")
     folder, splits, issues = corpus_folder(name, folder), {}, {}
     if corpus.read:

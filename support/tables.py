@@ -212,7 +212,9 @@ def baseline_row(found, language, corpora, columns):
 
 
 def write_tables(folder, with_paper):
-    """Writes all results below a folder as tables in Markdown into it, and prints their paths."""
+    """Writes all results below a folder as tables in Markdown into it, and prints their paths. Raises: UserError."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; --results names the one that finetune.py writes to")
     found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
     layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
     shown = {part["language"] for layout in layouts.values() for part in layout["parts"]}
@@ -231,7 +233,6 @@ def write_tables(folder, with_paper):
             for part in layout["parts"]:
                 lines += score_table(part, found, metric, number, with_paper and metric == "paper")
         out[f"table-{number}.md"] = lines
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, lines in out.items():
         path = Path(folder, name)
         write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))

@@ -43,6 +43,8 @@ def load(folder, new_tokens=(), max_entries=None):
     folder = Path(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the checkpoint folder it is in")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a run folder, or the folder of a downloaded checkpoint")
     tokenizer = read_files(folder)
     tokenizer.no_truncation()  # some files come with both switched on
     tokenizer.no_padding()
@@ -64,7 +66,7 @@ def load(folder, new_tokens=(), max_entries=None):
 def read_files(folder):
     """The tokenizer of the files in a folder. Raises: UserError."""
     config, path = read_json(folder / "tokenizer_config.json"), folder
-    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    names = {p.name for p in folder.iterdir()}
     try:
         if "tokenizer.json" in names:
             path = folder / "tokenizer.json"

@@ -322,7 +322,7 @@ def test_one_process_writes_into_a_folder(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("argv, message", [
     (["MIXED", "--data", "NER", "--corpus", "e3c"], "the files are not of one checkpoint"),
-    (["RUN"], "there is no such folder"),
+    (["RUN"], "no folder of the corpus given; give --data, which must hold train.*"),
     ([], "the following arguments are required: CHECKPOINT"),
     (["RUN", "--data", "NER", "--corpus", "e3c", "--max_len", "2"], "max_len = 2"),
     (["RUN", "--data", "NER", "--corpus", "e3c", "--precision", "fp16"], "fine-tuning has no loss scaler"),

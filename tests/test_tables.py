@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from configs import UserError
 from support import corpora, tables
 from tests.conftest import ROOT
 
@@ -178,3 +179,9 @@ def test_the_papers_figures_are_whole():
         a, b = ({r["runs"][0]: dict(zip(p["corpora"], r["paper"])) for r in p["rows"]} for p in
                 (layouts[table]["parts"][0], layouts[other]["parts"][0]))  # fmt: skip
         assert all(a[run][c][2] == b[run][c][0] for run in a.keys() & b.keys() for c in a[run]) and len(a) == 5
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder; --results names"):
+        tables.write_tables(tmp_path / "nowhere", with_paper=False)
+    assert not (tmp_path / "nowhere").exists()
