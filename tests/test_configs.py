@@ -171,7 +171,7 @@ def documented_commands():
         for line in re.findall(r"^(?:#   |    )((?:python|torchrun [^.]*?) ?\w+\.py(?: .*)?)$", text, re.M):
             program, argv = re.fullmatch(r".*?(\w+\.py)(.*)", line).groups()
             if program in PROGRAMS:
-                argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| <.*|   .*", "", argv)
+                argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| [<>] .*|   .*", "", argv)
                 yield pytest.param(program, shlex.split(argv), id=f"{path.name}: {program}{argv}")
 
 
