@@ -907,6 +907,8 @@ def evaluate_tasks(model, folder, seed, dtype):
     from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score  # a second that training need not wait
 
     dataset = data.PretrainingDataset(folder, "valid")
+    if not len(dataset):  # of pairs of names alone
+        return {}
     example, task, label, prediction, score = predict_targets(model, dataset, seed, dtype)
     correct, out = label == prediction, {}
     for i, lang in enumerate(dataset.manifest["languages"]):
@@ -1062,7 +1064,7 @@ def link(s):
 def link_corpus(s, dictionary):
     """Scores the links of the mentions of a corpus; printed, and kept in results/."""
     began, task = time.monotonic(), linking.read_task(s, dictionary)
-    path = Path(s.out or "results", Path(s.checkpoint).resolve().name, f"linking-{Path(s.corpus).resolve().name}.json")
+    path = linking.results_file(s)
     path.parent.mkdir(parents=True, exist_ok=True)  # now, as the search takes minutes
     poolings = [s.pooling] if s.pooling else configs.POOLINGS
     queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)

@@ -201,7 +201,7 @@ class Link:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the .jsonl of 'finetune.py tag'; default: standard input",
+        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'finetune.py tag'; default: standard input",
         optional=True,
     )  # fmt: skip
     corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")

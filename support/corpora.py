@@ -354,7 +354,7 @@ def read_split(path, types, issues):
     if path.suffix.lower() == ".json":
         return read_bioc(path, types, issues)
     with open(path, "rb") as f:
-        first = next((line for line in f if line.strip()), b"").decode("utf-8", "replace")
+        first = next((line for line in f if line.strip()), b"").decode("utf-8-sig", "replace")
     return (read_pubtator if PUBTATOR_TEXT.match(first) else read_conll)(path, types, issues)
 
 

@@ -63,6 +63,9 @@ def write_atomic(path, write):
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
     try:
+        if path.is_char_device() or path.is_fifo():  # such as /dev/null: written to, not replaced
+            with open(path, "wb") as f:
+                return write(f)
         with open(beside, "wb") as f:
             write(f)
             f.flush()

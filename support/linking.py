@@ -13,7 +13,8 @@ The protocol of the second, as figures of different papers differ most by it:
   NCBI-Disease writes most of its composites with `|`, so that any of their parts is right.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
-* Unseen mentions are those whose words, in lower case, are not a mention of the training split.
+* Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
+  they are not told apart.
 * Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
 """
 
@@ -36,8 +37,8 @@ from configs import UserError
 from support import corpora, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
-from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
-from support.texts import decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support.files import check_output_file, folder_lock, progress, read_utf8, write_all, write_atomic
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 SPLIT_IN_NAME = {
     "train": re.compile("train|trng", re.I),
@@ -117,10 +118,10 @@ def is_pubtator(path):
     """Whether the first line of a file is a title of PubTator."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
-            first = next((line for line in f.read(1 << 16).decode(errors="replace").split("\n") if line.strip()), "")
+            text = f.read(1 << 16).decode("utf-8-sig", "replace")
     except (EOFError, OSError):  # damaged: reading all of it says so
         return True
-    return bool(corpora.PUBTATOR_TEXT.match(first))
+    return bool(corpora.PUBTATOR_TEXT.match(next((line for line in text.split("\n") if line.strip()), "")))
 
 
 def mentions_of_file(path, expand_abbreviations, issues):
@@ -288,19 +289,19 @@ def check_settings(s):
 
 
 def read_records(path):
-    """The lines of a file or of standard input: objects of a .jsonl, and {"text": mention} of any other file.
+    """The lines of a file or of standard input: objects of JSON Lines, and {"text": mention} of any other text.
 
-    Blank lines of a .jsonl are left out; those of another file are mentions without a word, as each line has its link.
+    Blank lines of JSON Lines are left out; those of other text are mentions without a word, as each line has its link.
     Raises: UserError naming file and row.
     """
     if not path and not sys.stdin:
         raise UserError("standard input is closed; give a mention a line: kgi.py link runs/kgi-en < mentions.txt")
     if not path and sys.stdin.isatty():
         print("reading standard input, a mention a line; Ctrl-D ends it", file=sys.stderr)
-    name = path or "standard input"
+    name = path or STANDARD_INPUT
     text = read_utf8(path) if path else decode_utf8(sys.stdin.buffer.read(), name, 1).removeprefix("\ufeff")
     lines = text.removesuffix("\n").split("\n") if text else []
-    if is_json_lines(name):
+    if is_json_lines(name, next(iter(lines), "")):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
     else:
         records = [{"text": line.strip()} for line in lines]
@@ -373,7 +374,8 @@ class LinkingTask(NamedTuple):
     """The mentions of a split and the dictionary that they are looked up in.
 
     queries: distinct names of the mentions. query: (mentions,) int64, which of them each mention has. gold: of each
-    mention, as gold_concepts gives it. unseen: (mentions,) bool. issues: what is not scored, a Counter.
+    mention, as gold_concepts gives it. unseen: (mentions,) bool, None without a training split. issues: what is not
+    scored, a Counter.
     """
 
     mentions: list
@@ -411,7 +413,7 @@ def read_task(s, dictionary):
     number = {name: i for i, name in enumerate(queries)}
     query = np.array([number[mention.name] for mention in mentions])
     seen = {mention.text.lower() for mention in splits["train"]}
-    unseen = np.array([mention.text.lower() not in seen for mention in mentions])
+    unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
     return LinkingTask(mentions, dictionary, queries, query, gold, unseen, issues)
 
 
@@ -445,9 +447,9 @@ def name_vectors(path, shape, blocks):
             out[at : at + len(block)] = block
             at += len(block)
         return out
-    if not (path.is_file() and path.stat().st_size == npy_size(shape)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda f: write_npy(f, shape, blocks))
+    with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
+        if not (path.is_file() and path.stat().st_size == npy_size(shape)):
+            write_atomic(path, lambda f: write_npy(f, shape, blocks))
     return np.load(path, mmap_mode="r")
 
 
@@ -511,7 +513,8 @@ def rank_of_mention(similarity, parts):
     Args: similarity: (concepts,) of the mention. parts: as gold_concepts gives them.
     """
     last = max(rank_of_part(similarity, concepts) for concepts in parts)
-    return last if last > len(parts) else 1.0
+    least = min(similarity[concepts].max() for concepts in parts)
+    return 1.0 if 1 < len(parts) >= np.count_nonzero(similarity >= least) else last
 
 
 def rank_of_part(similarity, concepts):
@@ -529,10 +532,17 @@ def rank_of_part(similarity, concepts):
 def subsets(task):
     """{name: (mentions,) bool}: the mentions over which accuracy is given."""
     reachable = np.array([gold is not None for gold in task.gold])
-    everything = np.ones(len(reachable), bool)
-    return {
-        "all": everything, "reachable": reachable, "unseen": task.unseen, "unseen_reachable": task.unseen & reachable,
-    }  # fmt: skip
+    of_all = {"all": np.ones(len(reachable), bool), "reachable": reachable}
+    if task.unseen is None:
+        return of_all
+    return of_all | {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
+
+
+def results_file(s):
+    """Where kgi.py link keeps its scores. The name has the protocol's settings that are not the default."""
+    parts = [Path(s.corpus).resolve().name] + [s.split] * (s.split != "test")
+    parts += [key for key in ("expand_abbreviations", "train_mentions") if getattr(s, key)]
+    return Path(s.out or "results", Path(s.checkpoint).resolve().name, f"linking-{'-'.join(parts)}.json")
 
 
 def linking_scores(ranks, documents):

@@ -264,7 +264,8 @@ def print_linking(record):
         "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
     }  # fmt: skip
     for subset, title in titles.items():
-        x = scores[subset]
+        if not (x := scores.get(subset)):
+            continue
         title = f"{title} ({x['mentions']:,})"
         print(f"\n  {title:<49}{'at 1':<20}{'at 5':<20}MRR")
         for method, found in x["methods"].items():

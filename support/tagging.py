@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
-from support.texts import decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support.files import atomic_directory, check_output_file, progress, read_utf8, write_all, write_atomic
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 4_000_000
@@ -59,6 +59,8 @@ class TaggedText(NamedTuple):
 def read_texts(path):
     """Yields the Texts of a file with a document a line, of a .jsonl, of a folder of .txt files, or of standard input.
 
+    Standard input has lines of either kind. Its first line tells which.
+
     Nothing is stripped but line ends and a byte order mark. In a folder each file is a document, as brat counts it: its
     line ends and byte order mark stay. Raises: UserError with file and row.
     """
@@ -73,7 +75,7 @@ def read_texts(path):
         else:
             raise UserError(f"{path}: neither a file nor a folder with .txt files")
     except OSError as e:
-        raise UserError(f"{path or 'standard input'}: cannot be read: {e.strerror}") from None
+        raise UserError(f"{path or STANDARD_INPUT}: cannot be read: {e.strerror}") from None
 
 
 def read_standard_input():
@@ -82,7 +84,7 @@ def read_standard_input():
         raise UserError("standard input is closed; name a file, or give a document a line: < notes.txt")
     if sys.stdin.isatty():
         print("reading standard input, a document a line; Ctrl-D ends it", file=sys.stderr)
-    yield from read_rows(sys.stdin.buffer, "standard input")
+    yield from read_rows(sys.stdin.buffer, STANDARD_INPUT)
 
 
 def read_folder(folder):
@@ -97,14 +99,15 @@ def read_folder(folder):
 
 def read_rows(f, name):
     """Yields a Text for each line of a binary file, or of JSON Lines for each line that is not blank."""
-    n_documents = 0
+    n_documents, is_json = 0, False
     for row, line in enumerate(f, 1):
         line = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
         text = decode_utf8(line.removesuffix(b"\n").removesuffix(b"\r"), name, row)
-        if is_json_lines(name) and not text.strip():
+        is_json = is_json_lines(name, text) if row == 1 else is_json
+        if is_json and not text.strip():
             continue
         n_documents += 1
-        yield parse_document(text, name, row) if is_json_lines(name) else Text(row, text)
+        yield parse_document(text, name, row) if is_json else Text(row, text)
     if not n_documents:
         raise UserError(f"{name} is empty; give a document a line: finetune.py tag MODEL < notes.txt")
 
@@ -166,8 +169,9 @@ def write_tagged(tagged, s, labels):
     tally, types = Tally(), types_of(labels)
     counted = count(tagged, tally, types if s.html else None)
     if s.format == "brat":
-        for document in counted:
-            write_brat(Path(s.out), document)
+        with atomic_directory(Path(s.out)) as folder:
+            for document in counted:
+                write_brat(folder, document)
     elif s.out:
         write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
     else:

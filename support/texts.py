@@ -7,6 +7,7 @@ overlaps = find_overlaps(texts, test_texts)
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from support.files import progress
 from support.rrf import report_bad_row
 from support.umls import LANGUAGES
 
+STANDARD_INPUT = "standard input"  # its name in messages
 NGRAM_SIZE = 8  # words
 MIN_NGRAMS = 5  # distinct n-grams of a text: with fewer, an overlap cannot be distinguished from chance
 
@@ -92,8 +94,12 @@ def decode_utf8(content, file, row):
         raise UserError(f"{file}, row {row}: byte 0x{content[e.start]:02x} is not UTF-8") from None
 
 
-def is_json_lines(file):
-    return Path(file).suffix.lower() in (".jsonl", ".ndjson")
+def is_json_lines(file, first_line=""):
+    """Whether a file holds JSON Lines: by its name, standard input by its first line, an object with a text."""
+    if str(file) == STANDARD_INPUT and first_line.lstrip().startswith("{"):
+        with suppress(UserError):
+            return bool(parse_json_line(first_line, file, 1))
+    return Path(str(file).lower().removesuffix(".gz")).suffix in (".jsonl", ".ndjson")
 
 
 def parse_json_line(line, file, row):

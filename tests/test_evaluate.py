@@ -14,8 +14,9 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import datasets, tables
+from support import datasets, tables, tokenizers
 from tests.conftest import build
+from tests.test_alignment import pairs_of
 
 SIZES = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64, "device": "cpu"}
 
@@ -93,6 +94,59 @@ def test_tasks_without_held_out_examples_are_left_out(release, tmp_path):
     manifest = datasets.read_manifest(folder)
     model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0)).eval()
     assert set(kgi.evaluate_tasks(model, folder, 0, None)) == {"lp", "tc"}
+
+
+def test_pairs_of_names_alone_have_no_tasks_to_measure(release, tmp_path):
+    folder = build(release, tmp_path / "sa", e3c="none", tc_examples=0, ep_examples=0, lp_paths=0, sa_pairs=50)
+    model = models.KGIBert(models.Config(datasets.read_manifest(folder)["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0))
+    assert kgi.evaluate_tasks(model, folder, 0, None) == {}
+
+
+def mean_reciprocal_rank(vectors, queries, names, concepts_of_query, concepts_of_name):
+    """Of the first name with a concept of the query, itself left out, among all others: (MRR in per cent, queries)."""
+    matrix, reciprocal = np.array([vectors[name] for name in names]), []
+    for query in queries:
+        is_other = np.array([name != query for name in names])
+        is_right = np.array([not concepts_of_name[s].isdisjoint(concepts_of_query[query[1]]) for _, s in names])
+        cosine = matrix @ vectors[query]
+        if (is_right & is_other).any():
+            best = cosine[is_right & is_other].max()
+            n_nearer, n_equal = (cosine[is_other] > best).sum(), (cosine[is_other] == best).sum()
+            reciprocal.append(1 / (1 + n_nearer + (n_equal - 1) / 2))
+    return 100 * np.mean(reciprocal), len(reciprocal)
+
+
+def test_held_out_synonyms_and_translations_agree_with_a_loop(release, tmp_path):
+    """Queries are names of concepts of the validation part, whose seed and fraction are those of the build."""
+    folder = build(release, tmp_path / "two", lang="en,fr", sa_pairs=300, seed=3, valid_fraction=0.3)
+    torch.manual_seed(0)
+    encoder = models.Encoder(models.Config(datasets.read_manifest(folder)["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0))
+    encoder, tokenizer = encoder.eval(), tokenizers.load(folder)
+    for weight in encoder.parameters():
+        weight.data *= 20 if weight.dim() > 1 else 1
+    found = kgi.evaluate_synonyms(configs.Evaluate([""], terms=0), folder, encoder, tokenizer, None)
+    assert [*found["synonyms"]] == ["en", "fr"] and [*found["translations"]] == ["fr"]
+    concepts, held_out, vectors = {}, {}, {}
+    for lang in ("en", "fr"):
+        tables, concepts[lang] = datasets.read_dataset_tables(folder, lang), defaultdict(set)
+        for i, (a, b) in enumerate(zip(tables.first_term, tables.first_term[1:])):
+            for string in tables.terms.slice(a, b - a).to_pylist():
+                concepts[lang][string].add(int(tables.cui[i]))
+        cuis = np.array(tables.cui)
+        held_out[lang] = set(cuis[data.in_validation(cuis, cuis, 3, 0.3)].tolist())
+        x = models.embed_terms(encoder, tokenizer, [*concepts[lang]], ["mean"], None)["mean"].double()
+        vectors |= {(lang, s): v for s, v in zip(concepts[lang], torch.nn.functional.normalize(x, dim=1).numpy())}
+    trained = {c for _, _, of_names in pairs_of(folder, "train") for of_name in of_names for c in of_name}
+    assert len(trained) > 100 and not trained & (held_out["en"] | held_out["fr"])
+    for of, to in (("en", "en"), ("fr", "fr"), ("fr", "en")):
+        is_synonyms = of == to
+        names = [(to, s) for s in concepts[to]]
+        held = [(of, s) for s, c in concepts[of].items() if c & held_out[of]]
+        got = found["synonyms" if is_synonyms else "translations"][of]
+        for queries, key in (([(of, s) for s in concepts[of]], "mean"), (held, "mean_held_out")):
+            want = mean_reciprocal_rank(vectors, queries, names, concepts[of], concepts[to])
+            assert (got[key]["mrr"], got[key]["queries"]) == (pytest.approx(want[0], abs=0.2), want[1])
+        assert 5 < got["mean_held_out"]["queries"] < 0.6 * got["mean"]["queries"]
 
 
 def test_scores_of_a_record_are_means_over_languages():

@@ -282,3 +282,12 @@ def test_the_command_and_its_settings_are_found(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program.py", "one"])
     files.run_command("doc", {"one": (called.append, Nothing)})
     assert called == [Nothing()]
+
+
+def test_a_device_is_written_to_and_stays(tmp_path):
+    """A pipe here, as a test must not touch /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomic(tmp_path / "pipe", lambda f: f.write(b"text"))
+    assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)

@@ -1,9 +1,11 @@
 """Entity linking: mentions and their ids, names, exact ranks, baselines, intervals, and the commands."""
 
 import gzip
+import io
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import data
 import kgi
 import model as models
 from configs import UserError
-from support import corpora, datasets, linking, retrieval, tokenizers
+from support import corpora, datasets, files, linking, reports, retrieval, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -111,13 +113,13 @@ def test_lists_of_documents_split_a_corpus_of_one_file(tmp_path):
 
 
 def test_bc5cdr_and_biored_lines(tmp_path):
-    """Relations of four and five columns are no mentions; a seventh column names the parts of a composite."""
+    """Relations of four and five columns are no mentions; a seventh column names the parts; the file has a mark."""
     lines = [
         "1|t|Renal and liver disease.\n1|a|.\n",
         "1\t0\t23\tRenal and liver disease\tDisease\tD7674|D8107\tRenal disease|liver disease\n",
         "1\tCID\tD1\tD7674\n1\tAssociation\tD1\tD7674\tNovel\n",
     ]
-    (tmp_path / "CDR_TestSet.PubTator.txt").write_text("".join(lines))
+    (tmp_path / "CDR_TestSet.PubTator.txt").write_text("\ufeff" + "".join(lines), encoding="utf-8")
     assert [m.parts for m in linking.read_mentions(tmp_path)[0]["test"]] == [(("D7674", "D8107"),)]
 
 
@@ -162,7 +164,8 @@ def rank_by_sorting(similarity, dictionary, parts):
         n, m = len(equal), len({*equal} & {*part.tolist()})
         # P(the first right one comes at j) = C(n - j, m - 1) / C(n, m)
         ranks.append(n_nearer + sum(j * math.comb(n - j, m - 1) for j in range(1, n + 1)) / math.comb(n, m))
-    return 1 if max(ranks) <= len(parts) else max(ranks)
+    needed = min(max(best[c] for c in part.tolist()) for part in parts)
+    return 1 if len(parts) > 1 and sum(x >= needed for x in best.values()) <= len(parts) else max(ranks)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -212,6 +215,7 @@ def test_a_composite_is_right_at_1_if_the_first_concepts_hold_all_its_parts():
     assert linking.rank_of_mention(np.array([0.9, 0.1, 0.2, 0.7]), parts) == 3
     assert linking.rank_of_mention(np.array([0.9, 0.8, 0.2, 0.9]), parts) == 3  # two before the second part
     assert linking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.1]), parts) == 1  # 1.5 each
+    assert linking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.9]), parts) == 2  # three for two places
     assert linking.rank_of_mention(similarity, [np.array([3])]) == 3
 
 
@@ -289,6 +293,15 @@ def test_a_record_counts_all_reachable_and_unseen_mentions(small):
         "all": (6, 50), "reachable": (5, 60), "unseen": (4, 50), "unseen_reachable": (3, pytest.approx(200 / 3)),
     }  # fmt: skip
     assert (record["documents"], record["composite"], record["concepts"], record["names"]) == (2, 1, 5, 6)
+
+
+def test_mentions_are_not_unseen_where_there_is_no_training_split(tmp_path, capsys):
+    (tmp_path / "names.tsv").write_text(NAMES)
+    task = task_of((corpus(tmp_path / "corpus", test=TEST), tmp_path / "names.tsv"))
+    record = linking.linking_record(task, {"exact match": np.ones(6)})
+    assert [*record["scores"]] == ["all", "reachable"]
+    reports.print_linking(record | {"settings": {"corpus": "x", "split": "test"}})
+    assert "unseen" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- files and errors
@@ -380,9 +393,11 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
 
     with pytest.raises(UserError, match="no more"):
         linking.name_vectors(tmp_path / "kept" / "y.npy", x.shape, broken())
+    with files.folder_lock(tmp_path / "kept", ""), pytest.raises(UserError, match="another process embeds names"):
+        linking.name_vectors(path, x.shape, blocks(x))
     assert [p.name for p in path.parent.iterdir()] == ["x.npy"]
-    files = {linking.vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
-    assert len(files) == 4 and linking.vectors_file("f", "x", ["a", b"b"]) in files
+    names = {linking.vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
+    assert len(names) == 4 and linking.vectors_file("f", "x", ["a", b"b"]) in names
 
 
 def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
@@ -493,6 +508,22 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     cosine = torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()
     want = dict(zip(linking.read_dictionary(small[1]).names, cosine))
     assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
+
+
+def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
+    """Standard input has no suffix; its first line tells."""
+    for content, want in (
+        ('{"text": "a", "entities": [{"text": "b"}]}\n\n{"text": "c"}', ["b", "c"]), ("{a}\n\n", ["{a}", ""]),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        assert [text for _, text in linking.mentions_of_records(linking.read_records(""))] == want
+
+
+def test_results_of_other_protocols_have_other_names():
+    s = {"checkpoint": "runs/a", "corpus": "x/ncbi/"}
+    assert linking.results_file(configs.Link(**s)) == Path("results/a/linking-ncbi.json")
+    other = configs.Link(**s, split="dev", expand_abbreviations=True, out="o")
+    assert linking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
 
 
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path):

@@ -409,7 +409,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     with pytest.raises(UserError, match=re.escape(message)):
         run_command("tag", *(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
     assert not [*tmp_path.rglob("left.jsonl*")] and (tmp_path / "good.txt").read_text() == "fever\n"
-    assert not (tmp_path / "up.txt").exists()
+    assert not (tmp_path / "up.txt").exists() and not (tmp_path / "o").exists()
 
 
 def test_half_a_surrogate_pair_moves_no_offset(tmp_path):

@@ -57,3 +57,12 @@ def test_a_bad_text_is_reported_or_left_out(tmp_path, name, content, message, n_
     if n_good is not None:
         skipped = Counter()
         assert len(texts.read_text(path, skipped)[0]) == n_good and sum(skipped.values()) == 1
+
+
+@pytest.mark.parametrize("file, first_line, want", [
+    ("a.jsonl", "", True), ("a.NDJSON", "x", True), ("a.jsonl.gz", "", True), ("a.txt", '{"text": "a"}', False),
+    (texts.STANDARD_INPUT, ' {"id": 1, "text": "a"}', True), (texts.STANDARD_INPUT, '{"id": 1}', False),
+    (texts.STANDARD_INPUT, "{fever}", False), (texts.STANDARD_INPUT, "", False),
+])  # fmt: skip
+def test_what_is_json_lines(file, first_line, want):
+    assert texts.is_json_lines(file, first_line) is want
