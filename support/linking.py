@@ -14,7 +14,7 @@ The protocol of the second, as figures of different papers differ most by it:
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
-  they are not told apart.
+  there are no figures for them.
 * Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
 """
 
