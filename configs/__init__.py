@@ -226,7 +226,7 @@ class Link:
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
     out: str = setting(
-        "", "file of the links; default: standard output. Of a corpus: its scores go to <out>/<checkpoint> [results]",
+        "", "file of the links; default: standard output. With --corpus: scores go to <out>/<checkpoint> [results]",
         "output",
     )  # fmt: skip
 

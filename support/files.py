@@ -59,8 +59,8 @@ def write_json(path, content):
 
 
 def write_atomic(path, write):
-    """Calls write(file) on a file beside `path`, flushes it to disk, then renames it to `path`."""
-    path = Path(path)
+    """Calls write(file) on a file beside `path`, flushes it to disk, then renames it to `path`; links are followed."""
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     beside = path.with_name(path.name + ".tmp")
     try:
         if path.is_char_device() or path.is_fifo():  # such as /dev/null: written to, not replaced

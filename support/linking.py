@@ -283,7 +283,8 @@ def check_settings(s):
     if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
     if not s.corpus and s.out:
-        check_output_file(s.out, s.mentions)
+        for source in (s.mentions, s.dictionary):
+            check_output_file(s.out, source)
     elif not s.corpus and not sys.stdout:
         raise UserError("standard output is closed; give --out")
 
@@ -301,7 +302,7 @@ def read_records(path):
     name = path or STANDARD_INPUT
     text = read_utf8(path) if path else decode_utf8(sys.stdin.buffer.read(), name, 1).removeprefix("\ufeff")
     lines = text.removesuffix("\n").split("\n") if text else []
-    if is_json_lines(name, next(iter(lines), "")):
+    if is_json_lines(name, next(filter(str.strip, lines), "")):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
     else:
         records = [{"text": line.strip()} for line in lines]
@@ -311,7 +312,7 @@ def read_records(path):
 
 
 def parse_record(line, name, row):
-    """The object in a line of JSON Lines, with a text, or entities that have one each. Raises: UserError."""
+    """The object in a line of JSON Lines, with a text, as its entities have if there are any. Raises: UserError."""
     record = parse_json_line(line, name, row)
     entities = record.get("entities", [])
     if type(entities) is not list or any(type(e) is not dict or type(e.get("text")) is not str for e in entities):
@@ -447,8 +448,8 @@ def name_vectors(path, shape, blocks):
             out[at : at + len(block)] = block
             at += len(block)
         return out
-    with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
-        if not (path.is_file() and path.stat().st_size == npy_size(shape)):
+    if not (path.is_file() and path.stat().st_size == npy_size(shape)):
+        with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
             write_atomic(path, lambda f: write_npy(f, shape, blocks))
     return np.load(path, mmap_mode="r")
 

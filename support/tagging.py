@@ -9,15 +9,17 @@ Offsets are code points of the text as it is, as in brat. Documents are written 
 import html
 import json
 import re
+import shutil
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.files import atomic_directory, check_output_file, progress, read_utf8, write_all, write_atomic
+from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
@@ -169,9 +171,9 @@ def write_tagged(tagged, s, labels):
     tally, types = Tally(), types_of(labels)
     counted = count(tagged, tally, types if s.html else None)
     if s.format == "brat":
-        with atomic_directory(Path(s.out)) as folder:
+        with removed_on_error(Path(s.out)):
             for document in counted:
-                write_brat(folder, document)
+                write_brat(Path(s.out), document)
     elif s.out:
         write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
     else:
@@ -182,6 +184,20 @@ def write_tagged(tagged, s, labels):
         page = format_page(tally, types)
         write_atomic(s.html, lambda f: f.write(page.encode()))
     return tally
+
+
+@contextmanager
+def removed_on_error(folder):
+    """Leaves a folder as it was, empty or not there, if what writes to it fails."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if folder.exists() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if folder.exists() and not was_there:
+            folder.rmdir()
+        raise
 
 
 def count(tagged, tally, types):

@@ -95,10 +95,10 @@ def decode_utf8(content, file, row):
 
 
 def is_json_lines(file, first_line=""):
-    """Whether a file holds JSON Lines: by its name, standard input by its first line, an object with a text."""
-    if str(file) == STANDARD_INPUT and first_line.lstrip().startswith("{"):
-        with suppress(UserError):
-            return bool(parse_json_line(first_line, file, 1))
+    """Whether a file holds JSON Lines: by its name, or by its first line, an object. Pipes have no name that tells."""
+    if first_line.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            return type(json.loads(first_line)) is dict
     return Path(str(file).lower().removesuffix(".gz")).suffix in (".jsonl", ".ndjson")
 
 

@@ -291,3 +291,10 @@ def test_a_device_is_written_to_and_stays(tmp_path):
     files.write_atomic(tmp_path / "pipe", lambda f: f.write(b"text"))
     assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    files.write_atomic(tmp_path / "link", lambda f: f.write(b"new"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"

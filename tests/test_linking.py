@@ -394,7 +394,7 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
     with pytest.raises(UserError, match="no more"):
         linking.name_vectors(tmp_path / "kept" / "y.npy", x.shape, broken())
     with files.folder_lock(tmp_path / "kept", ""), pytest.raises(UserError, match="another process embeds names"):
-        linking.name_vectors(path, x.shape, blocks(x))
+        linking.name_vectors(tmp_path / "kept" / "z.npy", x.shape, blocks(x))
     assert [p.name for p in path.parent.iterdir()] == ["x.npy"]
     names = {linking.vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
     assert len(names) == 4 and linking.vectors_file("f", "x", ["a", b"b"]) in names
@@ -514,6 +514,7 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
     """Standard input has no suffix; its first line tells."""
     for content, want in (
         ('{"text": "a", "entities": [{"text": "b"}]}\n\n{"text": "c"}', ["b", "c"]), ("{a}\n\n", ["{a}", ""]),
+        ('\n{"text": "c"}', ["c"]),
     ):  # fmt: skip
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
         assert [text for _, text in linking.mentions_of_records(linking.read_records(""))] == want
@@ -579,12 +580,14 @@ def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch
     (["MENTIONS", "--corpus", "CORPUS"], "give one of them"), (["MENTIONS", "--ids", "x"], "--ids is for the mentions"),
     (["MENTIONS", "--split", "dev"], "--split is for the mentions of a --corpus"),
     (["MENTIONS", "--out", "MENTIONS"], "is the input, which would be replaced"),
+    (["MENTIONS", "--out", "NAMES"], "is the input, which would be replaced"),
     (["MENTIONS", "--out", "none/x"], "none is not a folder"), (["EMPTY"], "is empty; give a mention a line"),
     (["BAD"], r'bad.jsonl, row 3: "entities" is not a list of objects with a field "text"'),
 ])  # fmt: skip
 def test_mistakes(checkpoint, small, tmp_path, argv, message):
     names = {
         "CORPUS": small[0],
+        "NAMES": small[1],
         "MENTIONS": tmp_path / "m.txt",
         "EMPTY": tmp_path / "e.txt",
         "BAD": tmp_path / "bad.jsonl",

@@ -60,8 +60,8 @@ def test_a_bad_text_is_reported_or_left_out(tmp_path, name, content, message, n_
 
 
 @pytest.mark.parametrize("file, first_line, want", [
-    ("a.jsonl", "", True), ("a.NDJSON", "x", True), ("a.jsonl.gz", "", True), ("a.txt", '{"text": "a"}', False),
-    (texts.STANDARD_INPUT, ' {"id": 1, "text": "a"}', True), (texts.STANDARD_INPUT, '{"id": 1}', False),
+    ("a.jsonl", "", True), ("a.NDJSON", "x", True), ("a.jsonl.gz", "", True), ("a.txt", '{"text": "a"}', True),
+    (texts.STANDARD_INPUT, ' {"id": 1, "text": "a"}', True), (texts.STANDARD_INPUT, '{"id": 1}', True),
     (texts.STANDARD_INPUT, "{fever}", False), (texts.STANDARD_INPUT, "", False),
 ])  # fmt: skip
 def test_what_is_json_lines(file, first_line, want):
