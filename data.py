@@ -48,7 +48,7 @@ from support.datasets import (
     read_tokenizer,
     write_dataset,
 )  # fmt: skip
-from support.files import progress, run_command, write_all, write_atomic
+from support.files import progress, run_command, standard_output, write_all, write_atomic
 from support.reports import print_dataset_tables
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
@@ -1358,7 +1358,7 @@ def write_lines(out, lines):
     if out:
         write_atomic(out, lambda f: f.write(content))
     elif sys.stdout:
-        write_all(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), content)
+        write_all(standard_output(), content)
     else:
         raise UserError("standard output is closed; give --out")
 

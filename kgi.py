@@ -1058,7 +1058,10 @@ def link(s):
         dictionary = linking.read_dictionary(s.dictionary)
     else:
         dictionary = linking.dictionary_of_dataset(find_data(s.data, s.checkpoint, data.NEW_TOKENS), s.lang)
-    (link_corpus if s.corpus else link_mentions)(s, dictionary)
+    if s.corpus:
+        link_corpus(s, dictionary)
+    else:
+        link_mentions(s, dictionary)
 
 
 def link_corpus(s, dictionary):

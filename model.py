@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import configs
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
-from support.files import progress, run_command, write_all
+from support.files import progress, run_command, standard_output, write_all
 from support.hardware import autocast, choose_device
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
@@ -412,7 +412,7 @@ def embed_lines(s):
     ids, length = tokenizers.encode(tokenizer, read_lines(sys.stdin.buffer), "tokens")
     if (length > max_tokens).any():
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
-    out = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # nothing waits in a buffer when the disk is full
+    out = standard_output()
     header, shape = io.BytesIO(), (len(length), encoder.config.dim)
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     write_all(out, header.getvalue())

@@ -161,6 +161,11 @@ def check_output_file(path, source=""):
         raise UserError(f"{path} is the input, which would be replaced; choose another name")
 
 
+def standard_output():
+    """Standard output for bytes, without a buffer: nothing waits in it when the disk is full."""
+    return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+
 def write_all(f, content):
     """Writes bytes to a raw file, which may take fewer at a time than it is given. Raises: UserError."""
     content = memoryview(content).cast("B")

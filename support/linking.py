@@ -3,7 +3,7 @@
     kgi.py link runs/kgi-en < mentions.txt                             the nearest concepts of each
     kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv        how often the nearest is the right one
 
-The protocol of the second, as figures of different papers differ most by it:
+The protocol of scoring, as figures of different papers differ most by it:
 
 * A concept is as near to a mention as the nearest of its names. Concepts are ranked, not names. Concepts that are
   equally near share the mean of their ranks, so a name of two concepts alone is right at 5, but not at 1.
@@ -37,7 +37,7 @@ from configs import UserError
 from support import corpora, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
-from support.files import check_output_file, folder_lock, progress, read_utf8, write_all, write_atomic
+from support.files import check_output_file, folder_lock, progress, read_utf8, standard_output, write_all, write_atomic
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 SPLIT_IN_NAME = {
@@ -365,7 +365,7 @@ def write_records(records, path):
     if path:
         write_atomic(path, lambda f: f.write(content))
     else:
-        write_all(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), content)
+        write_all(standard_output(), content)
 
 
 # ---------------------------------------------------------------- what is scored

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.files import check_output_file, progress, read_utf8, write_all, write_atomic
+from support.files import check_output_file, progress, read_utf8, standard_output, write_all, write_atomic
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
@@ -59,9 +59,7 @@ class TaggedText(NamedTuple):
 
 
 def read_texts(path):
-    """Yields the Texts of a file with a document a line, of a .jsonl, of a folder of .txt files, or of standard input.
-
-    Standard input has lines of either kind. Its first line tells which.
+    """Yields the Texts of a file with a document a line, of JSON Lines, of a folder of .txt, or of standard input.
 
     Nothing is stripped but line ends and a byte order mark. In a folder each file is a document, as brat counts it: its
     line ends and byte order mark stay. Raises: UserError with file and row.
@@ -177,7 +175,7 @@ def write_tagged(tagged, s, labels):
     elif s.out:
         write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
     else:
-        out = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # nothing waits in a buffer when the disk is full
+        out = standard_output()
         for document in counted:
             write_all(out, FORMATS[s.format](document).encode())
     if s.html:

@@ -98,7 +98,8 @@ def is_json_lines(file, first_line=""):
     """Whether a file holds JSON Lines: by its name, or by its first line, an object. Pipes have no name that tells."""
     if first_line.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
-            return type(json.loads(first_line)) is dict
+            json.loads(first_line)
+            return True
     return Path(str(file).lower().removesuffix(".gz")).suffix in (".jsonl", ".ndjson")
 
 
