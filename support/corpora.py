@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from seqeval.scheme import IOB2, Entities
 
 from configs import UserError
 from support.files import read_utf8
@@ -30,6 +29,8 @@ PUBTATOR_TEXT = re.compile(r"(\d+)\|([ta])\|(.*)")
 BRAT_SPAN = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json")
 MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
+SCHEMES = {"B-": "", "I-": "", "E-": "BIOES", "S-": "BIOES", "L-": "BILOU", "U-": "BILOU"}  # B- and I- are of all
+BREAKS_COLUMNS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass
@@ -52,17 +53,78 @@ class Document:
     group: str = ""
 
 
+# ---------------------------------------------------------------- labels
+
+
+class LabelledEntity(NamedTuple):
+    """What labels say: an entity from one token to another."""
+
+    start: int
+    end: int  # one past the last
+    tag: str
+
+
 def decode_entities(labels):
-    """Strict IOB2: an entity begins at B-X and continues with I-X; seqeval's Entity(start, end, tag) each."""
-    return Entities([labels], IOB2).entities[0]
+    """Strict IOB2: an entity begins at B-X and continues with I-X. Returns: a LabelledEntity each."""
+    entities, start, kind = [], None, ""
+    for i, label in enumerate([*labels, "O"]):
+        if start is not None and label != f"I-{kind}":
+            entities.append(LabelledEntity(start, i, kind))
+            start = None
+        if label[:2] == "B-":
+            start, kind = i, label[2:]
+    return entities
 
 
 def strict_iob2(labels):
     """Labels without those that belong to no entity, such as an I-X after O: every reader finds the same entities."""
-    out = ["O"] * len(labels)
-    for e in decode_entities(labels):
-        out[e.start : e.end] = [f"B-{e.tag}"] + [f"I-{e.tag}"] * (e.end - e.start - 1)
+    return iob2_labels(len(labels), decode_entities(labels))
+
+
+def iob2_labels(n, entities):
+    """The labels of n tokens with these entities."""
+    out = ["O"] * n
+    for start, end, kind in entities:
+        out[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
     return out
+
+
+def to_iob2(labels):
+    """Labels of IOB1, BIOES or BILOU as IOB2, and IOB2 as it is.
+
+    An entity ends at E-, L-, S- and U-. One begins at B-, S- and U-, and also at another label that continues none.
+    """
+    out, open_kind = [], None
+    for label in labels:
+        prefix, kind = label[:2], label[2:]
+        begins = prefix in ("B-", "S-", "U-") or kind != open_kind
+        out.append("O" if label == "O" else ("B-" if begins else "I-") + kind)
+        open_kind = kind if prefix in ("B-", "I-") else None
+    return out
+
+
+def check_label(label, scheme, where):
+    """The scheme of some labels and one more: "" while all are O, B-X and I-X (IOB1 or IOB2), else BIOES or BILOU.
+
+    Raises: UserError, which begins with `where`, for a label of no scheme or of another one.
+    """
+    check_type(label, where)
+    if label == "O":
+        return scheme
+    if label[:2] not in SCHEMES or not label[2:]:
+        expected = "O, B-<type> or I-<type>, or also E- and S- (BIOES) or L- and U- (BILOU)"
+        raise UserError(f"{where}: unknown label '{label}'; expected {expected}")
+    theirs = SCHEMES[label[:2]]
+    if theirs and scheme and theirs != scheme:
+        raise UserError(f"{where}: label '{label}' is of {theirs}, and there are labels of {scheme}; use one scheme")
+    return scheme or theirs
+
+
+def check_type(kind, where):
+    """Raises UserError for a type that would break a file of columns, such as the predictions."""
+    if BREAKS_COLUMNS.search(kind):
+        what = "a TAB, a line break or half a surrogate pair"
+        raise UserError(f"{where}: the label or type {kind!r} holds {what}; rename it")
 
 
 def count_entities(documents):
@@ -258,38 +320,43 @@ def read_conll(path, types, issues):
     """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
 
     Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
-    Tags become IOB2: O, B-X, I-X. Raises: UserError naming the row of another number of columns or an unknown tag.
+    Tags of IOB1, BIOES and BILOU become IOB2: O, B-X, I-X.
+    Raises: UserError naming the row of another number of columns, an unknown tag or one of another scheme.
     """
-    sentences, n_columns, tokens, labels, n_documents, previous, ours = [], None, [], [], 0, "O", None
+    sentences, n_columns, tokens, tags, n_documents, scheme = [], None, [], [], 0, ""
     for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
         line = line.rstrip("\r")
         if not line.strip() or line.startswith(("###MEDLINE:", "-DOCSTART-")):
             if tokens:
                 group = f"{n_documents}" if n_documents else ""
+                labels = convert_tags(tags, types, issues)
                 sentences.append(Document(f"{path.stem}:{row}", tokens, labels, group=group))
-                tokens, labels = [], []
-            n_documents, previous = n_documents + bool(line.strip()), "O"
+                tokens, tags = [], []
+            n_documents += bool(line.strip())
             continue
         fields = line.split("\t") if "\t" in line else line.split(" ")
         n_columns = n_columns or max(2, len(fields))
         if len(fields) != n_columns or not fields[0]:
             what = f"{len(fields)} columns instead of {n_columns} (the token first, its tag last)"
             raise UserError(f"{path}, row {row}: {what}: {line[:60]!r}")
-        tag, kind = fields[-1], fields[-1][2:]
-        if tag != "O" and (tag[:2] not in ("B-", "I-") or not kind):
-            raise UserError(f"{path}, row {row}: unknown label '{tag}'; expected O, B-<type> or I-<type>")
-        if tag[:2] == "I-" and previous not in (f"B-{kind}", tag):
-            issues["I- tags that begin an entity: read as B-"] += 1
-            tag = f"B-{kind}"
-        is_same_entity = tag == previous.replace("B-", "I-", 1)
-        if not is_same_entity:
-            ours = map_type(kind, types, issues) if tag != "O" else None
+        scheme = check_label(fields[-1], scheme, f"{path}, row {row}")
         tokens.append(fields[0])
-        labels.append(tag[:2] + ours if tag != "O" and ours else "O")
-        previous = tag
+        tags.append(fields[-1])
     if not sentences:
         raise UserError(f"{path}: no sentence in it")
     return sentences
+
+
+def convert_tags(tags, types, issues):
+    """The tags of a sentence, of any scheme, as IOB2 with the task's types. What is not IOB2 is counted."""
+    labels = to_iob2(tags)
+    for tag, label in zip(tags, labels):
+        if SCHEMES.get(tag[:2]):
+            issues[f"tags of {SCHEMES[tag[:2]]}: converted to IOB2"] += 1
+        if label[:2] == "B-" and tag[:2] in ("I-", "E-", "L-"):
+            issues[f"{tag[:2]} tags that begin an entity: read as B-"] += 1
+    entities = [(start, end, map_type(kind, types, issues)) for start, end, kind in decode_entities(labels)]
+    return iob2_labels(len(labels), [e for e in entities if e[2]])
 
 
 # CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.
@@ -509,6 +576,9 @@ def read_corpus(name, folder):
             if path := find_split(folder, patterns):
                 issues[split] = Counter()
                 splits[split] = read_split(path, corpus.types, issues[split])
+                for d in splits[split]:
+                    for kind in dict(d.gold or ()):
+                        check_type(kind, f"{path}, document {d.name}")
             elif split != "dev":
                 raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
     for split, documents in splits.items():
@@ -592,7 +662,7 @@ def texts_of_file(file):
     if abstracts := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
         return [" ".join(title_and_abstract) for title_and_abstract in abstracts]
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if file.with_suffix(".ann").is_file() or not re.search(r"\t| (O|[BI]-\S+)$", first):
+    if file.with_suffix(".ann").is_file() or not re.search(r"\t| (O|[BIESLU]-\S+)$", first):
         return [text]
     # The word is the first column, or the third where sentence and token are numbered (CAS, ESSAI).
     sentences = re.split(r"\n\s*\n", text)

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from seqeval import scheme as seqeval
+from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import Tokenizer
 
 import configs
@@ -374,6 +376,8 @@ ERRORS = [  # (corpus, files to which these are added, {name: [(content, message
     ("custom", {"test.txt": "a O"}, "train.txt", [
         ("a O\nb\n", "row 2: 1 columns instead of 2"), ("a O\n\nb O O\n", "row 3: 3 columns instead of 2"),
         ("a O\nb ety\n", "row 2: unknown label 'ety'"), ("a O\nb B-\n", "row 2: unknown label 'B-'"),
+        ("a S-x\n\nb B-x\nc L-x\n", "row 4: label 'L-x' is of BILOU, and there are labels of BIOES; use one scheme"),
+        ("a O\nb B-x\v\n", r"row 2: the label or type 'B-x\\x0b' holds a TAB, a line break or"),
         (b"a O\n" + LATIN, "row 2: not UTF-8"), ("\n\n", "no sentence in it")]),
     ("custom", BRAT, "test/d-1.ann", [
         ("\nT1\tx 0 4\tfoie\n", "row 2: 0 4 is 'Sans'.*not 'foie'"), ("T1\tx 90 94\tfoie\n", "row 1"),
@@ -391,6 +395,9 @@ ERRORS = [  # (corpus, files to which these are added, {name: [(content, message
         ("[}", "not a coll"), ('{"documents": [{"id": 1}]}', "not a coll"),
         (bioc(9, "A", "b", "X b").replace('"b"', '"c"', 1), "document 9"),
         (bioc(9, "A", "b", "X b").replace('"length": 1', '"length": 8'), "document 9")]),
+    ("custom", {"test.txt": "a O"}, "train.json", [
+        (bioc(9, "A", "b", f"{kind} b"), "document 9: the label or type '.*' holds a TAB, a line break or half a surr")
+        for kind in ("X\t", "X\nY", "X\u2028", "\ud800")]),
     ("cas-pos", {"CAS_spec.txt": ""}, "CAS_neg.txt", [
         ("1\t1\ta\ta\tNOM\n1\t2\tb\tb\tzzz\n", "row 2"), (LATIN, "row 1: not UTF-8"),
         ("\t1\ta\ta\tNOM\n", "row 1|split is empty")]),
@@ -562,6 +569,7 @@ def test_an_overlap_is_half_of_the_shorter_texts_ngrams(seed):
     {"x.txt": "Sans O\r\nfièvre B-X\r\n\r\n. O\r\n"},
     {"x.conll": "Sans NN B-X\nfièvre NN O\n. NN O\n"},
     {"x.txt": "Sans I-X\nfièvre O\n. O\n"},
+    {"x.txt": "Sans S-X\nfièvre O\n. O\n"},
     {"x.txt": "-DOCSTART-\n\nSans O\nfièvre O\n. O\n"},
     {"x.iob2": "###MEDLINE:12\n\nSans\tO\nfièvre\tB-X\n.\tO\n"},
     {"CAS_neg.txt": "1\t1\tSans\tsans\tPRP\t***\n1\t2\tfièvre\tx\tNOM\tB_cue\t_\n1\t3\t.\t.\tSENT\t***\n"},
@@ -708,6 +716,69 @@ def test_real_meddocan():
     begin = [i for d in parts["test"] for i, t in enumerate(d.labels) if t[0] == "B"]
     late = [round(100 * sum(i >= n for i in begin) / len(begin), 1) for n in (256, 340, 510)]
     assert late == [25.7, 20.9, 11.3]
+
+
+@pytest.mark.parametrize("kinds", [["x", "y"], ["Sign-", "Sign", "-Sign", "-", "a b", "S-x", "O"]])
+def test_entities_are_those_of_a_brute_force(kinds):
+    """Of any labels, and of ordinary types those of seqeval too, which takes hyphens at the ends of a type away."""
+    rng = random.Random(0)
+    for _ in range(300):
+        labels = rng.choices(["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")], k=rng.randint(0, 9))
+        found, n = corpora.decode_entities(labels), len(labels)
+        assert found == [
+            (a, b, labels[a][2:]) for a in range(n) for b in range(a + 1, n + 1)
+            if labels[a][:2] == "B-" and {*labels[a + 1 : b]} <= {"I-" + labels[a][2:]}
+            and labels[b : b + 1] != ["I-" + labels[a][2:]]
+        ]  # fmt: skip
+        if len(kinds) == 2:
+            assert found == [(e.start, e.end, e.tag) for e in seqeval.Entities([labels], seqeval.IOB2).entities[0]]
+
+
+def in_scheme(scheme, n, entities):
+    """The tags of n tokens in a scheme, after its definition. entities: (start, end, type), sorted."""
+    tags, before = ["O"] * n, (0, 0, "")
+    for start, end, kind in entities:
+        first, middle, last, single = {"BIOES": "BIES", "BILOU": "BILU", "IOB2": "BIIB", "IOB1": "IIII"}[scheme]
+        if scheme == "IOB1" and before[1:] == (start, kind):
+            first = single = "B"
+        prefixes = first + middle * (end - start - 2) + last if end - start > 1 else single
+        tags[start:end] = [f"{prefix}-{kind}" for prefix in prefixes]
+        before = start, end, kind
+    return tags
+
+
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
+def test_tags_of_every_scheme_are_read_as_iob2(tmp_path, scheme):
+    """In columns of your own: the entities that were encoded, types with hyphens too. What is converted is counted."""
+    rng, of_file, n_others, n_repaired = random.Random(1), [], 0, 0
+    for _ in range(200):
+        ends = sorted(rng.sample(range(13), rng.randint(2, 9)))
+        entities = [(a, b, rng.choice(["x", "S-x", "E-"])) for a, b in zip(ends, ends[1:]) if rng.random() < 0.6]
+        tags = in_scheme(scheme, ends[-1], entities)
+        if rng.random() < 0.2:  # the last tag of a sentence alone continues nothing
+            entities, tags = [*entities, (len(tags) + 1, len(tags) + 2, "x")], [*tags, "O", "I-x"]
+            n_repaired += scheme != "IOB1"
+        of_file.append((entities, tags))
+        n_others += sum(tag[0] in "ESLU" for tag in tags)
+        n_repaired += scheme == "IOB1" and sum(tags[a][0] == "I" for a, _, _ in entities)
+    (tmp_path / "x.txt").write_text("\n\n".join("\n".join(f"w\t{tag}" for tag in tags) for _, tags in of_file))
+    documents = corpora.read_conll(tmp_path / "x.txt", None, issues := Counter())
+    for (entities, tags), document in zip(of_file, documents, strict=True):
+        assert document.labels == in_scheme("IOB2", len(tags), entities)
+    assert {k: v for k, v in issues.items() if v} == {k: v for k, v in {
+        f"tags of {scheme}: converted to IOB2": n_others, "I- tags that begin an entity: read as B-": n_repaired,
+    }.items() if v}  # fmt: skip
+
+
+@pytest.mark.parametrize("last, single", ["ES", "LU"])
+def test_labels_in_any_order_are_read_as_conlleval_does(last, single):
+    """As get_entities of seqeval has it, whatever labels follow each other; it knows E and S alone."""
+    rng = random.Random(2)
+    for _ in range(1000):
+        labels = rng.choices(["O", *(f"{prefix}-{kind}" for prefix in "BI" + last + single for kind in "xy")], k=9)
+        known = [label.replace(last + "-", "E-").replace(single + "-", "S-") for label in labels]
+        want = [(start, end + 1, kind) for kind, start, end in get_entities(known)]
+        assert corpora.decode_entities(corpora.to_iob2(labels)) == want
 
 
 def test_strict_iob2_keeps_entities_and_nothing_else():
