@@ -53,9 +53,24 @@ def read_json(path):
         raise UserError(f"{path}: cannot be read as JSON: {e}") from None
 
 
+def to_json(content, **options):
+    """JSON text, with null for a number that is not finite: JSON has none, though json.loads lets NaN in.
+
+    The rest of a record is worth keeping, and nobody can say which number was meant. Raises: UserError if it is nested
+    too deep.
+    """
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError:
+        finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        return json.dumps(finite, allow_nan=False, **options)
+    except RecursionError:
+        raise UserError("a JSON object is nested too deep to be written") from None
+
+
 def write_json(path, content):
     """Writes a JSON file atomically."""
-    write_atomic(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
+    write_atomic(path, lambda f: f.write((to_json(content, indent=1) + "\n").encode()))
 
 
 def write_atomic(path, write):

@@ -21,7 +21,6 @@ The protocol of scoring, as figures of different papers differ most by it:
 import gzip
 import hashlib
 import io
-import json
 import math
 import re
 import sys
@@ -37,7 +36,16 @@ from configs import UserError
 from support import corpora, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
-from support.files import check_output_file, folder_lock, progress, read_utf8, standard_output, write_all, write_atomic
+from support.files import (
+    check_output_file,
+    folder_lock,
+    progress,
+    read_utf8,
+    standard_output,
+    to_json,
+    write_all,
+    write_atomic,
+)
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 SPLIT_IN_NAME = {
@@ -360,7 +368,7 @@ def link_of_pair(dictionary, pair, similarity):
 
 def write_records(records, path):
     """Writes JSON Lines to a file, whole or not at all, or to standard output."""
-    lines = [replace_surrogates(json.dumps(record, ensure_ascii=False)) + "\n" for record in records]
+    lines = [replace_surrogates(to_json(record, ensure_ascii=False)) + "\n" for record in records]
     content = "".join(lines).encode()
     if path:
         write_atomic(path, lambda f: f.write(content))

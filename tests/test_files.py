@@ -51,6 +51,23 @@ def test_json_there_and_back(tmp_path):
         files.read_json(tmp_path / "x.json" / "y.json")
 
 
+def test_json_has_no_number_that_is_not_finite(tmp_path):
+    """Such as the loss of a diverged model, in scores.json and in what evaluate writes."""
+    files.write_json(tmp_path / "x.json", {"runs": [{"f1": float("nan"), "loss": float("inf"), "n": 1}], 2: "NaN"})
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == {
+        "runs": [{"f1": None, "loss": None, "n": 1}], "2": "NaN"
+    }  # fmt: skip
+
+
+def test_json_that_is_nested_too_deep_leaves_no_file(tmp_path):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(UserError, match="nested too deep"):
+        files.write_json(tmp_path / "x.json", deep)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_pointer_of_git_lfs_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")

@@ -510,6 +510,15 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
 
 
+def test_what_is_written_is_json(tmp_path):
+    """Numbers that are not finite, which json.loads takes, become null; the rest of the record stays."""
+    line = '{"text": "a", "score": NaN, "more": [1.5, -Infinity, {"x": 1e999}], "id": "NaN"}'
+    linking.write_records([linking.parse_record(line, "x", 1)], tmp_path / "out")
+    text = (tmp_path / "out").read_text()
+    want = {"text": "a", "score": None, "more": [1.5, None, {"x": None}], "id": "NaN"}
+    assert json.loads(text, parse_constant=pytest.fail) == want
+
+
 def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
     """Standard input has no suffix; its first line tells."""
     for content, want in (
