@@ -37,7 +37,7 @@ import data
 import model as models
 from configs import UserError
 from support import checkpoints, tagging, texts, tokenizers
-from support.arrays import bootstrap
+from support.arrays import bootstrap, concat_ranges
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
@@ -48,11 +48,12 @@ from support.corpora import (
     language_of,
     read_corpus,
     strict_iob2,
+    to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer
 from support.files import atomic_directory, folder_lock, progress, read_utf8, run_command, write_atomic, write_json
 from support.hardware import autocast, choose_device
-from support.tables import checked, differing_settings, mean_and_deviation, write_tables
+from support.tables import checked, differing_settings, mean_and_deviation, percent, write_tables
 
 RESAMPLES = 1000  # bootstrap samples of test documents for a confidence interval
 
@@ -73,7 +74,8 @@ def make_windows(documents, tokenizer, special, max_len):
     """Documents -> Windows of at most max_len tokens that together hold every word.
 
     A window ends at the last line break that fits in. A line that does not fit is covered by windows that overlap by
-    half, so that no gold label is lost. A word that touches the one before it is tokenised without a space.
+    half, so that no gold label is lost. A word that touches the one before it is tokenised without a space, but not
+    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does.
     """
     room = max_len - 2
     words = [word for d in documents for word in words_with_spaces(d)]
@@ -188,31 +190,34 @@ def labels_of(documents, window):
 
 @torch.no_grad()
 def predict(classifier, documents, windows, labels, pad, device, dtype):
-    """A label for every word of every document, and its probability: two lists, each with a list a document.
+    """A label for every word of every document, and probabilities.
 
     A word that is in several windows gets its label from the one in which it is farthest from an edge.
+
+    Returns: two lists with an entry a document: a list of labels, and (words, 2) float32, the probability of that label
+    and that of O, which is 0 if O is no label.
     """
-    predictions = [["O"] * len(d.tokens) for d in documents]
-    probabilities = [[0.0] * len(d.tokens) for d in documents]
-    best_distance = [[-1] * len(d.tokens) for d in documents]
+    outside, found = [i for i, label in enumerate(labels) if label == "O"], [np.zeros((0, 3), np.float32)]
     by_length = sorted(windows, key=lambda w: len(w.ids))
     for i in progress("predicting", range(0, len(by_length), 64)):
-        batch = by_length[i : i + 64]
         with autocast(device, dtype):
-            logits = classifier(*collate(batch, pad, device))
+            logits = classifier(*collate(by_length[i : i + 64], pad, device))
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
-        highest = logits.argmax(-1)
-        probability = logits.float().softmax(-1).gather(-1, highest[:, None])[:, 0]
-        predicted = zip(highest.tolist(), probability.tolist())
-        for w in batch:
-            n_words = len(w.word_positions)
-            for k, word in enumerate(range(w.first_word, w.first_word + n_words)):
-                (label, p), distance = next(predicted), min(k, n_words - 1 - k)
-                if distance > best_distance[w.document][word]:
-                    best_distance[w.document][word] = distance
-                    predictions[w.document][word], probabilities[w.document][word] = labels[label], p
-    return predictions, probabilities
+        highest, softmax = logits.argmax(-1, keepdim=True), logits.float().softmax(-1)
+        columns = highest, softmax.gather(-1, highest), softmax[:, outside].sum(-1, keepdim=True)
+        found.append(torch.cat(columns, -1).cpu().numpy())
+    first_word = np.cumsum([0] + [len(d.tokens) for d in documents])
+    start = np.array([first_word[w.document] + w.first_word for w in by_length], int)
+    n_words = np.array([len(w.word_positions) for w in by_length], int)
+    word = concat_ranges(start, n_words)
+    from_start, from_end = word - np.repeat(start, n_words), np.repeat(start + n_words, n_words) - 1 - word
+    # What is assigned to a word last stays: that of the middle, and of equals that of the first window.
+    order = np.lexsort((-np.arange(len(word)), np.minimum(from_start, from_end)))
+    best = np.zeros((first_word[-1], 3), np.float32)
+    best[word[order]] = np.concatenate(found)[order]
+    of_documents = np.split(best, first_word[1:-1])
+    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in of_documents], [x[:, 1:] for x in of_documents]
 
 
 # ---------------------------------------------------------------- the two scores (section 4.2.1)
@@ -440,9 +445,9 @@ def read_earlier_runs(out, signature, seeds):
         record = json.loads(read_utf8(path))
         before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
         if isinstance(before, dict):
-            format_scores([*runs.values()])
             for r in runs.values():
-                float(r.get("dev", r)["entity"][2])
+                for score in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"]):
+                    [percent(score[i]) for i in range(3)]
     except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
     if not isinstance(before, dict):
@@ -539,6 +544,8 @@ class Tagger(NamedTuple):
     max_len: int
     has_text: bool  # whether words that touch are tokenised without a space between them
     pos: bool  # whether labels are parts of speech, each word a unit
+    is_ours: bool  # whether fine-tuning wrote it, so that its labels are strict IOB2
+    scheme: str  # of its labels: BIOES, BILOU, or "" for IOB1 or IOB2
     machine: tuple  # device, autocast dtype or None
 
 
@@ -551,15 +558,14 @@ def load_tagger(s):
     classifier.load_state_dict(classifier.state_dict() | weights)
     tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
     classifier = classifier.to(device).eval()
-    return Tagger(
-        classifier, labels, tokenizer, details["max_len"], details["has_text"], details["pos"], (device, dtype)
-    )
+    settings = {key: details[key] for key in ("max_len", "has_text", "pos", "is_ours", "scheme")}
+    return Tagger(classifier, labels, tokenizer, machine=(device, dtype), **settings)
 
 
-def tag_texts(tagger, inputs):
+def tag_texts(tagger, inputs, beginnings):
     """Yields a TaggedText for each Text, by the windows and the decoding of the evaluation.
 
-    Texts are read in chunks, whose windows are batched by length.
+    Texts are read in chunks, whose windows are batched by length. beginnings: as in read_labels.
     """
     special = tokenizers.special_ids(tagger.tokenizer)
     for chunk in tagging.in_chunks(inputs):
@@ -568,10 +574,29 @@ def tag_texts(tagger, inputs):
         windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
         windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
         predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
-        for (key, text), document, labels, probabilities in zip(chunk, documents, *predicted):
+        for (key, text), document, *found in zip(chunk, documents, *predicted):
+            labels, probabilities = read_labels(tagger, *found, beginnings)
             entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
-            labels = labels if tagger.pos else strict_iob2(labels)
             yield tagging.TaggedText(key, text, document.spans, labels, probabilities, entities)
+
+
+def read_labels(tagger, labels, probabilities, beginnings):
+    """(labels of a document in IOB2, the probability of each), from what predict has of it.
+
+    Of our own taggers an I-X that continues nothing is O, as in their scores, and has the probability of O. Those of
+    others may begin an entity with it (to_iob2). Their label gets another name, and keeps its probability.
+
+    Args: beginnings: a Counter, of the prefixes of the labels with which such entities begin.
+    """
+    of_label, of_outside = probabilities.T.tolist()
+    if tagger.pos:
+        return labels, of_label
+    if tagger.is_ours:
+        strict = strict_iob2(labels)
+        return strict, [p if a == b else o for a, b, p, o in zip(labels, strict, of_label, of_outside)]
+    as_iob2 = to_iob2(labels)
+    beginnings.update(theirs[:2] for theirs, ours in zip(labels, as_iob2) if ours[:2] == "B-")
+    return as_iob2, of_label
 
 
 def scored_entities(spans, labels, probabilities, pos):
@@ -590,8 +615,10 @@ def tag(s):
     """Writes the entities of texts."""
     tagging.check_outputs(s)
     tagger = load_tagger(s)
-    began = time.monotonic()
-    tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input)), s, tagger.labels)
+    began, beginnings = time.monotonic(), Counter()
+    tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input), beginnings), s, tagger.labels)
+    if not tagger.is_ours:
+        tagging.print_scheme(tagger.scheme, beginnings)
     tagging.print_tally(tally, began)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from configs import UserError
+from support.corpora import check_label, check_type
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 
 # ---------------------------------------------------------------- names
@@ -316,9 +317,11 @@ def read_tagger(folder, config):
     names = d.get("id2label")
     if type(names) is not dict:
         raise UserError(f"{folder} is not a tagger: its config.json has no id2label; {how}")
-    classes = [name for name in d.get("architectures") or [] if not str(name).endswith("ForTokenClassification")]
-    if classes:
-        raise UserError(f"{folder} is not a tagger: its config.json says {classes[0]}; {how}")
+    classes = d.get("architectures") or []
+    if type(classes) is not list or not all(type(name) is str for name in classes):
+        raise UserError(f"{folder}: architectures in its config.json is not a list of names")
+    if others := [name for name in classes if not name.endswith("ForTokenClassification")]:
+        raise UserError(f"{folder} is not a tagger: its config.json says {others[0]}; {how}")
     labels = [names.get(str(i)) for i in range(len(names))]
     if not all(type(label) is str and label for label in labels) or len({*labels}) < len(labels):
         raise UserError(f"{folder}: id2label in its config.json does not number distinct labels from 0")
@@ -341,21 +344,26 @@ def read_tagger_details(folder):
 
 
 def tagger_settings(folder, labels, config):
-    """{"max_len", "has_text", "pos", "precision"} of a tagger.
+    """{"max_len", "has_text", "pos", "precision", "is_ours", "scheme"} of a tagger.
 
-    Raises: UserError for values of another kind, or for labels that are not IOB2.
+    is_ours: whether fine-tuning wrote it; its labels are IOB2. scheme: BIOES, BILOU, or "" for IOB1 or IOB2.
+    Raises: UserError for values of another kind, or for labels of no scheme.
     """
     defaults = {"max_len": config.max_positions, "has_text": True, "pos": False, "precision": "auto"}
-    details = defaults | read_tagger_details(folder)
+    ours = read_tagger_details(folder)
+    details = defaults | ours
     for key, default in defaults.items():
         if type(details[key]) is not type(default):
-            raise UserError(f"{folder}: kgi_tagger in its config.json has {key} = {details[key]!r}")
+            raise UserError(f"{folder}: kgi_tagger in its config.json has {key} = {details[key]!r:.60}")
     if not 8 <= details["max_len"] <= config.max_positions or details["precision"] not in ("auto", "bf16", "fp32"):
         raise UserError(f"{folder}: kgi_tagger in its config.json has an impossible max_len or precision")
-    unknown = [label for label in labels if label != "O" and (label[:2] not in ("B-", "I-") or len(label) < 3)]
-    if unknown and not details["pos"]:
-        raise UserError(f"{folder}: label '{unknown[0]}' is not IOB2, which has O, B-<type> and I-<type>")
-    return details
+    scheme, where = "", f"{folder}: id2label in its config.json"
+    for label in labels:
+        check_type(label, where)
+        scheme = "" if details["pos"] else check_label(label, scheme, where)
+    if ours and scheme:
+        raise UserError(f"{where}: its labels are of {scheme}, but a tagger of finetune.py has IOB2")
+    return details | {"is_ours": bool(ours), "scheme": scheme}
 
 
 # ---------------------------------------------------------------- files of tensors

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
+from support.corpora import SCHEMES
 from support.files import check_output_file, progress, read_utf8, standard_output, write_all, write_atomic
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
@@ -51,7 +52,7 @@ class TaggedText(NamedTuple):
     text: str
     spans: list  # (start, end) of each word
     labels: list  # of each word
-    probabilities: list  # of these labels
+    probabilities: list  # of these labels; with another scheme than IOB2, of the tagger's own names for them
     entities: list
 
 
@@ -220,6 +221,19 @@ def print_tally(tally, began):
     )
 
 
+def print_scheme(scheme, beginnings):
+    """Says on standard error how the labels of a tagger of others were read.
+
+    Args: scheme: BIOES, BILOU or "". beginnings: {prefix: how many entities begin with it}. With IOB1 most begin with
+    I-, and with IOB2 those that a model begins so by mistake.
+    """
+    total, known = beginnings.total(), ("B-", "S-", "U-")
+    others = {prefix: n for prefix, n in sorted(beginnings.items()) if prefix not in known}
+    either = "IOB1" if 2 * beginnings["I-"] > total else "IOB2" if total else "IOB1 or IOB2"
+    how = "".join(f"; {n:,} of {total:,} entities begin with {prefix}" for prefix, n in others.items())
+    print(f"the labels were read as {scheme or either}{how}", file=sys.stderr)
+
+
 def format_json(document):
     """A line of JSON Lines."""
     entities = [
@@ -230,9 +244,9 @@ def format_json(document):
 
 
 def format_conll(document):
-    """Columns, a TAB between them: word, start, end, probability of its label, label. A blank line ends a document.
+    """Columns, a TAB between them: word, start, end, probability of its label, label, in IOB2.
 
-    Each document begins with -DOCSTART-, so that one without a word is not lost.
+    A blank line ends a document. Each begins with -DOCSTART-, so that one without a word is not lost.
     """
     words = zip(document.spans, document.labels, document.probabilities)
     rows = [f"{document.text[a:b]}\t{a}\t{b}\t{p:.4f}\t{label}\n" for (a, b), label, p in words]
@@ -296,8 +310,8 @@ mark small { margin-left: .35rem; font-size: .7rem; font-weight: 600; color: #44
 
 
 def types_of(labels):
-    """{type: its number} of a tagger's labels, B- and I- left out."""
-    kinds = dict.fromkeys(label[2:] if label[:2] in ("B-", "I-") else label for label in labels if label != "O")
+    """{type: its number} of a tagger's labels, B- and the like left out."""
+    kinds = dict.fromkeys(label[2:] if label[:2] in SCHEMES else label for label in labels if label != "O")
     return {kind: i for i, kind in enumerate(kinds)}
 
 

@@ -1,6 +1,7 @@
 """One-shot token classification: windows, the two scores, a run of the command and its results folder."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -12,7 +13,8 @@ import torch
 from seqeval.metrics.v1 import precision_recall_fscore_support as seqeval_scores
 from seqeval.scheme import IOB2
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as algorithms
 
 import configs
 import finetune
@@ -108,6 +110,14 @@ def test_scores_are_of_characters_against_all_that_is_marked():
     assert got["entity"] == pytest.approx([50, 25, 100 / 3]) and got["labels"]["A"] == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("kind", ["Sign-", "-Sign", "-", "Sign or symptom", "B-"])
+def test_a_perfect_tagger_gets_100_whatever_its_types_are_called(kind):
+    text = "acute pain of the liver"
+    document = corpora.align_entities("x", text, [(kind, ((0, 10),)), ("Sign", ((18, 23),))], None, Counter())
+    got = finetune.score([document], [document.labels], E3C)
+    assert got["entity"] == [100, 100, 100] and got["labels"][kind] == [100, 100, 100, 1]
+
+
 def test_parts_of_speech_are_scored_by_token():
     gold, pred = [["NOM", "PUN", "NOM"], ["ADJ"]], [["NOM", "PUN", "ADJ"], ["ADJ"]]
     got = finetune.score(documents(gold), pred, corpora.CORPORA["cas-pos"], "NOM")
@@ -165,6 +175,15 @@ def test_windows_hold_every_word(dataset, max_len):
     assert whole and (max_len == 64 or len(whole) < 40)
 
 
+def test_a_tokenizer_with_metaspace_puts_a_space_before_every_word():
+    """Also before one that touches the word before it, as make_windows says."""
+    tokenizer = Tokenizer(algorithms.Unigram([("<s>", 0), ("</s>", 0), ("<unk>", 0), ("\u2581x", -1), ("x", -1)], 2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    document = corpora.align_entities("x", "x-x x", [], None, Counter())
+    ((_, _, ids, _),) = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
+    assert [tokenizer.id_to_token(i) for i in ids[1:-1] if i != 2] == ["\u2581x"] * 3
+
+
 def test_windows_end_at_lines(dataset):
     """Where a line end fits in, none overlap and each begins a line; a line too long is covered by half-overlaps."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
@@ -182,7 +201,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
     special = tokenizers.special_ids(tokenizer)
     sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
     windows = finetune.make_windows(sentences, tokenizer, special, 10)
-    labels = [f"window {i}" for i in range(len(windows))]
+    labels = ["O", *(f"window {i}" for i in range(1, len(windows)))]
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
 
     def classifier(ids, mask, word_index):
@@ -200,7 +219,8 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
             chosen = labels.index(predictions[s][k])
             assert distance[chosen] == max(distance.values())
             logits = torch.eye(len(windows))[chosen] * (1.0 + chosen)
-            assert probabilities[s][k] == pytest.approx(logits.softmax(0).max().item())
+            softmax = logits.softmax(0)
+            assert probabilities[s][k].tolist() == pytest.approx([softmax.max().item(), softmax[0].item()])
 
 
 def test_the_command(release, checkpoint, tmp_path):
@@ -289,6 +309,8 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
         ("{", "is not a file of results"), ("[]", "is not a file of results"), ('{"runs": 3}', "is not a file"),
         (json.dumps(record | {"runs": [{"seed": 0}]}), "is not a file of results"),
         (json.dumps(record | {"runs": [two[0] | {"dev": 3}]}), "is not a file of results"),
+        (json.dumps(record | {"runs": [two[0] | {"paper": [math.nan] * 3}]}), "is not a file of results"),
+        (json.dumps(record | {"runs": [two[0] | {"dev": {"entity": [0, 0, 10**400]}}]}), "is not a file of results"),
         (json.dumps({k: v for k, v in record.items() if k != "signature"}), "without a record of all their settings"),
     ):  # fmt: skip
         (out / "scores.json").write_text(content)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -254,6 +255,116 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     assert finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
 
 
+LABELS = {  # of a tagger of two types: its own, and those that others might have in their place
+    "ours": "O B-x I-x B-S-y I-S-y", "IOB1": "O B-x I-x B-S-y I-S-y", "BIOES": "O S-x E-x B-S-y I-S-y",
+    "BILOU": "O U-x L-x I-S-y B-S-y",
+}  # fmt: skip
+
+
+def read_by_hand(scheme, labels):
+    """The IOB2 label of each word, and which of the tagger's labels it stands for."""
+    out, before = [], "O"
+    for label in labels:
+        goes_on = before != "O" and before[0] not in "ESLU" and label[2:] == before[2:] and label[0] in "IEL"
+        if scheme == "ours" and label[0] == "I" and not goes_on:
+            label = "O"
+        out.append((label if label == "O" else ("I" if goes_on else "B") + label[1:], label))
+        before = label
+    return out
+
+
+@pytest.mark.parametrize("scheme", LABELS)
+def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys):
+    """Columns have IOB2 and the probability of the printed label, entities and their scores follow from them, and of a
+    tagger of others is said how its labels were read."""
+    tokenizer, labels = make_tokenizer(), LABELS[scheme].split()
+    torch.manual_seed(1)
+    size = {"vocab_size": tokenizers.vocab_size(tokenizer), "max_positions": 64}
+    classifier = finetune.TokenClassifier(models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32)), 5)
+    torch.nn.init.normal_(classifier.classifier.weight)
+    details = {"max_len": 64, "has_text": True, "pos": False, "precision": "fp32"}
+    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    if scheme != "ours":
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        del config["kgi_tagger"]
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    rng = random.Random(0)
+    lines = [" ".join(rng.choices(["fever", "pain", "the", "of", "liver"], k=20)) for _ in range(10)]
+    source = write_text(tmp_path / "x.txt", "\n".join(lines))
+    for form in ("conll", "jsonl"):
+        out = ["--format", form, "--out", tmp_path / form, "--html", tmp_path / "x.html", "--device", "cpu"]
+        run_command("tag", tmp_path / "model", source, *out)
+    said, stray = capsys.readouterr().err.splitlines()[0], Counter()
+    blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
+    for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
+        text = [corpora.align_entities("", line, [], None, Counter())]
+        window = finetune.make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
+        with torch.no_grad():
+            softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
+        want = read_by_hand(scheme, [labels[i] for i in softmax.argmax(-1).tolist()])
+        chosen = [p[labels.index(theirs)].item() for (_, theirs), p in zip(want, softmax)]
+        rows = [row.split("\t") for row in block.strip().split("\n")]
+        assert [row[4] for row in rows] == [printed for printed, _ in want]
+        assert [float(row[3]) for row in rows] == pytest.approx(chosen, abs=6e-5)
+        stray.update(theirs[:2] for printed, theirs in want if printed[0] == "B")
+        begin = [i for i, (label, _) in enumerate(want) if label[0] == "B"]
+        spans = [(i, next((j for j in range(i + 1, 20) if want[j][0][0] != "I"), 20)) for i in begin]
+        assert [(e["type"], e["text"], e["score"]) for e in record["entities"]] == [
+            (want[a][0][2:], " ".join(line.split()[a:b]), pytest.approx(sum(chosen[a:b]) / (b - a), abs=1e-4))
+            for a, b in spans
+        ]
+    total = stray.total()
+    how = "".join(f"; {stray[p]} of {total} entities begin with {p}" for p in ("E-", "I-", "L-") if stray[p])
+    assert total > 50 and (scheme == "ours" or how)
+    assert said.startswith("10 documents, " if scheme == "ours" else "the labels were read as ")
+    if scheme != "ours":
+        iob = "IOB1" if stray["I-"] > total / 2 else "IOB2"
+        assert said == f"the labels were read as {iob if scheme == 'IOB1' else scheme}{how}"
+
+
+@pytest.mark.parametrize("scheme, beginnings, said", [
+    ("", {"I-": 9, "B-": 1}, "IOB1; 9 of 10 entities begin with I-"), ("", {"B-": 5}, "IOB2"),
+    ("", {"B-": 1200, "I-": 1}, "IOB2; 1 of 1,201 entities begin with I-"), ("", {}, "IOB1 or IOB2"),
+    ("BIOES", {"S-": 2, "B-": 1}, "BIOES"), ("BILOU", {"U-": 1, "L-": 1}, "BILOU; 1 of 2 entities begin with L-"),
+])  # fmt: skip
+def test_how_labels_were_read_is_said(scheme, beginnings, said, capsys):
+    tagging.print_scheme(scheme, Counter(beginnings))
+    assert capsys.readouterr().err == f"the labels were read as {said}\n"
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"architectures": 3}, "architectures in its config.json is not a list of names"),
+    ({"architectures": True}, "architectures in its config.json is not a list of names"),
+    ({"architectures": "BertForTokenClassification"}, "architectures in its config.json is not a list of names"),
+    ({"architectures": [["x"]]}, "architectures in its config.json is not a list of names"),
+    ({"architectures": ["BertModel"]}, "is not a tagger: its config.json says BertModel; finetune.py"),
+    ({"labels": "O B-\ud800"}, r"id2label in its config.json: the label or type 'B-\ud800' holds a TAB, a line"),
+    ({"labels": "O,B-a\tb"}, r"the label or type 'B-a\tb' holds a TAB"),
+    ({"labels": "O,B-a\nb"}, r"the label or type 'B-a\nb' holds a TAB"),
+    ({"labels": "O,B-a\nb", "kgi_tagger": {"pos": True}}, r"the label or type 'B-a\nb' holds a TAB"),
+    ({"labels": "O B-"}, "unknown label 'B-'; expected O, B-<type>"),
+    ({"labels": "O B-x S-x U-x"}, "label 'U-x' is of BILOU, and there are labels of BIOES; use one scheme"),
+    ({"labels": "O B-x S-x", "kgi_tagger": {"pos": False}}, "its labels are of BIOES, but a tagger of finetune.py has"),
+    ({"kgi_tagger": {"max_len": [[[0] * 99]]}}, "kgi_tagger in its config.json has max_len = [[[0, 0, "),
+])  # fmt: skip
+def test_folders_that_cannot_be_read_as_a_tagger(results, tmp_path, changes, message):
+    shutil.copytree(results / "model", tmp_path / "model")
+    path, names = tmp_path / "model" / "config.json", changes.pop("labels", None)
+    config = json.loads(path.read_text())
+    del config["kgi_tagger"]
+    if names:
+        names = names.split("," if "," in names else None)
+        changes["id2label"] = {str(i): name for i, name in enumerate(names)}
+        weights = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+        weights |= {f"classifier.{x}": weights[f"classifier.{x}"][: len(names)] for x in ("weight", "bias")}
+        with open(tmp_path / "model" / "model.safetensors", "wb") as f:
+            checkpoints.write_safetensors(f, weights)
+    path.write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        checkpoints.read_tagger(tmp_path / "model", models.load_config(tmp_path / "model"))
+    assert len(str(e.value)) < 400 and "\n" not in str(e.value)
+
+
 def test_a_tagger_is_replaced_as_a_whole(results, checkpoint, corpus, monkeypatch):
     """A run that dies while it writes leaves the earlier tagger and its scores."""
     before = {p.name: p.read_bytes() for p in (results / "model").iterdir()}
@@ -368,7 +479,7 @@ def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tm
     (["PLAIN", "HERE/good.txt"], "is not a tagger: its config.json has no id2label; finetune.py CHECKPOINT --corpus"),
     (["HERE/masked", "HERE/good.txt"], "is not a tagger: its config.json says DistilBertForMaskedLM; finetune.py"),
     (["HERE/headless", "HERE/good.txt"], "is not a tagger: its weights have no classifier; finetune.py"),
-    (["HERE/foreign", "HERE/good.txt"], "label 'LABEL_1' is not IOB2"),
+    (["HERE/foreign", "HERE/good.txt"], "id2label in its config.json: unknown label 'LABEL_1'; expected O, B-<type>"),
     (["HERE/none", "HERE/good.txt"], "config.json not found; is"),
     (["MODEL", "HERE/good.txt", "--format", "brat"], "give a new folder for them with --out"),
     (["MODEL", "HERE/good.txt", "--format", "brat", "--out", "HERE/latin"], "latin is not an empty folder"),
