@@ -40,15 +40,16 @@ def read_utf8(path, bom=""):
         raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
 
 
-def read_json(path):
-    """The object in a JSON file, {} if there is no such file. Raises: UserError."""
+def read_json(path, kind=dict):
+    """The object in a JSON file, or the list where kind is list; empty if there is no such file. Raises: UserError."""
     try:
+        reject_lfs_pointer(path)
         content = json.loads(Path(path).read_bytes().decode("utf-8"))
-        if type(content) is not dict:
-            raise ValueError("not an object")
+        if type(content) is not kind:
+            raise ValueError("not an object" if kind is dict else "not a list")
         return content
     except FileNotFoundError:
-        return {}
+        return kind()
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read as JSON: {e}") from None
 
@@ -183,7 +184,7 @@ def write_all(f, content):
 
 def reject_lfs_pointer(path):
     """Raises UserError if Git LFS left a pointer in the place of the file."""
-    if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+    if Path(path).stat().st_size < 1000 and Path(path).read_bytes().startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
 
 
