@@ -189,7 +189,8 @@ def refuse_foreign_folder(out, records, n_damaged):
     """
     # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
     foreign_metrics = n_damaged or any("valid" not in record and "mfu" not in record for record in records)
-    names = ["config.json", "README.md", "tokenizer.json", *WEIGHT_FILES]
+    names = ["config.json", "README.md", "tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
+    names += WEIGHT_FILES
     for name in names + ["metrics.jsonl"] * bool(foreign_metrics):
         if (out / name).exists():
             raise UserError(f"{out} holds a {name}, but no {CHECKPOINT} to resume from; choose another --out")

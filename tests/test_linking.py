@@ -510,6 +510,37 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
 
 
+def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_path, capsys, monkeypatch):
+    """As model.py embed takes them. A corpus is scored with both poolings, and the limit holds."""
+    own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
+    modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (own / "1_Pooling").mkdir()
+    (own / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    (own / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    (tmp_path / "in.txt").write_text("flu\n")
+    embed, limits = models.embed, []
+    monkeypatch.setattr(models, "embed", lambda *args: limits.append(args[5]) or embed(*args))
+    argv = ["--dictionary", small[1], "--device", "cpu"]
+    encoder, tokenizer = models.load(own, heads=False).encoder.eval(), tokenizers.load(own)
+    texts = ["flu", *linking.read_dictionary(small[1]).names]
+    for more, pooling in (([], "mean"), (["--pooling", "cls"], "cls")):
+        capsys.readouterr()
+        run_command(kgi, "link", own, tmp_path / "in.txt", *argv, *more)
+        found, log = capsys.readouterr()
+        assert ("own: --pooling mean --max_len 4, as its files" in log) == (not more)
+        x = models.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
+        want = dict(zip(texts[1:], torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()))
+        for link in json.loads(found)["concepts"]:
+            assert link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4)
+    (own / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    with pytest.raises(
+        UserError, match="own: its pooling, max, is not supported; give --pooling cls or --pooling mean"
+    ):
+        run_command(kgi, "link", own, tmp_path / "in.txt", *argv)
+    run_command(kgi, "link", own, "--corpus", small[0], *argv, "--out", tmp_path / "results")
+    assert {*limits} == {2} and len(limits) == 8
+
+
 def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
     """Standard input has no suffix; its first line tells."""
     for content, want in (
