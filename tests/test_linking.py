@@ -373,7 +373,7 @@ def checkpoint(dataset, tmp_path_factory):
     return folder
 
 
-def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
+def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     path, calls = tmp_path / "kept" / "x.npy", []
 
@@ -384,8 +384,22 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
     assert (linking.name_vectors(None, x.shape, blocks(x)) == x).all()
     assert (linking.name_vectors(path, x.shape, blocks(x)) == x).all() and (np.load(path) == x).all()
     assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x).all() and calls == [5, 5]  # not asked for again
-    path.write_bytes(path.read_bytes()[:-4])  # cut off: made again
-    assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x + 1).all() and len(calls) == 3
+    assert not capsys.readouterr().err
+    whole, size = path.read_bytes(), x.nbytes
+    other_type, zeros, nan = io.BytesIO(), bytes(size), np.full(x.shape, np.nan, np.float32).tobytes()
+    np.save(other_type, x.astype(np.int32))
+    damaged = {
+        "cut off": whole[:-4], "empty": b"", "one bit": whole[:140] + bytes([whole[140] ^ 1]) + whole[141:],
+        "zeros": whole[: -size - 32] + zeros + whole[-32:], "nan": whole[: -size - 32] + nan + whole[-32:],
+        "another type": other_type.getvalue() + whole[-32:], "longer": whole + whole[-32:], "no array": b"x" * 300,
+        "another shape": whole.replace(b"(5, 3)", b"(3, 5)"), "of an older version": whole[:-32],
+    }  # fmt: skip
+    for n, content in enumerate(damaged.values()):
+        path.write_bytes(content)
+        assert (linking.name_vectors(path, x.shape, blocks(x + n)) == x + n).all() and len(calls) == 3 + n
+        assert (linking.name_vectors(path, x.shape, blocks(x)) == x + n).all() and len(calls) == 3 + n
+        line = f"{path}: damaged, or of an older version; the names are embedded again\n"
+        assert capsys.readouterr().err == line
 
     def broken():
         yield x[:2]
