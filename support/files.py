@@ -7,12 +7,14 @@ import gzip
 import json
 import mmap
 import os
+import re
 import shutil
 import sys
 import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -188,6 +190,46 @@ def reject_lfs_pointer(path):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
 
 
+class Launch(NamedTuple):
+    """This process among those of a run, and among those of the run on this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def read_launch():
+    """The Launch that torchrun or configs/slurm.sh has put into the environment; without them this process is alone.
+
+    Raises: UserError naming the variable.
+    """
+    values = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        text = os.environ.get(name)
+        if text is not None and not re.fullmatch("[0-9]{1,6}", text):
+            raise UserError(f"{name} = '{text}' in the environment is not a number; unset it, or start with torchrun")
+        values[name] = None if text is None else int(text)
+    rank, world, local_rank, local_world = values.values()
+    rank, world, local_rank = rank or 0, 1 if world is None else world, local_rank or 0
+    local_world = local_rank + 1 if local_world is None else local_world
+    for name, value, of, n in (
+        ("", rank, "WORLD_SIZE", world),
+        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world),
+    ):
+        if value >= n:
+            raise UserError(f"{name}RANK = {value} in the environment is not below {of} = {n}; start with torchrun")
+    return Launch(rank, world, local_rank, local_world)
+
+
+def is_first_here():
+    """Whether this process is the first on its machine, as one is whose environment is wrong."""
+    try:
+        return read_launch().local_rank == 0
+    except UserError:
+        return True
+
+
 def end_process(status):
     """Ends as sys.exit does, with a line on stderr and 1, or a number, but takes no threads down.
 
@@ -226,7 +268,6 @@ def run_command(doc, commands, default=None):
             message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             with contextlib.suppress(OSError):
                 Path(report).write_text(json.dumps({"message": message}))
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        end_process(line if is_first or isinstance(e, SystemExit) else 1)
+        end_process(line if is_first_here() or isinstance(e, SystemExit) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from configs import UserError
 from support import hardware
 from support.checkpoints import WEIGHT_FILES, read_torch
-from support.files import write_atomic
+from support.files import read_launch, write_atomic
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
@@ -25,9 +25,13 @@ class Ranks:
     """This process among those of the run, and its device."""
 
     def __init__(self, s):
-        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world, *_ = read_launch()
         self.is_first = self.rank == 0
+        port, address = os.environ.get("MASTER_PORT", ""), os.environ.get("MASTER_ADDR", "")
+        if self.world > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
+            what = f"MASTER_PORT = '{port}'" if address else "MASTER_ADDR = ''"
+            raise UserError(f"WORLD_SIZE = {self.world}, but {what} in the environment; start with torchrun")
+        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
 
     def wrap(self, model):
         """The model as this rank trains it; all ranks meet here."""
@@ -80,13 +84,13 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.number = 0
+        self.number, self.is_first = 0, read_launch().rank == 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
     def handle(self, number, _):
         self.number = number
-        if os.environ.get("RANK", "0") == "0":  # not print, which the signal may have interrupted
+        if self.is_first:  # not print, which the signal may have interrupted
             line = f"{self.name} received: saving after this step; a second {self.name} exits immediately\n"
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
         signal.signal(number, signal.SIG_DFL)

@@ -1,12 +1,14 @@
 """Run folders, memory and ranks: what a run resumes from, what it refuses, and what it tells the user to do."""
 
+import re
+
 import pytest
 import torch
 
 import kgi
 import model as models
 from configs import UserError
-from support import runs
+from support import files, hardware, runs
 from support.files import folder_lock
 from tests.training import same_end, set_up, settings, train
 
@@ -110,6 +112,51 @@ def test_ranks_that_see_different_checkpoints(dataset, tmp_path):
     with pytest.raises(UserError, match="the ranks see different checkpoints in .*; all nodes must share the folder"):
         kgi.resume(run)
     assert not (tmp_path / "run").exists()
+
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TWO = {"WORLD_SIZE": "2", "RANK": "1"}
+
+
+@pytest.mark.parametrize("variables, message", [
+    ({"RANK": "x"}, "RANK = 'x' in the environment is not a number; unset it, or start with torchrun"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE = '' in the"), ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' in the"),
+    ({"LOCAL_WORLD_SIZE": "4(x2)"}, "LOCAL_WORLD_SIZE = '4(x2)' in the"), ({"RANK": "²"}, "RANK = '²' in the"),
+    ({"RANK": "9" * 5000}, "RANK = '999"), ({"WORLD_SIZE": "0"}, "RANK = 0 in the environment is not below WORLD_SIZE"),
+    ({"RANK": "1"}, "RANK = 1 in the environment is not below WORLD_SIZE = 1; start with torchrun"),
+    (TWO | {"RANK": "2"}, "RANK = 2 in the environment is not below WORLD_SIZE = 2"),
+    ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK = 1 in the environment is not below LOCAL_WORLD_SIZE"),
+    (TWO, "WORLD_SIZE = 2, but MASTER_ADDR = '' in the environment"),
+    (TWO | {"MASTER_ADDR": "node1", "MASTER_PORT": "x"}, "WORLD_SIZE = 2, but MASTER_PORT = 'x' in the environment"),
+])  # fmt: skip
+def test_an_environment_of_ranks_that_is_wrong_is_one_line(dataset, tmp_path, monkeypatch, variables, message):
+    """And that line is printed, whatever LOCAL_RANK is."""
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        set_up(dataset, tmp_path / "run")
+    assert files.is_first_here() and not (tmp_path / "run").exists()
+
+
+def test_ranks_as_the_launchers_set_them(monkeypatch):
+    for variables, want in (
+        ({}, (0, 1, 0, 1)), (TWO, (1, 2, 0, 1)), (TWO | {"LOCAL_RANK": "3"}, (1, 2, 3, 4)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, (5, 8, 1, 4)),
+    ):  # fmt: skip
+        for name in RANKS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert files.read_launch() == want and files.is_first_here() == (want[2] == 0)
+    monkeypatch.setenv("LOCAL_RANK", "9")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    for name, message in (("LOCAL_WORLD_SIZE", "LOCAL_RANK = 9 .* not below LOCAL_WORLD_SIZE = 4"), ("", "more ranks")):
+        with pytest.raises(UserError, match=message):
+            hardware.choose_device("cuda", "auto")
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=bool(name))
 
 
 def test_lengths_of_time():
