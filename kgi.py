@@ -794,6 +794,14 @@ def run_signature(run):
     return settings | {"data": run.train.manifest["sha256"], "init": run.init, "compiled": run.compiled}
 
 
+def checkpoint_content(run):
+    """What a checkpoint holds."""
+    return {
+        "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+    }  # fmt: skip
+
+
 def save_checkpoint(run):
     """Writes checkpoint.pt, to resume from, and the model as other programs open it.
 
@@ -802,11 +810,7 @@ def save_checkpoint(run):
     if not all(p.isfinite().all() for p in run.model.parameters()):
         stop_diverged(run, "the weights are not finite")
     if run.ranks.is_first:
-        content = {
-            "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        }  # fmt: skip
-        runs.write_checkpoint(run.out, content, keep_previous=not run.fell_back)
+        runs.write_checkpoint(run.out, checkpoint_content(run), keep_previous=not run.fell_back)
         run.fell_back = False
         export_checkpoint(run)
     run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
@@ -814,16 +818,14 @@ def save_checkpoint(run):
 
 def resume(run):
     """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
-    path, content, faults = runs.find_checkpoint(run.out)
+    path, content, faults = runs.find_checkpoint(run.out, checkpoint_content(run))
     metrics = run.out / "metrics.jsonl"
     records, n_damaged = reports.read_metrics(metrics)
     if content:
-        now, before = run_signature(run), content["signature"]
-        if not content["state"]["steps"]:  # stopped while a time budget was being measured: another one may be given
-            now["time_budget"] = before["time_budget"]
-        runs.check_signature(path, before, now)
+        runs.check_signature(path, content, run_signature(run))
         run.model.load_state_dict(content["model"])
-        run.optimizer.load_state_dict(content["optimizer"])
+        # Its settings are those of this run, the learning rate that of each step.
+        run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
         if content["scaler"]:  # empty if that run had none
             run.scaler.load_state_dict(content["scaler"])
         run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
