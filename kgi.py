@@ -215,6 +215,7 @@ class Run:
     batches: Batches
     stop_signal: runs.StopSignal
     init: str | None  # a hash of the checkpoint that it started from
+    pooling: checkpoints.Pooling  # of texts, as other libraries are told
     began: float
     valid_every: int
     save_every: int
@@ -259,6 +260,7 @@ def set_up(s):
     weights = coefficients(s, train.manifest)
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, folder, out, ranks) if s.init else (new_model(s, train, ranks), None)
+    pooling = checkpoints.inherit_pooling(s.init, "sa" in s.tasks, ranks.print)
     model.to(ranks.device)
     compiled = configure_encoder(s, model.encoder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -266,7 +268,7 @@ def set_up(s):
     epoch = max(1, round(len(train) / s.batch_size))
     run = Run(
         s, ranks, out, train, valid, tokenizer, weights, model, ranks.wrap(model),
-        Batches(s, train, ranks, micro_tokens), stop_signal, init, began, valid_every=s.valid_every or epoch,
+        Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, valid_every=s.valid_every or epoch,
         save_every=s.save_every or s.valid_every or epoch, budget=budget,
         compiled=compiled,
     )  # fmt: skip
@@ -792,6 +794,14 @@ def run_signature(run):
     return settings | {"data": run.train.manifest["sha256"], "init": run.init, "compiled": run.compiled}
 
 
+def checkpoint_content(run):
+    """What a checkpoint holds."""
+    return {
+        "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+    }  # fmt: skip
+
+
 def save_checkpoint(run):
     """Writes checkpoint.pt, to resume from, and the model as other programs open it.
 
@@ -800,11 +810,7 @@ def save_checkpoint(run):
     if not all(p.isfinite().all() for p in run.model.parameters()):
         stop_diverged(run, "the weights are not finite")
     if run.ranks.is_first:
-        content = {
-            "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        }  # fmt: skip
-        runs.write_checkpoint(run.out, content, keep_previous=not run.fell_back)
+        runs.write_checkpoint(run.out, checkpoint_content(run), keep_previous=not run.fell_back)
         run.fell_back = False
         export_checkpoint(run)
     run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
@@ -812,16 +818,14 @@ def save_checkpoint(run):
 
 def resume(run):
     """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
-    path, content, faults = runs.find_checkpoint(run.out)
+    path, content, faults = runs.find_checkpoint(run.out, checkpoint_content(run))
     metrics = run.out / "metrics.jsonl"
     records, n_damaged = reports.read_metrics(metrics)
     if content:
-        now, before = run_signature(run), content["signature"]
-        if not content["state"]["steps"]:  # stopped while a time budget was being measured: another one may be given
-            now["time_budget"] = before["time_budget"]
-        runs.check_signature(path, before, now)
+        runs.check_signature(path, content, run_signature(run))
         run.model.load_state_dict(content["model"])
-        run.optimizer.load_state_dict(content["optimizer"])
+        # Its settings are those of this run, the learning rate that of each step.
+        run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
         if content["scaler"]:  # empty if that run had none
             run.scaler.load_state_dict(content["scaler"])
         run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
@@ -856,6 +860,7 @@ def export_checkpoint(run):
     }  # fmt: skip
     card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
     write_atomic(folder / "README.md", lambda f: f.write(card.encode("utf-8", "replace")))
+    checkpoints.write_pooling(folder, run.pooling, c.dim, c.max_positions)
     models.save(run.model, folder)
 
 
@@ -866,7 +871,7 @@ def is_exported(run):
     except UserError:
         return False
     same = all(torch.equal(x.cpu(), saved[name]) for name, x in run.model.state_dict().items())
-    return same and all((run.out / name).exists() for name in ("README.md", "tokenizer.json"))
+    return same and all((run.out / name).exists() for name in ("README.md", "tokenizer.json", "modules.json"))
 
 
 # ---------------------------------------------------------------- what was learnt ("intrinsic evaluation", section 5)
@@ -975,11 +980,12 @@ def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype)
+    max_tokens = models.longest_text(checkpoints.read_pooling(checkpoint), c)
+    record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
 
 
-def evaluate_synonyms(s, folder, encoder, tokenizer, dtype):
+def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
     """Retrieval of synonyms in each language of a data set, and of English names from those of another language.
 
     Queries are all names of some concepts, and those of held-out concepts alone ("_held_out").
@@ -992,7 +998,7 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype):
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
-        vectors |= models.embed_terms(encoder, tokenizer, strings, configs.POOLINGS, dtype)
+        vectors |= models.embed_terms(encoder, tokenizer, strings, configs.POOLINGS, dtype, max_tokens)
         out["synonyms"][lang] = {"terms": len(strings)}
         for how, x in vectors.items():
             metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
@@ -1036,6 +1042,7 @@ def draw_map(s):
     folder = find_data(s.data, s.checkpoint, data.NEW_TOKENS)
     encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
     name = Path(s.checkpoint).resolve().name
     for lang in read_manifest(folder)["languages"]:
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
@@ -1043,11 +1050,11 @@ def draw_map(s):
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
         if len(strings) < 3:
             raise UserError(f"a map of {len(strings)} terms shows nothing; give more --terms")
-        vectors = models.embed_terms(encoder, tokenizer, strings, [s.pooling], dtype)[s.pooling]
+        vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
         points, shares = retrieval.principal_components(vectors, s.seed)
         groups = [tables.groups[g] for g in tables.group[concept]]
         path = Path(s.out, name, f"map-{lang}.png")
-        reports.draw_map(path, points, shares, groups, f"{name}: {len(strings):,} terms, {lang}, {s.pooling}")
+        reports.draw_map(path, points, shares, groups, f"{name}: {len(strings):,} terms, {lang}, {pooling}")
         print(path)
 
 
@@ -1095,7 +1102,8 @@ def link_mentions(s, dictionary):
     """Writes the nearest concepts of the mentions of a file, as JSON Lines."""
     began, records = time.monotonic(), linking.read_records(s.mentions)
     mentions = linking.mentions_of_records(records)
-    texts, pooling = [text for _, text in mentions if text], s.pooling or "cls"
+    texts, log = [text for _, text in mentions if text], partial(print, file=sys.stderr)
+    pooling, *_ = models.choose_pooling(s, models.load_config(s.checkpoint), log)
     queries, nearest = list(dict.fromkeys(texts)), []
     if queries:
         vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])
@@ -1116,22 +1124,23 @@ def embed_mentions_and_names(s, mentions, names, poolings):
     device, dtype = hardware.choose_device(s.device, s.precision)
     encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype)
+    max_tokens = models.longest_text(checkpoints.read_pooling(s.checkpoint), encoder.config)
+    queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
     queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
-    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype)
+    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)
 
 
-def embed_names(s, encoder, tokenizer, names, poolings, dtype):
+def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
     """(names, poolings, dim) float32: vectors of length 1. A name is embedded once, or read from --keep_vectors."""
     path = None
     if s.keep_vectors:
-        parts = ["\n".join(names), *poolings, str(dtype), tokenizer.to_str(), repr(encoder.config)]
+        parts = ["\n".join(names), *poolings, str(max_tokens), str(dtype), tokenizer.to_str(), repr(encoder.config)]
         parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
         path = linking.vectors_file(s.keep_vectors, Path(s.checkpoint).resolve().name, parts)
 
     def blocks():
         ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
-        special, max_tokens = tokenizers.special_ids(tokenizer), encoder.config.max_positions - 2
+        special = tokenizers.special_ids(tokenizer)
         with progress("names", len(names)) as bar:
             for block in models.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
                 yield F.normalize(torch.from_numpy(block), dim=-1).numpy()

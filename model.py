@@ -386,11 +386,11 @@ def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
         yield out
 
 
-def embed_terms(encoder, tokenizer, terms, poolings, dtype):
+def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
     """{pooling: (terms, dim) float32 tensor} of a list of strings, on the encoder's device. Arguments as in embed."""
     ids, length = tokenizers.encode(tokenizer, [" " + term for term in terms], "terms")
-    special, max_tokens = tokenizers.special_ids(tokenizer), encoder.config.max_positions - 2
-    blocks = list(embed(encoder, special, ids, length, poolings, max_tokens, dtype))
+    max_tokens = encoder.config.max_positions - 2 if max_tokens is None else max_tokens
+    blocks = list(embed(encoder, tokenizers.special_ids(tokenizer), ids, length, poolings, max_tokens, dtype))
     vectors = torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
     return dict(zip(poolings, vectors.unbind(1)))
 
@@ -402,13 +402,10 @@ def embed_lines(s):
     if sys.stdout.isatty():
         raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
     log = functools.partial(print, file=sys.stderr)
-    pooling, max_len = choose_pooling(s, log)
     device, dtype = choose_device(s.device, s.precision)
     encoder = load(s.checkpoint, heads=False, log=log).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    max_tokens = min(max_len or encoder.config.max_positions, encoder.config.max_positions) - 2
-    if max_tokens < 1:
-        raise UserError(f"max_len = {max_len} leaves no room for a token")
+    pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
     ids, length = tokenizers.encode(tokenizer, read_lines(sys.stdin.buffer), "tokens")
     if (length > max_tokens).any():
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
@@ -419,20 +416,34 @@ def embed_lines(s):
     special = tokenizers.special_ids(tokenizer)
     with progress("vectors", len(length)) as bar:
         for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
-            write_all(out, block)
+            write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
             bar.update(len(block))
 
 
-def choose_pooling(s, log):
-    """(pooling, longest input in tokens or 0): as asked for, else as a folder of sentence-transformers says."""
-    own, limit = checkpoints.read_pooling(s.checkpoint)
-    if not s.pooling and own not in ("", *configs.POOLINGS):
-        raise UserError(f"{s.checkpoint}: its pooling, {own}, is not supported; give --pooling cls or --pooling mean")
-    taken = [f"--pooling {own}"] if own and not s.pooling else []
-    taken += [f"--max_len {limit}"] if limit and not s.max_len else []
+def choose_pooling(s, c, log, max_len=0):
+    """(pooling, tokens of the longest text, whether vectors get length 1) for settings `s` with checkpoint and pooling.
+
+    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is "cls". With a
+    pooling that is asked for, its modules are left out. c: the checkpoint's Config.
+    """
+    own = checkpoints.read_pooling(s.checkpoint)
+    if own.fault and not s.pooling:
+        raise UserError(f"{s.checkpoint}: {own.fault}; give --pooling cls or --pooling mean")
+    normalize = own.normalize and not s.pooling
+    taken = [f"--pooling {own.mode}"] if own.mode not in ("", "cls") and not s.pooling else []
+    taken += [f"--max_len {own.max_len}"] if 0 < own.max_len < c.max_positions and not max_len else []
+    taken += ["length 1"] if normalize else []
     if taken:
         log(f"{s.checkpoint}: {' '.join(taken)}, as its files of sentence-transformers say")
-    return s.pooling or own or "cls", s.max_len or limit
+    return s.pooling or own.mode or "cls", longest_text(own, c, max_len), normalize
+
+
+def longest_text(own, c, max_len=0):
+    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a checkpoints.Pooling. max_len: if another one."""
+    limit = min(max_len or own.max_len or c.max_positions, c.max_positions)
+    if limit < 3:
+        raise UserError(f"max_len = {limit} leaves no room for a token")
+    return limit - 2
 
 
 def read_lines(f):

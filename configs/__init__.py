@@ -190,7 +190,11 @@ class Map:
     out: str = setting("results", "the picture goes to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the choice of concepts", most=2**32)
     terms: int = setting(20_000, "terms a language; 0: all, for a small graph")
-    pooling: str = setting("mean", "mean over all tokens, or the vector at [CLS]", choices=POOLINGS)
+    pooling: str = setting(
+        "",
+        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
+        choices=POOLINGS,
+    )
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
 
@@ -220,8 +224,8 @@ class Link:
     lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
     pooling: str = setting(
-        "", "the vector at [CLS] or the mean over all tokens; default: [CLS], for a corpus both in turn", "model",
-        choices=POOLINGS,
+        "", "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls, and for a "
+        "corpus both in turn", "model", choices=POOLINGS,
     )  # fmt: skip
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)

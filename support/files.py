@@ -7,12 +7,14 @@ import gzip
 import json
 import mmap
 import os
+import re
 import shutil
 import sys
 import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -40,15 +42,16 @@ def read_utf8(path, bom=""):
         raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
 
 
-def read_json(path):
-    """The object in a JSON file, {} if there is no such file. Raises: UserError."""
+def read_json(path, kind=dict):
+    """The object in a JSON file, or the list where kind is list; empty if there is no such file. Raises: UserError."""
     try:
+        reject_lfs_pointer(path)
         content = json.loads(Path(path).read_bytes().decode("utf-8"))
-        if type(content) is not dict:
-            raise ValueError("not an object")
+        if type(content) is not kind:
+            raise ValueError("not an object" if kind is dict else "not a list")
         return content
     except FileNotFoundError:
-        return {}
+        return kind()
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read as JSON: {e}") from None
 
@@ -198,8 +201,48 @@ def write_all(f, content):
 
 def reject_lfs_pointer(path):
     """Raises UserError if Git LFS left a pointer in the place of the file."""
-    if path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+    if Path(path).stat().st_size < 1000 and Path(path).read_bytes().startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
+
+
+class Launch(NamedTuple):
+    """This process among those of a run, and among those of the run on this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def read_launch():
+    """The Launch that torchrun or configs/slurm.sh has put into the environment; without them this process is alone.
+
+    Raises: UserError naming the variable.
+    """
+    values = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        text = os.environ.get(name)
+        if text is not None and not re.fullmatch("[0-9]{1,6}", text):
+            raise UserError(f"{name} = '{text}' in the environment is not a number; unset it, or start with torchrun")
+        values[name] = None if text is None else int(text)
+    rank, world, local_rank, local_world = values.values()
+    rank, world, local_rank = rank or 0, 1 if world is None else world, local_rank or 0
+    local_world = local_rank + 1 if local_world is None else local_world
+    for name, value, of, n in (
+        ("", rank, "WORLD_SIZE", world),
+        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world),
+    ):
+        if value >= n:
+            raise UserError(f"{name}RANK = {value} in the environment is not below {of} = {n}; start with torchrun")
+    return Launch(rank, world, local_rank, local_world)
+
+
+def is_first_here():
+    """Whether this process is the first on its machine, as one is whose environment is wrong."""
+    try:
+        return read_launch().local_rank == 0
+    except UserError:
+        return True
 
 
 def end_process(status):
@@ -240,7 +283,6 @@ def run_command(doc, commands, default=None):
             message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             with contextlib.suppress(OSError):
                 Path(report).write_text(json.dumps({"message": message}))
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        end_process(line if is_first or isinstance(e, SystemExit) else 1)
+        end_process(line if is_first_here() or isinstance(e, SystemExit) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

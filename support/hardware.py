@@ -11,6 +11,7 @@ import time
 import torch
 
 from configs import UserError
+from support.files import read_launch
 
 MAX_MICRO_TOKENS = 65_536  # on a GPU; more would not make it faster
 CPU_MICRO_TOKENS = 2048  # as fast as more, with less memory (docs/measurements.md)
@@ -33,9 +34,10 @@ def choose_device(name, precision):
         # those of the current one are used again. A smaller cache takes less memory and time (docs/measurements.md).
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     else:
-        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+        launch = read_launch()
+        if launch.local_world > torch.cuda.device_count():
             raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(launch.local_rank)
         check_kernels()
     if precision == "auto":
         precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
@@ -140,7 +142,7 @@ def check_model_fits(n_parameters, device):
 
     Weights, gradients and two moments of AdamW in float32 take 16 bytes a parameter, on each GPU or for each rank.
     """
-    needed, ranks = 16 * n_parameters, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, ranks = 16 * n_parameters, read_launch().local_world
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         available, ranks = torch.cuda.get_device_properties(device).total_memory, 1

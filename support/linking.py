@@ -21,7 +21,8 @@ The protocol of scoring, as figures of different papers differ most by it:
 import gzip
 import hashlib
 import io
-import math
+import itertools
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -447,8 +448,9 @@ def name_vectors(path, shape, blocks):
     """The vectors of all names: an array of float32, one row a name; each block is asked for once.
 
     Args:
-        path: the file that keeps them, or None. It is read if it is there, and written if not. It is mapped into
-            memory, so that it may be larger than that. shape: of the array. blocks: yields its rows, some at a time.
+        path: the file that keeps them, or None. It is read if it is there and whole, and written if not. It is mapped
+            into memory, so that it may be larger than that. shape: of the array. blocks: yields its rows, some at a
+            time.
     """
     if path is None:
         out, at = np.empty(shape, np.float32), 0
@@ -456,23 +458,33 @@ def name_vectors(path, shape, blocks):
             out[at : at + len(block)] = block
             at += len(block)
         return out
-    if not (path.is_file() and path.stat().st_size == npy_size(shape)):
+    is_there = path.is_file()
+    if not (is_there and is_whole(path)):
+        if is_there:
+            print(f"{path}: damaged, or of an older version; the names are embedded again", file=sys.stderr)
         with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
-            write_atomic(path, lambda f: write_npy(f, shape, blocks))
+            write_atomic(path, lambda f: write_vectors(f, shape, blocks))
     return np.load(path, mmap_mode="r")
 
 
-def write_npy(f, shape, blocks=()):
-    """Writes an array of float32 as NumPy's .npy, block by block."""
-    np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    for block in blocks:
-        f.write(np.ascontiguousarray(block, "<f4").data)
+def write_vectors(f, shape, blocks):
+    """Writes an array of float32 as NumPy's .npy, block by block, and behind it the SHA-256 of all that is before."""
+    header, digest = io.BytesIO(), hashlib.sha256()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    for part in itertools.chain([header.getvalue()], (np.ascontiguousarray(block, "<f4").data for block in blocks)):
+        digest.update(part)
+        f.write(part)
+    f.write(digest.digest())
 
 
-def npy_size(shape):
-    """The bytes of a .npy of float32."""
-    write_npy(header := io.BytesIO(), shape)
-    return header.tell() + 4 * math.prod(shape)
+def is_whole(path):
+    """Whether a file of write_vectors ends with its own SHA-256; what it should hold is in its name."""
+    with open(path, "rb") as f:
+        left, digest = os.fstat(f.fileno()).st_size - hashlib.sha256().digest_size, hashlib.sha256()
+        while left > 0 and (part := f.read(min(left, 1 << 24))):
+            digest.update(part)
+            left -= len(part)
+        return left == 0 and f.read() == digest.digest()
 
 
 def vectors_file(folder, checkpoint, parts):

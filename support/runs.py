@@ -16,7 +16,7 @@ from tqdm import tqdm
 from configs import UserError
 from support import hardware
 from support.checkpoints import WEIGHT_FILES, read_torch
-from support.files import write_atomic
+from support.files import read_launch, reject_lfs_pointer, write_atomic
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
@@ -25,9 +25,13 @@ class Ranks:
     """This process among those of the run, and its device."""
 
     def __init__(self, s):
-        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world, *_ = read_launch()
         self.is_first = self.rank == 0
+        port, address = os.environ.get("MASTER_PORT", ""), os.environ.get("MASTER_ADDR", "")
+        if self.world > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
+            what = f"MASTER_PORT = '{port}'" if address else "MASTER_ADDR = ''"
+            raise UserError(f"WORLD_SIZE = {self.world}, but {what} in the environment; start with torchrun")
+        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
 
     def wrap(self, model):
         """The model as this rank trains it; all ranks meet here."""
@@ -80,13 +84,13 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.number = 0
+        self.number, self.is_first = 0, read_launch().rank == 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
     def handle(self, number, _):
         self.number = number
-        if os.environ.get("RANK", "0") == "0":  # not print, which the signal may have interrupted
+        if self.is_first:  # not print, which the signal may have interrupted
             line = f"{self.name} received: saving after this step; a second {self.name} exits immediately\n"
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
         signal.signal(number, signal.SIG_DFL)
@@ -141,6 +145,7 @@ def read_checkpoint(path):
 
     Raises: FileNotFoundError; UserError if it is damaged, by a single bit too (torch.load does not look at check sums).
     """
+    reject_lfs_pointer(path)
     try:
         with zipfile.ZipFile(path) as z:
             damaged = z.testzip()
@@ -148,21 +153,22 @@ def read_checkpoint(path):
         damaged = path.name
     if damaged:
         raise UserError(f"{path}: damaged")
-    content = read_torch(path)
-    if not isinstance(content, dict) or not {"signature", "state"} <= content.keys():
-        raise UserError(f"{path} is not a checkpoint of this program")
-    return content
+    return read_torch(path)
 
 
-def find_checkpoint(out):
+def find_checkpoint(out, like):
     """The last checkpoint of a run folder that is whole: (path, content, what is wrong with a later one).
 
-    Path and content are None if there is none. Raises: UserError if all of them are damaged.
+    Path and content are None if there is none. like: the checkpoint that this run would write now.
+    Raises: UserError if none of them is whole.
     """
     faults = []
     for path in (out / CHECKPOINT, out / PREVIOUS):
         try:
-            return path, read_checkpoint(path), faults
+            content = read_checkpoint(path)
+            if fault := find_fault(content, like):
+                raise UserError(f"{path} is not a checkpoint of this program: {fault}")
+            return path, content, faults
         except FileNotFoundError:
             faults += [f"no {path}"] if path.name == CHECKPOINT else []
         except UserError as e:
@@ -172,14 +178,88 @@ def find_checkpoint(out):
     return None, None, []
 
 
-def check_signature(path, before, now):
-    """Raises UserError if a checkpoint is of a run with other settings or data. before, now: {setting: value}."""
+def find_fault(content, like):
+    """What a checkpoint lacks to be resumed, in words; "" if nothing. like: a checkpoint of the run that resumes.
+
+    That of a run with other settings needs to say no more than these: check_signature is about to refuse it.
+    """
+    if misfit := find_misfit(content, dict.fromkeys(like), "it"):
+        return misfit
+    signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
+    if type(signature) is not dict or not is_plain(signature):
+        return "signature does not hold the settings of a run"
+    if misfit := find_misfit(state, like["state"], "state"):
+        return misfit
+    if not max(state["skipped"], state["overflows"]) <= state["step"] <= state["steps"]:
+        return f"state is at step {state['step']} of {state['steps']}"
+    if signature_change(content, like["signature"]):
+        return ""
+    # In the order of the model's parameters; it may be empty before the first step that was not skipped.
+    moments = [{"step": torch.zeros(()), "exp_avg": x, "exp_avg_sq": x} for x in like["model"].values()]
+    found = optimizer.get("state") if type(optimizer) is dict else optimizer
+    is_new = found == {} and state["step"] == state["skipped"]
+    scaler = content["scaler"] or {}  # empty if that run had none
+    return (
+        find_misfit(content["model"], like["model"], "model")
+        or find_misfit(found, {} if is_new else dict(enumerate(moments)), "state of the optimizer")
+        or find_misfit(scaler, torch.amp.GradScaler("cpu").state_dict() if scaler else {}, "scaler")
+    )
+
+
+def find_misfit(value, like, name):
+    """What of a value has another form than `like`, in words; "" if nothing.
+
+    Tensors have the same shape, numbers are finite, whole ones not negative, lists have the same length, objects the
+    same keys. What is None in `like` may be anything.
+    """
+    if isinstance(like, dict):
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        if missing := [key for key in like if key not in value]:
+            return f"no {missing[0]} in {name}"
+        if unknown := [key for key in value if key not in like]:
+            return f"{unknown[0]} in {name} is unknown"
+        parts = [(value[key], like[key], f"{key} in {name}") for key in like]
+        return next((misfit for part in parts if (misfit := find_misfit(*part))), "")
+    if type(like) is list:
+        if type(value) is not list or len(value) != len(like):
+            return f"{name} is no list of {len(like)}"
+        return next((misfit for x, y in zip(value, like) if (misfit := find_misfit(x, y, name))), "")
+    if isinstance(like, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            return f"{name} is no tensor of numbers"
+        return "" if value.shape == like.shape else f"{name} has shape {[*value.shape]}, not {[*like.shape]}"
+    if like is None:
+        return ""
+    if type(like) is int:
+        fits = type(value) is int and 0 <= value < 2**53
+    else:
+        fits = type(value) in (int, float) and abs(value) < 1e300
+    return "" if fits else f"{name} is {ascii(value)[:20]}"
+
+
+def is_plain(value):
+    """Whether a value is of those that a file of settings has: two of them can be compared."""
+    parts = [*value, *value.values()] if type(value) is dict else value if type(value) is list else ()
+    return type(value) in (dict, list, str, int, float, bool, type(None)) and all(map(is_plain, parts))
+
+
+def signature_change(content, now):
+    """Which setting of a checkpoint is another one now, in words; "" if none. now: the signature of this run."""
+    before = content["signature"]
     for key, value in now.items():
-        if before.get(key) != value:
-            change = f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
-            raise UserError(
-                f"cannot resume {path}: {change}; use the same settings, another --out, or delete {path.parent}"
-            )
+        # Where the steps are not known yet, a time budget was being measured: another one may be given.
+        if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
+            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
+    return ""
+
+
+def check_signature(path, content, now):
+    """Raises UserError if a checkpoint is of a run with other settings or data. now: the signature of this run."""
+    if change := signature_change(content, now):
+        raise UserError(
+            f"cannot resume {path}: {change}; use the same settings, another --out, or delete {path.parent}"
+        )
 
 
 def refuse_foreign_folder(out, records, n_damaged):
@@ -189,7 +269,8 @@ def refuse_foreign_folder(out, records, n_damaged):
     """
     # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
     foreign_metrics = n_damaged or any("valid" not in record and "mfu" not in record for record in records)
-    names = ["config.json", "README.md", "tokenizer.json", *WEIGHT_FILES]
+    names = ["config.json", "README.md", "tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
+    names += WEIGHT_FILES
     for name in names + ["metrics.jsonl"] * bool(foreign_metrics):
         if (out / name).exists():
             raise UserError(f"{out} holds a {name}, but no {CHECKPOINT} to resume from; choose another --out")

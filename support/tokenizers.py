@@ -46,6 +46,8 @@ def load(folder, new_tokens=(), max_entries=None):
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a run folder, or the folder of a downloaded checkpoint")
     tokenizer = read_files(folder)
+    if read_input_settings(folder)["do_lower_case"]:
+        lower_case(tokenizer)
     tokenizer.no_truncation()  # some files come with both switched on
     tokenizer.no_padding()
     if max_entries is not None and vocab_size(tokenizer) > max_entries:
@@ -72,15 +74,20 @@ def read_files(folder):
             path = folder / "tokenizer.json"
             reject_lfs_pointer(path)
             tokenizer = Tokenizer.from_buffer(path.read_bytes())
-        elif "vocab.txt" in names and not read_json(folder / "added_tokens.json"):
+        elif "vocab.txt" in names:
             path = folder / "vocab.txt"
-            tokenizer = wordpiece(path, config)
-        elif {"vocab.json", "merges.txt"} <= names and not read_json(folder / "added_tokens.json"):
+            tokenizer = wordpiece(path, config, read_input_settings(folder)["do_lower_case"])
+        elif {"vocab.json", "merges.txt"} <= names:
             path = folder / "vocab.json"
             tokenizer = byte_level_bpe(path, folder / "merges.txt", config)
         else:
             raise UserError(
                 f"{folder}: no tokenizer.json there (nor what one can be made from). {HOW_TO_GET_ONE}{folder}"
+            )
+        if path.name != "tokenizer.json" and (lost := lost_tokens(folder, config, tokenizer.get_vocab())):
+            raise UserError(
+                f"{folder}: no tokenizer.json there, and {path.name} lacks the added token {lost[0]!r}. "
+                f"{HOW_TO_GET_ONE}{folder}"
             )
         missing = [role for role, i in special_ids(tokenizer).items() if i is None]
         if missing:
@@ -93,12 +100,68 @@ def read_files(folder):
         raise UserError(f"{path}: not a tokenizer: {e}") from None
 
 
-def wordpiece(path, config):
-    """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased)."""
+def read_input_settings(folder):
+    """What a folder of sentence-transformers says of its input: {"max_seq_length": 0 if nothing, "do_lower_case"}.
+
+    The file is sentence_bert_config.json, or of another family in old folders. Raises: UserError.
+    """
+    for path in sorted(Path(folder).glob("sentence_*_config.json")):
+        d = read_json(path)
+        max_len, lower = d.get("max_seq_length") or 0, d.get("do_lower_case") or False
+        if type(max_len) is not int or max_len < 0:
+            raise UserError(f"{path}: max_seq_length = {max_len!r} is not a number of tokens")
+        if type(lower) is not bool:
+            raise UserError(f"{path}: do_lower_case = {lower!r} is neither true nor false")
+        return {"max_seq_length": max_len, "do_lower_case": lower}
+    return {"max_seq_length": 0, "do_lower_case": False}
+
+
+def lower_case(tokenizer):
+    """Has a tokenizer take its texts in lower case, unless it does so already."""
+    steps = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    if not steps or "A" in tokenizer.normalizer.normalize_str("A"):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def lost_tokens(folder, config, vocab):
+    """Tokens that the small files of a folder add to its vocabulary, and that it does not have.
+
+    Args: config: of tokenizer_config.json. vocab: {token: id}.
+    """
+
+    def text(token):
+        return token.get("content") if isinstance(token, dict) else token
+
+    added = [(token, str(i)) for token, i in read_json(folder / "added_tokens.json").items()]
+    added += [(text(token), i) for i, token in (config.get("added_tokens_decoder") or {}).items()]
+    lost = [token for token, i in added if str(vocab.get(token)) != i]
+    for d in (config, read_json(folder / "special_tokens_map.json")):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            tokens = d.get(key) or ()
+            tokens = tokens.values() if isinstance(tokens, dict) else tokens
+            lost += [token for token in map(text, tokens) if token not in vocab]
+    return lost
+
+
+def wordpiece(path, config, lowered):
+    """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased).
+
+    Args: lowered: whether another file says that texts are in lower case. Raises: UserError if no file says so, and the
+    vocabulary has capitals: such a model was hardly trained on texts in lower case.
+    """
+    reject_lfs_pointer(path)
     words = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    lowercase = config.get("do_lower_case")
+    if lowercase is None and not lowered:
+        capitals = [w for w in words if w != w.lower() and w[:1] + w[-1:] not in ("[]", "<>")]
+        if capitals:
+            raise UserError(
+                f"{path} has capitals, such as {capitals[0]!r}, and nothing says whether texts are put in lower case; "
+                'write {"do_lower_case": false} (or true) into a tokenizer_config.json beside it'
+            )
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=config.get("do_lower_case", True),
+        lowercase=True if lowercase is None else lowercase,
         strip_accents=config.get("strip_accents"),  # None: as lowercase is
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
@@ -112,6 +175,8 @@ def wordpiece(path, config):
 
 def byte_level_bpe(path, merges, config):
     """RoBERTa's tokenizer from vocab.json and merges.txt."""
+    reject_lfs_pointer(path)
+    reject_lfs_pointer(merges)
     tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
     vocab = tokenizer.get_vocab()
     if "\u0120" not in vocab or any(token.endswith("</w>") for token in vocab):

@@ -260,6 +260,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     raises("config.json: cannot be read as JSON", config_json=b"{")
     raises("config.json: cannot be read as JSON", config_json=b"[]")
     raises("config.json: cannot be read as JSON", config_json=b"\xff")
+    raises("config.json is a pointer of Git LFS", config_json=b"version https://git-lfs.github.com/spec/v1\noid")
     raises("config.json: no vocab_size in it", config_json=b'{"model_type": "bert"}')
     raises("holds neither model.safetensors nor pytorch_model.bin", pytorch_model_bin=None)
     for damaged in (content[:900], b"", b"hello", content[:-9]):
@@ -534,6 +535,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     card = (out / "README.md").read_text()
     assert "continues the training of `start`" in card and "| en |" in card and "held out, at step 4" in card
     assert (out / "tokenizer.json").read_bytes() == Path("datasets/en-start/tokenizer.json").read_bytes()
+    assert checkpoints.read_pooling(out) == checkpoints.Pooling("cls", 70)
 
     again = set_up(init=str(out), out="runs/again")  # no token is new now
     assert all(torch.equal(v, state[k]) for k, v in again.model.state_dict().items())
@@ -548,6 +550,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
 def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monkeypatch, capsys):
     """With BERT's token types: stopped and resumed, the weights are the same to the bit."""
     start = checkpoint(tmp_path / "start", "bert", texts)
+    pooled(start, MEAN, max_seq_length=9)
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
     settings = {"steps": 6, "valid_every": 3, "data": str(dataset), "init": str(start)}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -567,6 +570,7 @@ def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monke
             kgi.train(configs.Train(**TINY | settings, out=str(stopped)))
     train(**settings, out=str(stopped))
     assert "training steps 3 to 6" in capsys.readouterr().out
+    assert checkpoints.read_pooling(stopped) == checkpoints.read_pooling(start) == checkpoints.Pooling("mean", 9)
     a, b = (checkpoints.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
     assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
@@ -786,6 +790,117 @@ def test_embed_as_the_checkpoint_says(texts, tmp_path, monkeypatch, capsys):
     pooled(start, modes, max_seq_length=2)
     with pytest.raises(UserError, match="max_len = 2 leaves no room"):
         run()
+
+
+def modules_json(root, *kinds, first="", package="sentence_transformers.models"):
+    """The modules.json of sentence-transformers in a folder."""
+    paths = [first, *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
+    modules = [
+        {"idx": i, "path": path, "type": f"{package}.{kind}"} for i, (kind, path) in enumerate(zip(kinds, paths))
+    ]
+    root.mkdir(exist_ok=True)
+    (root / "modules.json").write_text(json.dumps(modules))
+
+
+MEAN = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+
+
+def test_embed_with_the_modules_of_a_folder(texts, tmp_path, monkeypatch, capsys):
+    """As sentence-transformers does it, or not at all: in its old layout and its newest too."""
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    stdin = "\n".join(texts[:9] + ["foie " * 40]).encode()
+
+    def run(*args, folder=start):
+        return embedded(monkeypatch, folder, stdin, *args), capsys.readouterr().err
+
+    (cls, _), (mean, _) = run(), run("--pooling", "mean")
+    modules_json(start, "Transformer", "Pooling", "Normalize")
+    pooled(start, MEAN)
+    got, log = run()
+    assert np.abs(got - mean / np.linalg.norm(mean, axis=1, keepdims=True)).max() < 1e-6
+    assert "start: --pooling mean length 1, as its files of sentence-transformers say" in log
+    assert (run("--pooling", "mean")[0] == mean).all()
+    for kinds, fault in (("Transformer Pooling Dense Normalize", "module Dense"), ("BERT LSTM Pooling", "module LSTM")):
+        modules_json(start, *kinds.split())
+        with pytest.raises(
+            UserError, match=f"start: its {fault} is not supported; give --pooling cls or --pooling mean"
+        ):
+            run()
+        assert (run("--pooling", "cls")[0] == cls).all()
+    newest = "sentence_transformers.sentence_transformer.modules.pooling"
+    modules_json(start, "Transformer", "Pooling", package=newest)
+    pooled(start, {"embedding_dimension": 32, "pooling_mode": ["cls", "mean"]})
+    with pytest.raises(UserError, match="start: its pooling, cls and mean, is not supported"):
+        run()
+    pooled(start, {"embedding_dimension": 32})  # that library's default
+    (start / "tokenizer_config.json").write_text('{"model_max_length": 7}')
+    assert (run()[0] == run("--pooling", "mean", "--max_len", "7")[0]).all() and (run()[0] != mean).any()
+    (start / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert (run()[0] == mean).all()
+    (start / "config_sentence_transformers.json").write_text(
+        '{"default_prompt_name": "query", "prompts": {"query": "x"}}'
+    )
+    with pytest.raises(UserError, match="its prompt before each text is not supported"):
+        run()
+    (start / "config_sentence_transformers.json").unlink()
+    shutil.rmtree(start / "1_Pooling")  # as from a download of the files beside it alone
+    with pytest.raises(UserError, match=r"its pooling, unknown \(1_Pooling/config.json is missing\), is not supported"):
+        run()
+    for wrong, message in (('{"a": 1}', "cannot be read as JSON: not a list"), ("[[]]", "not a list of modules"),
+                           ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")):  # fmt: skip
+        (start / "modules.json").write_text(wrong)
+        with pytest.raises(UserError, match=f"modules.json:? {message}"):
+            run("--pooling", "cls")
+
+
+def test_embed_of_the_old_layout_of_sentence_transformers(texts, tmp_path, monkeypatch, capsys):
+    """The encoder is in 0_BERT there, and what is done with its vectors beside that folder."""
+    start = checkpoint(tmp_path / "root" / "0_BERT", "bert", texts)
+    stdin = "\n".join(texts[:9]).encode()
+    mean = embedded(monkeypatch, start, stdin, "--pooling", "mean")
+    modules_json(start.parent, "BERT", "Pooling", first="0_BERT")
+    (start.parent / "config.json").write_text('{"__version__": "0.3.0"}')
+    pooled(start.parent, MEAN)
+    for folder in (start, Path("root/0_BERT"), Path(".")):
+        monkeypatch.chdir(start if str(folder) == "." else tmp_path)
+        assert (embedded(monkeypatch, folder, stdin) == mean).all()
+    with pytest.raises(UserError, match="root: its encoder is in the folder 0_BERT; give .*root/0_BERT"):
+        embedded(monkeypatch, start.parent, stdin)
+
+
+def test_the_pooling_of_a_run(tmp_path):
+    """[CLS], which other libraries would not take by themselves; else that of the checkpoint that it began with."""
+    lines = []
+    for name, kinds, own, at_cls, want in (
+        ("none", "", None, False, ("cls", 0)), ("mean", "Pooling Normalize", MEAN, False, ("mean", 9, True)),
+        ("aligned", "Pooling", MEAN, True, ("cls", 9)), ("dense", "Pooling Dense", MEAN, False, ("cls", 9)),
+        ("max", "Pooling", {"pooling_mode": "max"}, False, ("cls", 9)),
+    ):  # fmt: skip
+        init, out = tmp_path / name, tmp_path / f"{name}-run"
+        init.mkdir()
+        out.mkdir()
+        if own:
+            modules_json(init, "Transformer", *kinds.split())
+            pooled(init, own, max_seq_length=9)
+        found = checkpoints.inherit_pooling(str(init) if own else "", at_cls, lines.append)
+        assert found == checkpoints.Pooling(*want)
+        checkpoints.write_pooling(out, found, 32, 20)
+        assert checkpoints.read_pooling(out) == found._replace(max_len=found.max_len or 20)
+    assert [line.removeprefix(f"{tmp_path}/") for line in lines] == [
+        "dense: its module Dense is not supported; the run has the vector at [CLS]",
+        "max: its pooling, max, is not supported; the run has the vector at [CLS]",
+    ]
+    out = tmp_path / "mean-run"
+    assert json.loads((out / "modules.json").read_text()) == [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
+    ]
+    assert json.loads((out / "1_Pooling" / "config.json").read_text()) == MEAN | {
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
+    }  # fmt: skip
+    assert json.loads((out / "sentence_bert_config.json").read_text()) == {"max_seq_length": 9, "do_lower_case": False}
+    checkpoints.write_pooling(out, checkpoints.Pooling("cls"), 32, 20)  # what its user changed stays
+    assert checkpoints.read_pooling(out).mode == "mean"
 
 
 def test_fixed_positions_and_another_name_of_gelu(tmp_path):

@@ -174,9 +174,13 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     """A run, one with another tokenizer (synonyms alone), the map, and one table of all."""
     other_data = build(release, tmp_path / "en", vocab_size=300)
     other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0)
+    (other.out / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
     monkeypatch.chdir(tmp_path)
+    embed, asked = models.embed, []
+    monkeypatch.setattr(models, "embed", lambda *args: asked.append((args[4], args[5])) or embed(*args))
     capsys.readouterr()
     run_command(kgi, "evaluate", run.out, other.out, "--data", dataset, "--device", "cpu")
+    assert asked == [(configs.POOLINGS, 62), (configs.POOLINGS, 7)]  # its own limit
     shown = capsys.readouterr().out
     assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
     assert shown.count("synonyms, en") == 12 and "gold \\ predicted    PAR    CHD" in shown
@@ -187,6 +191,9 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| other | – | –") == 1
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
+    (other.out / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    run_command(kgi, "map", other.out, "--data", dataset, "--terms", 200)
+    assert asked[2:] == [(["cls"], 62), (["mean"], 7)]
     assert Path("results/kgi-s3/map-en.png").read_bytes()[1:4] == b"PNG"
 
 

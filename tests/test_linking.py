@@ -373,7 +373,7 @@ def checkpoint(dataset, tmp_path_factory):
     return folder
 
 
-def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
+def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     path, calls = tmp_path / "kept" / "x.npy", []
 
@@ -384,8 +384,22 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path):
     assert (linking.name_vectors(None, x.shape, blocks(x)) == x).all()
     assert (linking.name_vectors(path, x.shape, blocks(x)) == x).all() and (np.load(path) == x).all()
     assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x).all() and calls == [5, 5]  # not asked for again
-    path.write_bytes(path.read_bytes()[:-4])  # cut off: made again
-    assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x + 1).all() and len(calls) == 3
+    assert not capsys.readouterr().err
+    whole, size = path.read_bytes(), x.nbytes
+    other_type, zeros, nan = io.BytesIO(), bytes(size), np.full(x.shape, np.nan, np.float32).tobytes()
+    np.save(other_type, x.astype(np.int32))
+    damaged = {
+        "cut off": whole[:-4], "empty": b"", "one bit": whole[:140] + bytes([whole[140] ^ 1]) + whole[141:],
+        "zeros": whole[: -size - 32] + zeros + whole[-32:], "nan": whole[: -size - 32] + nan + whole[-32:],
+        "another type": other_type.getvalue() + whole[-32:], "longer": whole + whole[-32:], "no array": b"x" * 300,
+        "another shape": whole.replace(b"(5, 3)", b"(3, 5)"), "of an older version": whole[:-32],
+    }  # fmt: skip
+    for n, content in enumerate(damaged.values()):
+        path.write_bytes(content)
+        assert (linking.name_vectors(path, x.shape, blocks(x + n)) == x + n).all() and len(calls) == 3 + n
+        assert (linking.name_vectors(path, x.shape, blocks(x)) == x + n).all() and len(calls) == 3 + n
+        line = f"{path}: damaged, or of an older version; the names are embedded again\n"
+        assert capsys.readouterr().err == line
 
     def broken():
         yield x[:2]
@@ -517,6 +531,37 @@ def test_what_is_written_is_json(tmp_path):
     text = (tmp_path / "out").read_text()
     want = {"text": "a", "score": None, "more": [1.5, None, {"x": None}], "id": "NaN"}
     assert json.loads(text, parse_constant=pytest.fail) == want
+
+
+def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_path, capsys, monkeypatch):
+    """As model.py embed takes them. A corpus is scored with both poolings, and the limit holds."""
+    own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
+    modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (own / "1_Pooling").mkdir()
+    (own / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    (own / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    (tmp_path / "in.txt").write_text("flu\n")
+    embed, limits = models.embed, []
+    monkeypatch.setattr(models, "embed", lambda *args: limits.append(args[5]) or embed(*args))
+    argv = ["--dictionary", small[1], "--device", "cpu"]
+    encoder, tokenizer = models.load(own, heads=False).encoder.eval(), tokenizers.load(own)
+    texts = ["flu", *linking.read_dictionary(small[1]).names]
+    for more, pooling in (([], "mean"), (["--pooling", "cls"], "cls")):
+        capsys.readouterr()
+        run_command(kgi, "link", own, tmp_path / "in.txt", *argv, *more)
+        found, log = capsys.readouterr()
+        assert ("own: --pooling mean --max_len 4, as its files" in log) == (not more)
+        x = models.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
+        want = dict(zip(texts[1:], torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()))
+        for link in json.loads(found)["concepts"]:
+            assert link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4)
+    (own / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    with pytest.raises(
+        UserError, match="own: its pooling, max, is not supported; give --pooling cls or --pooling mean"
+    ):
+        run_command(kgi, "link", own, tmp_path / "in.txt", *argv)
+    run_command(kgi, "link", own, "--corpus", small[0], *argv, "--out", tmp_path / "results")
+    assert {*limits} == {2} and len(limits) == 8
 
 
 def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):

@@ -1,12 +1,15 @@
 """Run folders, memory and ranks: what a run resumes from, what it refuses, and what it tells the user to do."""
 
+import re
+import shutil
+
 import pytest
 import torch
 
 import kgi
 import model as models
 from configs import UserError
-from support import runs
+from support import files, hardware, runs
 from support.files import folder_lock
 from tests.training import same_end, set_up, settings, train
 
@@ -27,23 +30,98 @@ def undisturbed(dataset, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other"])
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other", "no model"])
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(dataset, undisturbed, tmp_path, damage, capsys):
     out, few = tmp_path / "run", {"dropout": 0.1, "save_every": 1}
     train(dataset, out, **few)
     last, previous = out / "checkpoint.pt", out / "checkpoint.prev.pt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
-    last.write_bytes({"cut": content[:3000], "one bit": content, "empty": b"", "other": b"hello" * 100}[damage])
+    fault = f"{last}: damaged"
+    if damage == "no model":
+        fault = f"{last} is not a checkpoint of this program: no model in it"
+        whole = torch.load(last, weights_only=True)
+        torch.save({key: whole[key] for key in whole if key != "model"}, last)
+    else:
+        last.write_bytes({"cut": content[:3000], "one bit": content, "empty": b"", "other": b"hello" * 100}[damage])
     capsys.readouterr()
     train(dataset, out, **few)
-    assert f"{last}: damaged; resuming from the previous checkpoint, of step 5" in capsys.readouterr().out
+    assert f"{fault}; resuming from the previous checkpoint, of step 5" in capsys.readouterr().out
     same_end(out, undisturbed)
     assert runs.read_checkpoint(previous)["state"]["step"] == 5  # the good one, not the damaged
     for path in (last, previous):
         path.write_bytes(content[:3000])
     with pytest.raises(UserError, match="checkpoint.prev.pt: damaged; no checkpoint is left to resume from"):
         train(dataset, out, **few)
+
+
+def without(d, key):
+    return {k: v for k, v in d.items() if k != key}
+
+
+def with_tensor(content, part, change):
+    """A checkpoint in which the first tensor of the model, or of the optimizer, is another."""
+    if part == "model":
+        name, tensor = next(iter(content["model"].items()))
+        return content | {"model": content["model"] | {name: change(tensor)}}
+    moments = content["optimizer"]["state"][0]
+    state = content["optimizer"]["state"] | {0: moments | {"exp_avg": change(moments["exp_avg"])}}
+    return content | {"optimizer": content["optimizer"] | {"state": state}}
+
+
+FAULTS = {
+    "no optimizer in it": lambda c: without(c, "optimizer"), "no scaler in it": lambda c: without(c, "scaler"),
+    "no signature in it": lambda c: without(c, "signature"), "it is no object": lambda c: [c],
+    "more in it is unknown": lambda c: c | {"more": 1},
+    "state is no object": lambda c: c | {"state": 3}, "model is no object": lambda c: c | {"model": torch.ones(2)},
+    "signature does not hold the settings of a run": lambda c: c | {"signature": [1]},
+    "signature does not hold": lambda c: c | {"signature": c["signature"] | {"lr": torch.ones(2)}},
+    "signature does": lambda c: c | {"signature": c["signature"] | {"tasks": [torch.ones(2)]}},
+    "no step in state": lambda c: c | {"state": without(c["state"], "step")},
+    "moment in state is unknown": lambda c: c | {"state": c["state"] | {"moment": 1}},
+    "step in state is '3'": lambda c: c | {"state": c["state"] | {"step": "3"}},
+    "step in state is -1": lambda c: c | {"state": c["state"] | {"step": -1}},
+    "steps in state is 1000": lambda c: c | {"state": c["state"] | {"steps": 10**400}},
+    "skipped in state is True": lambda c: c | {"state": c["state"] | {"skipped": True}},
+    "state is at step 7 of 6": lambda c: c | {"state": c["state"] | {"step": 7}},
+    "statistics in state is no list of 5": lambda c: c | {"state": c["state"] | {"statistics": [[1.0] * 3]}},
+    "statistics in state is None": lambda c: c | {"state": c["state"] | {"statistics": [[None] * 3] * 5}},
+    "seconds in work in state is nan": lambda c: c | {
+        "state": c["state"] | {"work": c["state"]["work"] | {"seconds": float("nan")}}
+    },
+    "no mlm_bias in model": lambda c: c | {"model": without(c["model"], "mlm_bias")},
+    "mlm_bias in model has shape [2], not [": lambda c: with_tensor(c, "model", lambda t: t[:2]),
+    "mlm_bias in model is no tensor of numbers": lambda c: with_tensor(c, "model", torch.Tensor.tolist),
+    "mlm_bias in model is no tensor": lambda c: with_tensor(c, "model", torch.Tensor.to_sparse),
+    "state of the optimizer is no object": lambda c: c | {"optimizer": {}},
+    "state of the optimizer is no": lambda c: c | {"optimizer": 5},
+    "no 0 in state of the optimizer": lambda c: c | {"optimizer": c["optimizer"] | {"state": {}}},
+    "exp_avg in 0 in state of the optimizer has shape [2]": lambda c: with_tensor(c, "optimizer", lambda t: t[:2]),
+    "no scale in scaler": lambda c: c | {"scaler": {"growth": 1}}, "scaler is no object": lambda c: c | {"scaler": [1]},
+}  # fmt: skip
+
+
+def test_a_checkpoint_of_another_form_is_as_a_damaged_one(dataset, baseline, tmp_path, capsys):
+    """One line names the file and what is wrong in it, and the previous one is used; then there is none left."""
+    out = shutil.copytree(baseline, tmp_path / "run")
+    whole, run = torch.load(out / "checkpoint.pt", weights_only=True), set_up(dataset, out)
+    for fault, change in FAULTS.items():
+        torch.save(change(whole), out / "checkpoint.pt")
+        capsys.readouterr()
+        kgi.resume(run)
+        (line, *_), state = capsys.readouterr().out.splitlines(), run.state
+        assert line.startswith(f"{out / 'checkpoint.pt'} is not a checkpoint of this program: {fault}"), fault
+        assert line.endswith("; resuming from the previous checkpoint, of step 3") and state.step == 3 and run.fell_back
+    torch.save(without(whole, "model"), out / "checkpoint.prev.pt")
+    with pytest.raises(UserError, match="prev.pt is not .*: no model in it; no checkpoint is left to resume from"):
+        kgi.resume(run)
+    for good in (whole, whole | {"scaler": torch.amp.GradScaler("cpu").state_dict()}):
+        torch.save(good, out / "checkpoint.pt")
+        kgi.resume(run)
+        assert run.state.step == 6 and not run.fell_back
+    (out / "checkpoint.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="no checkpoint is left"):
+        kgi.resume(run)
 
 
 def test_what_a_run_cannot_resume(dataset, baseline, tmp_path):
@@ -110,6 +188,51 @@ def test_ranks_that_see_different_checkpoints(dataset, tmp_path):
     with pytest.raises(UserError, match="the ranks see different checkpoints in .*; all nodes must share the folder"):
         kgi.resume(run)
     assert not (tmp_path / "run").exists()
+
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TWO = {"WORLD_SIZE": "2", "RANK": "1"}
+
+
+@pytest.mark.parametrize("variables, message", [
+    ({"RANK": "x"}, "RANK = 'x' in the environment is not a number; unset it, or start with torchrun"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE = '' in the"), ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' in the"),
+    ({"LOCAL_WORLD_SIZE": "4(x2)"}, "LOCAL_WORLD_SIZE = '4(x2)' in the"), ({"RANK": "²"}, "RANK = '²' in the"),
+    ({"RANK": "9" * 5000}, "RANK = '999"), ({"WORLD_SIZE": "0"}, "RANK = 0 in the environment is not below WORLD_SIZE"),
+    ({"RANK": "1"}, "RANK = 1 in the environment is not below WORLD_SIZE = 1; start with torchrun"),
+    (TWO | {"RANK": "2"}, "RANK = 2 in the environment is not below WORLD_SIZE = 2"),
+    ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK = 1 in the environment is not below LOCAL_WORLD_SIZE"),
+    (TWO, "WORLD_SIZE = 2, but MASTER_ADDR = '' in the environment"),
+    (TWO | {"MASTER_ADDR": "node1", "MASTER_PORT": "x"}, "WORLD_SIZE = 2, but MASTER_PORT = 'x' in the environment"),
+])  # fmt: skip
+def test_an_environment_of_ranks_that_is_wrong_is_one_line(dataset, tmp_path, monkeypatch, variables, message):
+    """And that line is printed, whatever LOCAL_RANK is."""
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        set_up(dataset, tmp_path / "run")
+    assert files.is_first_here() and not (tmp_path / "run").exists()
+
+
+def test_ranks_as_the_launchers_set_them(monkeypatch):
+    for variables, want in (
+        ({}, (0, 1, 0, 1)), (TWO, (1, 2, 0, 1)), (TWO | {"LOCAL_RANK": "3"}, (1, 2, 3, 4)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, (5, 8, 1, 4)),
+    ):  # fmt: skip
+        for name in RANKS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert files.read_launch() == want and files.is_first_here() == (want[2] == 0)
+    monkeypatch.setenv("LOCAL_RANK", "9")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    for name, message in (("LOCAL_WORLD_SIZE", "LOCAL_RANK = 9 .* not below LOCAL_WORLD_SIZE = 4"), ("", "more ranks")):
+        with pytest.raises(UserError, match=message):
+            hardware.choose_device("cuda", "auto")
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=bool(name))
 
 
 def test_lengths_of_time():

@@ -25,6 +25,7 @@ TEXT = ["Fièvre élevée de l'Estomac", "L'estomac; ÉLEVÉ 37,5 °C", "naïve 
 def test_vocab_txt(tmp_path, settings):
     """As the tokenizers library's own BERT tokenizer makes it of the same file."""
     letters = sorted({c for t in TEXT for c in t + t.lower() + "éèeïi" if not c.isspace()})
+    letters = [c for c in letters if "do_lower_case" in settings or c == c.lower()]  # or capitals would be refused
     pieces = ["##" + c for c in letters]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fi", "estomac", "\x85", *letters, *pieces]
     for end in ("\n", "\r\n"):
@@ -109,7 +110,6 @@ def test_what_is_not_a_tokenizer(tmp_path):
     good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
     raises("no tokenizer.json there .*\n.*\n.*AutoTokenizer as T; T.from_pretrained", spiece_txt=b"x")
     raises("no tokenizer.json there", vocab_json=b"{}")
-    raises("no tokenizer.json there", vocab_txt=good, added_tokens_json=b'{"[X]": 6}')
     raises("tokenizer_config.json: cannot be read as JSON", vocab_txt=good, tokenizer_config_json=b"{")
     raises("vocab.txt: not a tokenizer", vocab_txt=b"\xff" + good)
     raises("vocab.txt: not a tokenizer", vocab_txt=good, tokenizer_config_json=b'{"do_lower_case": "yes"}')
@@ -117,7 +117,14 @@ def test_what_is_not_a_tokenizer(tmp_path):
     raises(r"the tokenizer has neither \[MASK\] nor <mask>", vocab_txt=good.replace(b"[MASK]\n", b""))
     raises("vocab.json: not a tokenizer", vocab_json=b"{", merges_txt=b"")
     raises("tokenizer.json: not a tokenizer", tokenizer_json=b"{}")
-    raises("tokenizer.json is a pointer of Git LFS", tokenizer_json=b"version https://git-lfs.github.com/spec/v1")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    others = {"vocab_txt": good, "tokenizer_config_json": b"{}"}
+    for name in ("tokenizer_json", "vocab_txt", "tokenizer_config_json", "added_tokens_json", "special_tokens_map_json",
+                 "sentence_bert_config_json"):  # fmt: skip
+        raises(f"{name.replace('_j', '.j').replace('_txt', '.txt')} is a pointer of Git LFS, not the file: run",
+               **others | {name: pointer})  # fmt: skip
+    for name in ("vocab_json", "merges_txt"):
+        raises("is a pointer of Git LFS", **{"vocab_json": b"{}", "merges_txt": b""} | {name: pointer})
     with pytest.raises(UserError, match="nowhere: no such folder; give a run folder"):
         tokenizers.load(tmp_path / "nowhere")
     (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + good)
@@ -127,6 +134,71 @@ def test_what_is_not_a_tokenizer(tmp_path):
     bad = Tokenizer(algorithms.Unigram([(t, 0.0) for t in tokenizers.ROBERTA_NAMES.values()]))  # and no unk_id
     with pytest.raises(UserError, match="words: the tokenizer cannot encode all of them: .*unk"):
         tokenizers.encode(bad, ["x"], "words")
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "[unused1]", "liver", "foie"]
+
+
+def folder_of(path, words=WORDS, **files):
+    """A folder with vocab.txt and some JSON files."""
+    path.mkdir(exist_ok=True)
+    (path / "vocab.txt").write_text("\n".join(words) + "\n")
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": None, "tokenizer_class": "BertTokenizer"}])
+def test_capitals_of_a_vocabulary_are_not_lost_in_silence(tmp_path, config):
+    """Where no file says that texts are put in lower case, or that they are not."""
+    assert tokenizers.load(folder_of(tmp_path, tokenizer_config=config)).encode("Liver").ids == [2, 7, 3]
+    folder_of(tmp_path, [*WORDS, "Liver"])
+    with pytest.raises(UserError, match=r"vocab.txt has capitals, such as 'Liver', .*\{\"do_lower_case\": false\}"):
+        tokenizers.load(tmp_path)
+    for lower, ids in ((False, [2, 9, 3]), (True, [2, 7, 3])):
+        folder_of(tmp_path, [*WORDS, "Liver"], tokenizer_config=config | {"do_lower_case": lower})
+        assert tokenizers.load(tmp_path).encode("Liver").ids == ids
+    folder_of(tmp_path, [*WORDS, "Liver"], tokenizer_config=config, sentence_bert_config={"do_lower_case": True})
+    assert tokenizers.load(tmp_path).encode("Liver").ids == [2, 7, 3]
+
+
+def test_lower_case_of_sentence_transformers(tmp_path):
+    """That library puts texts in lower case before any tokenizer, a cased one too."""
+    words = [*WORDS, "Liver", "É", "é"]
+    cased, settings = {"do_lower_case": False}, {"max_seq_length": 9, "do_lower_case": True}
+    plain = tokenizers.load(folder_of(tmp_path / "a", words, tokenizer_config=cased))
+    for name in ("sentence_bert_config", "sentence_roberta_config"):  # the second in old folders
+        mine = tokenizers.load(folder_of(tmp_path / name, words, tokenizer_config=cased, **{name: settings}))
+        for text in ("Liver É foie", "liver"):
+            assert mine.encode(text).ids == plain.encode(text.lower()).ids
+    assert plain.encode("Liver É").ids == [2, 9, 10, 3] and mine.encode("Liver É").ids == [2, 7, 11, 3]
+    uncased = tokenizers.load(folder_of(tmp_path / "b"))
+    assert tokenizers.load(folder_of(tmp_path / "b", sentence_bert_config=settings)).to_str() == uncased.to_str()
+    for key, value in (("do_lower_case", "yes"), ("do_lower_case", 1), ("max_seq_length", "9")):
+        with pytest.raises(UserError, match=f"sentence_bert_config.json: {key} = .* is n"):
+            tokenizers.load(folder_of(tmp_path / "b", sentence_bert_config={key: value}))
+
+
+@pytest.mark.parametrize("token", [9, 7, "lost"])
+def test_tokens_that_only_small_files_name_are_not_lost(tmp_path, token):
+    """Or the first new token would take the row of one. Such a folder needs a tokenizer.json."""
+    decoder = {"0": {"content": "[PAD]"}, "5": {"content": "<S>"}}
+    roles = {"additional_special_tokens": ["<S>", {"content": "liver"}], "extra_special_tokens": {"a": "<S>"}}
+    good = {"added_tokens": {"<S>": 5}, "tokenizer_config": roles | {"added_tokens_decoder": decoder}}
+    folder_of(tmp_path, **good, special_tokens_map=roles)
+    assert tokenizers.vocab_size(tokenizers.load(tmp_path)) == len(WORDS)
+    if type(token) is int:  # an id that the vocabulary lacks, or that is another token's there
+        more = {"added_tokens_decoder": decoder | {str(token): {"content": "[X]"}}}
+        files = [{"added_tokens": {"[X]": token}}, {"tokenizer_config": more}]
+    else:
+        listed = {"additional_special_tokens": ["[X]"]}, {"extra_special_tokens": {"x": {"content": "[X]"}}}
+        files = [{name: d} for name in ("tokenizer_config", "special_tokens_map") for d in listed]
+    for bad in files:
+        folder_of(tmp_path, **good | {"special_tokens_map": roles} | bad)
+        with pytest.raises(UserError, match=r"no tokenizer.json there, and vocab.txt lacks the added token '\[X\]'"):
+            tokenizers.load(tmp_path)
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizers.load(tmp_path)  # this has them, or not
 
 
 def test_truncation_and_padding_of_a_file_are_switched_off(tmp_path):
