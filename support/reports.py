@@ -47,7 +47,7 @@ def print_dataset_tables(manifest, tasks):
         worst = max(deviation, key=lambda x: deviation[x][0])
         print(f"  largest deviation from the source triples: pair {deviation[worst][1]}, sample {worst}")
     for file, n in manifest["malformed_rows_left_out"].items():
-        print(f"\n{file}: {n:,} malformed rows left out")
+        print(f"\n{file}: {n:,} malformed or missing rows left out")
     for file, n in manifest["nci_rows_left_out"].items():
         print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
     print()
