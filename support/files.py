@@ -54,8 +54,10 @@ def read_json(path):
 
 
 def write_json(path, content):
-    """Writes a JSON file atomically."""
-    write_atomic(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
+    """Writes a JSON file atomically, with replacement characters for what is not Unicode in the names of files."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    write_atomic(path, lambda f: f.write(text.encode()))
 
 
 def write_atomic(path, write):

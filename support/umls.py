@@ -383,7 +383,7 @@ def find_gaps(group, has_row, in_cui1, in_cui2):
         ("MRREL have relations in one direction only", related, in_cui1 != in_cui2),
     ):
         if n := np.count_nonzero(concepts & gaps):
-            yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}; in whole files hardly any do"
+            yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}; many mean that a file was cut"
 
 
 def describe_source(umls, s, semgroups):

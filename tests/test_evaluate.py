@@ -1,6 +1,8 @@
 """What a checkpoint knows of the four tasks (kgi.py evaluate), its record and its map."""
 
 import json
+import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -171,12 +173,14 @@ def test_scores_of_a_record_are_means_over_languages():
 
 
 def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, capsys):
-    """A run, one with another tokenizer (synonyms alone), the map, and one table of all."""
+    """A run, one with another tokenizer (synonyms alone) whose name is not UTF-8, its map, and one table of all."""
     other_data = build(release, tmp_path / "en", vocab_size=300)
-    other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0)
+    other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0).out
+    other = other.rename(tmp_path / os.fsdecode(b"caf\xe9"))
     monkeypatch.chdir(tmp_path)
+    sys.stdout.reconfigure(errors="replace")  # as the programs do
     capsys.readouterr()
-    run_command(kgi, "evaluate", run.out, other.out, "--data", dataset, "--device", "cpu")
+    run_command(kgi, "evaluate", run.out, other, "--data", dataset, "--device", "cpu")
     shown = capsys.readouterr().out
     assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
     assert shown.count("synonyms, en") == 12 and "gold \\ predicted    PAR    CHD" in shown
@@ -185,9 +189,9 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
     finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
-    assert "| kgi | " in table and table.count("| other | – | –") == 1
-    run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
-    assert Path("results/kgi-s3/map-en.png").read_bytes()[1:4] == b"PNG"
+    assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
+    run_command(kgi, "map", other, "--data", other_data, "--terms", 200)
+    assert Path("results", other.name, "map-en.png").read_bytes()[1:4] == b"PNG"
 
 
 @pytest.mark.parametrize("argv, message", [
