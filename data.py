@@ -1219,9 +1219,9 @@ def read_and_sample(s, langs, umls_folder, cache, sizes, skipped, log):
         for saved in saving:
             saved.result()
     malformed = release.skipped | (skipped or {})
-    for what, rows in (("malformed rows", malformed), ("rows of NCI Metathesaurus concepts (CL...)", release.nci)):
+    for what, rows in (("malformed or missing", malformed), ("of NCI Metathesaurus concepts (CL...)", release.nci)):
         if rows:
-            log(f"{what} left out: " + ", ".join(f"{file} {n:,}" for file, n in rows.items()))
+            log(f"rows {what} left out: " + ", ".join(f"{file} {n:,}" for file, n in rows.items()))
     log("samples drawn" + (f", tables kept in {cache}" if saving else ""))
     return graphs, samples, {"malformed_rows_left_out": malformed, "nci_rows_left_out": release.nci}
 

@@ -19,7 +19,6 @@ results/<checkpoint>/<corpus>/.
 
 import copy
 import hashlib
-import json
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
@@ -51,9 +50,9 @@ from support.corpora import (
     to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer
-from support.files import atomic_directory, folder_lock, progress, read_utf8, run_command, write_atomic, write_json
+from support.files import atomic_directory, folder_lock, progress, run_command, write_atomic, write_json
 from support.hardware import autocast, choose_device
-from support.tables import checked, differing_settings, mean_and_deviation, percent, write_tables
+from support.tables import checked, differing_settings, mean_and_deviation, percent, read_record, write_tables
 
 RESAMPLES = 1000  # bootstrap samples of test documents for a confidence interval
 
@@ -442,12 +441,12 @@ def read_earlier_runs(out, signature, seeds):
     if not path.exists():
         return {}
     try:
-        record = json.loads(read_utf8(path))
+        record = read_record(path)
         before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
         if isinstance(before, dict):
             for r in runs.values():
-                for score in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"]):
-                    [percent(score[i]) for i in range(3)]
+                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"]):
+                    [percent(scores[i]) for i in range(3)]
     except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
     if not isinstance(before, dict):

@@ -859,7 +859,7 @@ def export_checkpoint(run):
         "MLM probability": s.mlm_probability, "seed": s.seed,
     }  # fmt: skip
     card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
-    write_atomic(folder / "README.md", lambda f: f.write(card.encode("utf-8", "replace")))
+    write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
     checkpoints.write_pooling(folder, run.pooling, c.dim, c.max_positions)
     models.save(run.model, folder)
 

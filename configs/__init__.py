@@ -63,7 +63,7 @@ class Data:
     semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept", "sources")
     semgroups: str = setting("", "another SemGroups.txt than the one in configs/", "sources")
     keep_duplicates: bool = setting(False, "count a text each time it occurs, as Table 1 seems to", "sources")
-    skip_bad_rows: bool = setting(False, "leave malformed rows out, counted, instead of stopping", "sources")
+    skip_bad_rows: bool = setting(False, "count malformed and missing rows instead of stopping", "sources")
     out: str = setting("", "where the data set goes; default datasets/<lang>[-<tokenizer>]", "output")
     seed: int = setting(0, "seed of every random choice of the build", "output", most=2**32)
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)

@@ -72,8 +72,10 @@ def to_json(content, **options):
 
 
 def write_json(path, content):
-    """Writes a JSON file atomically."""
-    write_atomic(path, lambda f: f.write((to_json(content, indent=1) + "\n").encode()))
+    """Writes a JSON file atomically, with replacement characters for what is not Unicode in the names of files."""
+    text = to_json(content, indent=1, ensure_ascii=False) + "\n"
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    write_atomic(path, lambda f: f.write(text.encode()))
 
 
 def write_atomic(path, write):

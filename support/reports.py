@@ -1,12 +1,14 @@
 """Reports of what files hold: a data set, curves, a map, the model card, an evaluation. No model is needed."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from configs import UserError
 from support.files import write_atomic
+from support.texts import replace_surrogates
 
 # ---------------------------------------------------------------- a data set
 
@@ -47,7 +49,7 @@ def print_dataset_tables(manifest, tasks):
         worst = max(deviation, key=lambda x: deviation[x][0])
         print(f"  largest deviation from the source triples: pair {deviation[worst][1]}, sample {worst}")
     for file, n in manifest["malformed_rows_left_out"].items():
-        print(f"\n{file}: {n:,} malformed rows left out")
+        print(f"\n{file}: {n:,} malformed or missing rows left out")
     for file, n in manifest["nci_rows_left_out"].items():
         print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
     print()
@@ -70,6 +72,7 @@ def parse_record(line):
         step, values = record["step"], record | record.get("valid", {})
         numbers = [x for key, x in values.items() if key != "valid"]
         good = all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in numbers)
+        good &= not any(2.0**128 <= abs(x) < math.inf for x in numbers)  # no float32, and no axis is as long
         return record if good and type(step) is int and step >= 0 else {}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
@@ -77,7 +80,7 @@ def parse_record(line):
 
 def read_metrics(path):
     """(the records of a metrics.jsonl, the number of its damaged lines); none of either if there is no file."""
-    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
+    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
     records = [record for line in lines if (record := parse_record(line))]
     return records, len(lines) - len(records)
 
@@ -112,7 +115,7 @@ def draw_curves(runs, out, tasks):
                 if train:
                     ax.plot(*zip(*train), color=color, alpha=0.4)
                 if valid:
-                    ax.plot(*zip(*valid), color=color, marker="o", label=run.name)
+                    ax.plot(*zip(*valid), color=color, marker="o", label=as_drawn(run.name))
     axes[0, 0].legend(title="held out (pale: training)")
     out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
     if out.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -132,10 +135,15 @@ def draw_map(path, points, shares, groups, title):
     for name, n in sorted(zip(names, count), key=lambda x: -x[1]):  # the rare ones above
         ax.scatter(*points[groups == name].T, s=3, alpha=0.5, label=f"{name} ({n:,})")
     ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
-    ax.set_title(title)
+    ax.set_title(as_drawn(title))
     ax.legend(markerscale=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda f: figure.savefig(f, format="png"))
+
+
+def as_drawn(name):
+    """The name of a file as matplotlib shows it: Unicode, $ is no formula, and _ at its beginning hides no label."""
+    return (" " * name.startswith("_") + replace_surrogates(name)).replace("$", r"\$")
 
 
 def blank_figure(size):
@@ -191,7 +199,7 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
             if f"{task.name}_loss" in valid and f"{task.name}_accuracy" in valid
         ]
         lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
-    return "\n".join(lines)
+    return replace_surrogates("\n".join(lines))
 
 
 def markdown_table(heads, rows):

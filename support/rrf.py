@@ -10,6 +10,7 @@ is read eight digits at a time.
 
 import copy
 import gzip
+import re
 import sys
 import zlib
 from collections import deque
@@ -21,7 +22,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from configs import UserError
-from support.files import progress
+from support.files import progress, read_utf8
 
 COLUMNS = {  # of the release files that are read here, in order
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF".split(),
@@ -62,16 +63,16 @@ def read_rrf(umls, name, parse_block, skipped=None, nci=None):
         skipped: a Counter. Malformed rows are left out and counted there by file. None: they are errors.
         nci: a Counter by file of the rows left out because the NCI Metathesaurus, not the UMLS, numbers their concept.
 
-    Raises: UserError with file, row and column.
+    Raises: UserError with file, row and column, or if MRFILES.RRF states more rows.
     """
     paths = find_rrf(umls, name)
     where = paths[0] if len(paths) == 1 else f"{paths[0]} (and the parts after it)"
-    first_line = n_rows = 0
+    first_line = n_found = n_rows = 0
     for result, rows in _parse_in_threads(paths, name, parse_block):
         first_fault_of_row = dict(reversed(rows.faults))
         for line, fault in sorted(first_fault_of_row.items()):
             report_bad_row(skipped, f"{name}.RRF", f"{where}, row {first_line + line + 1}{fault}")
-        first_line, n_rows = first_line + rows.n_lines, n_rows + len(rows.start)
+        first_line, n_found, n_rows = first_line + rows.n_lines, n_found + rows.n_found, n_rows + len(rows.start)
         n_nci = len({line for lines in rows.nci_lines for line in lines.tolist()} - first_fault_of_row.keys())
         if nci is not None and n_nci:
             nci[f"{name}.RRF"] += n_nci
@@ -79,6 +80,20 @@ def read_rrf(umls, name, parse_block, skipped=None, nci=None):
     if n_rows == 0:
         well_formed = " well-formed" if skipped and skipped[f"{name}.RRF"] else ""
         raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
+    n_stated = stated_rows(paths[0].parent, name)
+    if n_stated is not None and n_found != n_stated:
+        report_other_rows(skipped, f"{name}.RRF", where, n_found, n_stated)
+
+
+def stated_rows(folder, name):
+    """How many rows the MRFILES.RRF of a folder states for NAME.RRF; None if it is not there, or does not say.
+
+    It states bytes too, but a copy with other line ends has others.
+    """
+    row_of_file = re.compile(rf"^{name}\.RRF\|(?:[^|\n]*\|){{3}}([0-9]{{1,15}})\|", re.M | re.I)
+    texts = [read_utf8(path) for path in find_rrf(folder, "MRFILES") if path.parent == folder]
+    found = next(filter(None, map(row_of_file.search, texts)), None)
+    return int(found[1]) if found else None
 
 
 def _parse_in_threads(paths, name, parse_block):
@@ -134,7 +149,7 @@ class Rows:
         start: (n,) first byte of each row. line: (n,) its line within the block. pipes: (n, columns) positions of `|`.
         faults: [(line within the block, ", column X: what is wrong")]; such rows are left out.
         nci_lines: arrays of lines whose concept the NCI Metathesaurus numbers (CL and digits); these too.
-        n_lines: lines of the block, malformed ones too.
+        n_lines: lines of the block, malformed ones too. n_found: those that are not empty.
     """
 
     def __init__(self, block, cut, columns):
@@ -148,6 +163,7 @@ class Rows:
         if not regular:
             ends = np.flatnonzero(self.bytes == ord("\n"))
         self.start, self.line = np.concatenate([[len(PADDING)], ends[:-1] + 1]), np.arange(len(ends))
+        self.n_found = len(ends)
         utf8 = is_utf8(block)
         if not (regular and utf8):
             pipes = self._leave_out_malformed(pipes, ends, cut, utf8)
@@ -160,6 +176,7 @@ class Rows:
         """
         width = len(self.columns)
         ends = ends - (self.bytes[ends - 1] == ord("\r"))  # Windows line ends
+        self.n_found = np.count_nonzero(ends > self.start)
         count = np.diff(np.searchsorted(pipes, ends), prepend=0)
         good = (count == width) & (self.bytes[ends - 1] == ord("|"))
         for i in np.flatnonzero(~good & (ends > self.start)).tolist():
@@ -264,3 +281,14 @@ def report_bad_row(skipped, file, message):
     skipped[file] += 1
     if skipped[file] <= 5:
         tqdm.write(f"{message}; left out", file=sys.stderr)
+
+
+def report_other_rows(skipped, file, where, n_found, n_stated):
+    """Fewer rows than MRFILES.RRF states are an error, or counted and said as by report_bad_row. More are only said."""
+    message = f"{where}: {n_found:,} rows, and MRFILES.RRF beside it states {n_stated:,}"
+    if n_found < n_stated and skipped is None:
+        advice = "copy the file again; if rows were left out on purpose, remove MRFILES.RRF"
+        raise UserError(f"{message}: {advice} (--skip_bad_rows counts the missing ones and goes on)")
+    if n_found < n_stated:
+        skipped[file] += n_stated - n_found
+    tqdm.write(message, file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import configs
 from configs import UserError
 from support.files import read_utf8, write_atomic
+from support.texts import replace_surrogates
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that kgi.py evaluate writes
@@ -28,11 +29,18 @@ KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores 
 # ---------------------------------------------------------------- result files
 
 
+def read_record(path):
+    """What a JSON file of results holds. Raises: UserError, OSError, ValueError or TypeError for another file."""
+    if not path.is_file():
+        raise ValueError("a folder, a pipe or a device")
+    return json.loads(read_utf8(path), parse_constant=finite)  # NaN is no number
+
+
 def read_records(folder, pattern, parse):
     """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
     for path in sorted(Path(folder).rglob(pattern)):
         try:
-            parsed = parse(json.loads(read_utf8(path)))
+            parsed = parse(read_record(path))
         except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
             reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
             print(f"{path}: not a file of results, left out ({reason})")
@@ -41,12 +49,12 @@ def read_records(folder, pattern, parse):
 
 
 def checked(kind, value):
-    """The value of a result file, if it is of this kind. Raises: TypeError."""
+    """The value of a result file, if it is of this kind. Raises: TypeError, or ValueError for a number too large."""
     if type(value) is not kind:
         raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
-    if kind is str:
-        value.encode()  # half of a surrogate pair is no text
-    return value
+    if kind is int and abs(value) >= 2**53:
+        raise ValueError("a number of more than 15 digits")
+    return replace_surrogates(value) if kind is str else value
 
 
 def finite(value, least=0, most=1e9):
@@ -113,6 +121,7 @@ def read_results(folder):
 
 def differing_settings(before, now):
     """Which settings of two signatures differ; a digest only if its path does not, which says more."""
+    before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
     keys = [k for k in now if before.get(k) != now[k]]
     return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
 

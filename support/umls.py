@@ -56,7 +56,7 @@ class Release(NamedTuple):
     """What read_release found."""
 
     tables: list[Tables]  # of each language
-    skipped: dict  # {file: malformed rows left out}
+    skipped: dict  # {file: malformed rows left out, and those missing of what MRFILES.RRF states}
     nci: dict  # {file: rows left out whose concept the NCI Metathesaurus numbers}
     unsaved: list[Tables]  # those that were not in the cache
     source: dict  # what they were made from, for save_tables
@@ -108,10 +108,10 @@ def language_code(text):
 
 
 def read_semantic_types(umls, kept, table, skipped=None, nci=None):
-    """MRSTY and a table of semantic groups -> (groups, (N_CUIS,) int16 group of each kept concept, or -1).
+    """MRSTY and a table of semantic groups -> (groups, (N_CUIS,) int16 group of each kept concept).
 
     A concept is kept if one of its semantic types is. Of several kept types, the least deep one (shortest tree number
-    STN, then STN, then TUI) gives the group.
+    STN, then STN, then TUI) gives the group. It is -1 for other concepts, and -2 for those without a semantic type.
 
     Args:
         kept: TUIs and abbreviations of groups. table: a SemGroups.txt (GRP|name|TUI|type name).
@@ -140,9 +140,9 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
     kept_types = [tui for tui in by_depth if tui in kept or group_of.get(tui) in kept]
     preference = np.full(1000, len(kept_types), np.int16)  # by the number in the TUI
     preference[[int(tui[1:]) for tui in kept_types]] = np.arange(len(kept_types))
-    best = np.full(N_CUIS, len(kept_types), np.int16)
+    best = np.full(N_CUIS, len(kept_types) + 1, np.int16)
     np.minimum.at(best, np.concatenate(cuis), preference[np.concatenate(tuis)])
-    return groups, np.array([groups.index(group_of[tui]) for tui in kept_types] + [-1], np.int16)[best]
+    return groups, np.array([groups.index(group_of[tui]) for tui in kept_types] + [-1, -2], np.int16)[best]
 
 
 def read_semantic_groups(path):
@@ -167,13 +167,19 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
     the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF, then TS=P, then the rest. Among equals
     the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
 
+    Returns: (that list, (N_CUIS,) bool: which concepts have a row in MRCONSO, of any language).
     Raises: UserError if a language has no row, naming those that the release has.
     """
-    rank = read_ranks(umls, skipped)
+    rank, has_row = read_ranks(umls, skipped), np.zeros(N_CUIS, bool)
 
     def parse_block(rows):
-        lat = rows.prefix8("LAT")
-        atoms = {name: atoms_of(rows.filter(lat == prefix8(name)), group, rank) for name in lats}
+        cui, lat = rows.parse_cui("CUI"), rows.prefix8("LAT")
+        rows, cui, languages = rows.filter(cui >= 0), cui[cui >= 0], lat[cui >= 0]
+        has_row[cui] = True
+        aui = rows.parse_id("AUI", "A", 7, 8)
+        keep = (aui >= 0) & (group[cui] >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
+        of_lats = [np.flatnonzero(keep & (languages == prefix8(name))) for name in lats]
+        atoms = {name: atoms_of(rows.filter(at), cui[at], aui[at], rank) for name, at in zip(lats, of_lats)}
         return atoms, np.unique(lat)
 
     found, codes_found = {lat: [] for lat in lats}, set()
@@ -186,7 +192,7 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
             names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes_found)
             path = rrf.find_rrf(umls, "MRCONSO")[0]
             raise UserError(f"{path}: no row in language {lat}; it has {' '.join(sorted(names))}")
-    return [sort_terms(*zip(*found.pop(lat))) for lat in lats]
+    return [sort_terms(*zip(*found.pop(lat))) for lat in lats], has_row
 
 
 def read_ranks(umls, skipped=None):
@@ -196,7 +202,8 @@ def read_ranks(umls, skipped=None):
         blocks = read_rrf(umls, "MRRANK", lambda rows: (rows.strings("SAB", "TTY"), rows.strings("RANK")), skipped)
         for sources, ranks in blocks:
             for source, text in zip(sources.to_pylist(), ranks.to_pylist()):
-                rank[source] = max(rank.get(source, 0), min(int(text), MAX_RANK) if text.isdecimal() else 0)
+                number = int(text.lstrip("0")[:5] or 0) if text.isdecimal() else 0  # MAX_RANK has four digits
+                rank[source] = max(rank.get(source, 0), min(number, MAX_RANK))
     return rank
 
 
@@ -211,10 +218,9 @@ def read_codes(umls, sources):
     names = {prefix8(sab): before for sab, before in sources.items()}
 
     def parse_block(rows):
-        of_sources = np.isin(rows.prefix8("SAB"), [*names])
-        rows = rows.filter(of_sources & (rows.prefix8("SUPPRESS") == prefix8("N")))
-        cui = rows.parse_cui("CUI")
-        rows, cui = rows.filter(cui >= 0), cui[cui >= 0]
+        cui, of_sources = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*names])
+        keep = (cui >= 0) & of_sources & (rows.prefix8("SUPPRESS") == prefix8("N"))
+        rows, cui = rows.filter(keep), cui[keep]
         codes = zip(rows.prefix8("SAB").tolist(), rows.strings("CODE").to_pylist(), cui.tolist())
         return {(names[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
 
@@ -226,15 +232,10 @@ def read_codes(umls, sources):
     return sorted(found)
 
 
-def atoms_of(rows, group, rank):
-    """Rows of MRCONSO in one language -> (cui, priority, string) of the atoms that count; low priorities come first."""
-    rows = rows.filter(rows.prefix8("SUPPRESS") == prefix8("N"))
-    cui = rows.parse_cui("CUI")
-    keep = (cui >= 0) & (group[cui] >= 0)
-    rows, cui = rows.filter(keep), cui[keep]
-    aui = rows.parse_id("AUI", "A", 7, 8)
+def atoms_of(rows, cui, aui, rank):
+    """Rows of MRCONSO in one language -> (cui, priority, string) of those with a name; low priorities come first."""
     start, end = rows.span("STR")
-    keep = (aui >= 0) & (end > start)  # an empty string is no name
+    keep = end > start  # an empty string is no name
     rows, cui, aui = rows.filter(keep), cui[keep], aui[keep]
     preferred_class = rows.prefix8("TS") == prefix8("P")
     preferred_form = preferred_class & (rows.prefix8("STT") == prefix8("PF"))
@@ -281,11 +282,12 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     Args:
         terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
 
-    Returns: a list of (E,) int64.
+    Returns: (a list of (E,) int64, (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
     """
+    stands_in = np.zeros((2, N_CUIS + 1), bool)  # the last one for "no concept", -1
     concept_of, has_synonym = [], []
     for cui, first_term, *_ in terms:
-        index = np.full(N_CUIS + 1, -1, np.int32)  # the last one for "no concept", -1
+        index = np.full(N_CUIS + 1, -1, np.int32)
         index[cui] = np.arange(len(cui))
         concept_of.append(index)
         has_synonym.append(np.append(np.diff(first_term) > 1, False))
@@ -295,20 +297,21 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     synonymy = relations.index("SY")
 
     def parse_block(rows):
+        t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
+        stands_in[0, t] = stands_in[1, h] = True
         rel = rows.prefix8("REL")
         r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
         r[codes[r] != rel] = -1
         keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
-        rows, r = rows.filter(keep), r[keep]
-        t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
-        keys = []
+        h, r, t, keys = h[keep], r[keep], t[keep], []
         for index, synonyms in zip(concept_of, has_synonym):
             head, tail = index[h], index[t]
             good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
             keys.append(triple_key(head[good], r[good], tail[good]))
         return keys
 
-    return [sort_unique(np.concatenate(keys)) for keys in zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))]
+    keys = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
+    return [sort_unique(np.concatenate(of_lang)) for of_lang in keys], stands_in
 
 
 def sort_unique(keys):
@@ -351,10 +354,12 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log
     """The Tables of each language, from the files. counters: (skipped, nci) of read_rrf."""
     groups, group = read_semantic_types(umls, semantic_types, semgroups, *counters)
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
-    terms = read_terms(umls, [lat_code(lang) for lang in langs], group, *counters)
+    terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, *counters)
     log(f"MRCONSO: {sum(len(strings) for _, _, strings in terms):,} terms")
-    keys = read_relations(umls, terms, relations, *counters)
+    keys, stands_in = read_relations(umls, terms, relations, *counters)
     log(f"MRREL: {sum(map(len, keys)):,} relations")
+    for line in find_gaps(group, has_row, *stands_in[:, :-1]):
+        log(line)
     out = []
     for lang, (cui, first_term, strings), key in zip(langs, terms, keys):
         if len(key) == 0:
@@ -366,11 +371,26 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log
     return out
 
 
+def find_gaps(group, has_row, in_cui1, in_cui2):
+    """Yields a line for each kind of concept that whole files do not have, but files that were cut do.
+
+    Args: (N_CUIS,) arrays: group of read_semantic_types, the concepts of MRCONSO, and those of MRREL in CUI1 and CUI2.
+    """
+    related = in_cui1 | in_cui2
+    for what, concepts, gaps in (
+        ("MRCONSO have no semantic type in MRSTY", has_row, group == -2),
+        ("MRREL have no row in MRCONSO", related, ~has_row),
+        ("MRREL have relations in one direction only", related, in_cui1 != in_cui2),
+    ):
+        if n := np.count_nonzero(concepts & gaps):
+            yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}; many mean that a file was cut"
+
+
 def describe_source(umls, s, semgroups):
     """What the tables of a release depend on: if it is the same again, the cache holds."""
-    files = {path.name: path.stat() for name in rrf.COLUMNS for path in rrf.find_rrf(umls, name)}
+    files = {path.name: path.stat() for name in (*rrf.COLUMNS, "MRFILES") for path in rrf.find_rrf(umls, name)}
     return {
-        "version": 3, "folder": str(Path(umls).resolve()),
+        "version": 4, "folder": str(Path(umls).resolve()),
         "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
         "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),

@@ -67,9 +67,16 @@ def pack_in_parts(path, whole):
         path.with_name(f"{path.name}.a{'abc'[k]}.gz").write_bytes(gzip.compress(part))
 
 
-def damage(folder, name, change):
+def state_rows(folder):
+    """Writes MRFILES.RRF into a folder, with the number of rows of each file there."""
+    rows = {path.name: path.read_bytes().count(b"\n") for path in sorted(folder.glob("*.RRF"))}
+    lines = [f"{name}|title|CUI,LAT|18|{n}|1|\n" for name, n in ({"MRCOLS.RRF": 7} | rows).items()]
+    (folder / "MRFILES.RRF").write_text("".join(lines))
+
+
+def damage(folder, name, change, meta="META"):
     """Replaces META/NAME.RRF by change(its lines)."""
-    path = folder / "META" / f"{name}.RRF"
+    path = folder / meta / f"{name}.RRF"
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(change(lines))
 

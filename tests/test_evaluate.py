@@ -1,6 +1,8 @@
 """What a checkpoint knows of the four tasks (kgi.py evaluate), its record and its map."""
 
 import json
+import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -171,15 +173,17 @@ def test_scores_of_a_record_are_means_over_languages():
 
 
 def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, capsys):
-    """A run, one with another tokenizer (synonyms alone), the map, and one table of all."""
+    """A run, one with another tokenizer (synonyms alone) whose name is not UTF-8, its map, and one table of all."""
     other_data = build(release, tmp_path / "en", vocab_size=300)
-    other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0)
-    (other.out / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
+    other = pretrain(other_data, tmp_path / "other", steps=1, warmup=1.0).out
+    other = other.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    (other / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
     monkeypatch.chdir(tmp_path)
+    sys.stdout.reconfigure(errors="replace")  # as the programs do
     embed, asked = models.embed, []
     monkeypatch.setattr(models, "embed", lambda *args: asked.append((args[4], args[5])) or embed(*args))
     capsys.readouterr()
-    run_command(kgi, "evaluate", run.out, other.out, "--data", dataset, "--device", "cpu")
+    run_command(kgi, "evaluate", run.out, other, "--data", dataset, "--device", "cpu")
     assert asked == [(configs.POOLINGS, 62), (configs.POOLINGS, 7)]  # its own limit
     shown = capsys.readouterr().out
     assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
@@ -189,12 +193,12 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
     finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
-    assert "| kgi | " in table and table.count("| other | – | –") == 1
+    assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
-    (other.out / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
-    run_command(kgi, "map", other.out, "--data", dataset, "--terms", 200)
+    (other / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    run_command(kgi, "map", other, "--data", other_data, "--terms", 200)
     assert asked[2:] == [(["cls"], 62), (["mean"], 7)]
-    assert Path("results/kgi-s3/map-en.png").read_bytes()[1:4] == b"PNG"
+    assert Path("results", other.name, "map-en.png").read_bytes()[1:4] == b"PNG"
 
 
 @pytest.mark.parametrize("argv, message", [

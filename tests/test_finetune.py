@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -311,12 +312,18 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
         (json.dumps(record | {"runs": [two[0] | {"dev": 3}]}), "is not a file of results"),
         (json.dumps(record | {"runs": [two[0] | {"paper": [math.nan] * 3}]}), "is not a file of results"),
         (json.dumps(record | {"runs": [two[0] | {"dev": {"entity": [0, 0, 10**400]}}]}), "is not a file of results"),
+        (json.dumps(record | {"runs": [two[0] | {"macro": [10**400] * 3}]}), "is not a file of results"),
+        (json.dumps(record | {"runs": [two[0] | {"seed": 10**400}]}), "is not a file of results"),
         (json.dumps({k: v for k, v in record.items() if k != "signature"}), "without a record of all their settings"),
     ):  # fmt: skip
         (out / "scores.json").write_text(content)
         with pytest.raises(UserError, match=f"{why}.*choose another --out"):
             tune()
         assert tree(out) == before | {"scores.json": content.encode()}
+    (out / "scores.json").unlink()
+    os.mkfifo(out / "scores.json")
+    with pytest.raises(UserError, match="is not a file of results and is not overwritten; choose another --out"):
+        tune()
 
 
 def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, monkeypatch):

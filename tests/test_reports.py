@@ -1,5 +1,7 @@
 """Reports of a run: its curves, its model card, and metrics.jsonl with damaged lines."""
 
+import json
+import os
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import data
 import kgi
 from configs import UserError
+from support import reports
 from tests.training import call, set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -36,8 +39,25 @@ def test_plot_draws_the_curves_of_runs(baseline, tmp_path, monkeypatch, capsys):
         call("plot", baseline)
 
 
+@pytest.mark.parametrize("name, shown", [
+    (b"caf\xe9", "caf\ufffd"), (b"_x", " _x"), (b"a $b$", "a $b$"), (b"x$\\frac$", "x$\\frac$"),
+    ("caf\u00e9".encode(), "caf\u00e9"),
+])  # fmt: skip
+def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
+    """One that is not UTF-8, one that matplotlib would take for a formula, and one that it would leave out."""
+    run = tmp_path / os.fsdecode(name)
+    run.mkdir()
+    lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(3)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    picture = reports.draw_curves([run], tmp_path / "x.svg", data.TASKS)
+    assert f"<!-- {shown} -->" in picture.read_text(encoding="utf-8")
+
+
 DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',
-          b'{"step": 5, "valid": 7}', b'{"step": 5, "valid": {"mlm_loss": "x"}}']  # fmt: skip
+          b'{"step": 5, "valid": 7}', b'{"step": 5, "valid": {"mlm_loss": "x"}}',
+          b'{"step": 5, "mlm_loss": 1e308}', b'{"step": 5, "mlm_loss": -1e308}', b'{"step": 1%s}' % (b"0" * 5000),
+          b'{"step": 5, "mlm_loss": 1%s}' % (b"0" * 400),
+          b'{"step": 5, "valid": %s1%s}' % (b"[" * 9999, b"]" * 9999)]  # fmt: skip
 
 
 def test_damaged_lines_of_metrics_are_dropped(dataset, tmp_path, capsys):
@@ -45,7 +65,7 @@ def test_damaged_lines_of_metrics_are_dropped(dataset, tmp_path, capsys):
     out = tmp_path / "run"
     train(dataset, out)
     whole = (out / "metrics.jsonl").read_bytes()
-    (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))
+    (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))  # of a NaN a curve has a gap
     run = set_up(dataset, out)
     kgi.export_checkpoint(run)
     assert "held out, at step 6" in (out / "README.md").read_text()

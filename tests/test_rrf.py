@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections import Counter
 
 import pytest
 
 from configs import UserError
-from support import rrf
+from support import rrf, umls
 from tests.conftest import build, graph_of
 from tests.small_releases import (
     ANAT,
@@ -21,6 +22,7 @@ from tests.small_releases import (
     rel,
     rewrite,
     same,
+    state_rows,
     types,
     write,
     write_texts,
@@ -29,13 +31,16 @@ from tests.small_releases import (
 # ---------------------------------------------------------------- the same rows in another form
 
 
-@pytest.mark.parametrize("change", [
-    pack_in_parts,
-    lambda path, whole: (path.unlink(), path.with_name(path.name + ".gz").write_bytes(gzip.compress(whole))),
-    lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\r\n")),
-    lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\n\n")),
-    lambda path, whole: path.write_bytes(whole.rstrip(b"\n")),
-], ids=["parts", "gz", "windows", "empty lines", "no last line end"])  # fmt: skip
+FORMS = {
+    "parts": pack_in_parts,
+    "gz": lambda path, whole: (path.unlink(), path.with_name(path.name + ".gz").write_bytes(gzip.compress(whole))),
+    "windows": lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\r\n")),
+    "empty lines": lambda path, whole: path.write_bytes(whole.replace(b"\n", b"\n\n")),
+    "no last line end": lambda path, whole: path.write_bytes(whole.rstrip(b"\n")),
+}
+
+
+@pytest.mark.parametrize("change", FORMS.values(), ids=FORMS)
 def test_the_same_release_in_another_form(release, tmp_path, change):
     assert same(graph_of(rewrite(tmp_path, release, change), "fr"), graph_of(release, "fr"))
 
@@ -143,6 +148,86 @@ def test_a_row_with_two_faults_counts_once(tmp_path):
     assert len(list(blocks)) == 1 and skipped == {"MRREL.RRF": 1}
 
 
+RELATED = [rel("C0000001", "PAR", "C0000002"), rel("C0000002", "CHD", "C0000001")]
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("name", ["MRCONSO", "MRREL", "MRSTY", "MRRANK"])
+def test_a_file_that_was_cut_at_the_end_of_a_row(tmp_path, capsys, name, form):
+    """MRFILES.RRF states the rows of each file, whatever form the file has now."""
+    folder = write(tmp_path, BASE, RELATED, TYPES, ["0001|SYN|PT|N|\n", "0002|SYN|SY|N|\n"])
+    path, skipped = folder / f"{name}.RRF", Counter()
+    whole, n_rows = path.read_bytes(), path.read_bytes().count(b"\n")
+    state_rows(folder)
+    form(path, whole)
+    assert sum(rrf.read_rrf(folder, name, lambda rows: len(rows.start))) == n_rows
+    path.touch()
+    form(path, whole[: whole[:-1].rindex(b"\n") + 1])
+    message = f"{name}.RRF.*: {n_rows - 1} rows, and MRFILES.RRF beside it states {n_rows}"
+    with pytest.raises(UserError, match=f"{message}: copy the file again; .* remove MRFILES.RRF"):
+        list(rrf.read_rrf(folder, name, lambda rows: None))
+    assert capsys.readouterr().err == ""
+    assert sum(rrf.read_rrf(folder, name, lambda rows: len(rows.start), skipped)) == n_rows - 1
+    assert skipped == {f"{name}.RRF": 1} and re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["MRCONSO", "MRREL", "MRSTY", "MRRANK"])
+def test_no_build_of_a_file_that_was_cut(tmp_path, name):
+    """Without MRFILES.RRF nobody can know, and the graph is that of --skip_bad_rows."""
+    folder = write(tmp_path, BASE, RELATED, TYPES, ["0001|SYN|PT|N|\n", "0002|SYN|SY|N|\n"])
+    state_rows(folder)
+    damage(folder, name, lambda lines: b"\n".join([*lines[:-2], b""]), meta="")
+    with pytest.raises(UserError, match=f"{name}.RRF: . rows, and MRFILES.RRF beside it states ."):
+        graph_of(folder)
+    left = graph_of(folder, skip_bad_rows=True)
+    (folder / "MRFILES.RRF").unlink()
+    assert same(graph_of(folder), left)
+
+
+def test_ids_of_a_file_that_was_cut(tmp_path):
+    folder = write(tmp_path, [conso("C0000001", "x", sab="MSH"), *BASE], [], [])
+    state_rows(folder)
+    assert umls.read_codes(folder, {"MSH": ""}) == [("X", "C0000001")]
+    damage(folder, "MRCONSO", lambda lines: b"\n".join(lines[:2]), meta="")
+    with pytest.raises(UserError, match="MRCONSO.RRF: 2 rows, and MRFILES.RRF beside it states 4"):
+        umls.read_codes(folder, {"MSH": ""})
+
+
+@pytest.mark.parametrize("rows", ["2", "4", "many", "", "9" * 5000, "-1", "3|1|\nMRCONSO.RRF|t|c|18|8"])
+def test_what_mrfiles_says_beside_that(tmp_path, capsys, rows):
+    """More rows than are stated are said. A number that is none states nothing, nor does a file in another folder."""
+    folder = write(tmp_path / "META", BASE, RELATED, TYPES).parent
+    (tmp_path / "META" / "MRFILES.RRF").write_text(f"MRCONSO.RRF|title|CUI|18|{rows}|1|\n")
+    if rows == "4":
+        (tmp_path / "META" / "MRFILES.RRF").rename(tmp_path / "MRFILES.RRF")
+    graph_of(folder)
+    said = f"{folder}/META/MRCONSO.RRF: 3 rows, and MRFILES.RRF beside it states 2\n"
+    assert capsys.readouterr().err == (said if rows == "2" else "")
+
+
+@pytest.mark.parametrize("row, place", [
+    (conso("C123", "x", lat="GER"), "MRCONSO.RRF, row 4, column CUI: 'C123'"),
+    (conso("D0000001", "x", suppress="O"), "MRCONSO.RRF, row 4, column CUI: 'D0000001'"),
+    (conso("", "x", sab="OTHER"), "MRCONSO.RRF, row 4, column CUI: ''"),
+    (conso("C0000001", "x", lat="GER", aui="A1"), "MRCONSO.RRF, row 4, column AUI: 'A1'"),
+    (conso("C0000001", "x", suppress="E", aui=""), "MRCONSO.RRF, row 4, column AUI: ''"),
+    (conso("C0000009", "x", aui="A123456789"), "MRCONSO.RRF, row 4, column AUI: 'A123456789'"),
+    (rel("C0000001", "RO", "C000001"), "MRREL.RRF, row 3, column CUI2: 'C000001'"),
+    (rel("X0000001", "PAR", "C0000001", suppress="Y"), "MRREL.RRF, row 3, column CUI1: 'X0000001'"),
+    (types(("C0000001", "TX47|B2|x"))[0], "MRSTY.RRF, row 4, column TUI: 'TX47'"),
+])  # fmt: skip
+def test_identifiers_are_checked_in_rows_that_are_not_used_too(tmp_path, row, place):
+    """A row of another language, source or relation, suppressed, or of a concept that is not kept."""
+    file = place.split(".")[0]
+    more = {name: [row] if name == file else [] for name in ("MRCONSO", "MRREL", "MRSTY")}
+    folder = write(tmp_path, BASE + more["MRCONSO"], RELATED + more["MRREL"], TYPES + more["MRSTY"])
+    with pytest.raises(UserError, match=place):
+        graph_of(folder)
+    if "CUI: " in place:
+        with pytest.raises(UserError, match=place):
+            umls.read_codes(folder, {"SYN": ""})
+
+
 # ---------------------------------------------------------------- rows that are left out
 
 
@@ -199,14 +284,14 @@ def test_concepts_of_the_nci_metathesaurus_are_left_out(release, tmp_path, capsy
 
     folder = rewrite(tmp_path, release, more)
     assert same(graph_of(folder), graph_of(release))
-    kept = {"MRCONSO.RRF": 3, "MRSTY.RRF": 2, "MRREL.RRF": 3}
+    kept = {"MRCONSO.RRF": 3, "MRSTY.RRF": 2, "MRREL.RRF": 4}
     for _ in range(2):  # also where the tables are those of the build before
         out = build(folder, tmp_path / "en", e3c="none", text=str(write_texts(tmp_path)))
         manifest = json.loads((out / "manifest.json").read_text())
         assert (manifest["nci_rows_left_out"], manifest["malformed_rows_left_out"]) == (kept, {})
         message = capsys.readouterr().out
-        for line in ("rows of NCI Metathesaurus concepts (CL...) left out: MRSTY.RRF 2, MRCONSO.RRF 3, MRREL.RRF 3",
-                     "MRREL.RRF: 3 rows left out, of concepts"):  # fmt: skip
+        for line in ("rows of NCI Metathesaurus concepts (CL...) left out: MRSTY.RRF 2, MRCONSO.RRF 3, MRREL.RRF 4",
+                     "MRREL.RRF: 4 rows left out, of concepts"):  # fmt: skip
             assert line in message
     for cui in ("CL", "CLX", "CL123456789", "CL12 ", "XL105989"):
         rows = [rel("CL105989", "PAR", cui)]

@@ -1,6 +1,7 @@
 """The paper's tables from result files, and what is not a result file."""
 
 import json
+import os
 import re
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 
 from configs import UserError
 from support import corpora, tables
+from support.files import write_json
 from tests.conftest import ROOT
 
 
@@ -123,6 +125,50 @@ def test_numbers_of_results_are_numbers(tmp_path, capsys):
         (tmp_path / f"{i}" / "scores.json").write_text(good.replace("[90.0, 80.0, 70.0]", text))
     assert not tables.read_results(tmp_path)
     assert capsys.readouterr().out.count("left out") == 5
+
+
+def test_only_files_are_read(tmp_path, capsys):
+    """A pipe would wait for ever, and a device has no end."""
+    for name in ("scores.json", "knowledge-x.json"):
+        os.mkfifo(tmp_path / name)
+        (tmp_path / "dir" / name).mkdir(parents=True)
+        (tmp_path / "zero").mkdir(exist_ok=True)
+        (tmp_path / "zero" / name).symlink_to("/dev/zero")
+    tables.write_tables(tmp_path, with_paper=False)
+    reason = "not a file of results, left out (ValueError: a folder, a pipe or a device)\n"
+    assert capsys.readouterr().out.count(reason) == 6
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53), 10**400, "1" + "0" * 5000])
+def test_integers_are_of_fifteen_digits(tmp_path, capsys, number):
+    """A seed and a number of terms: they would be a row, and a line, of any length."""
+    scores, knowledge = scores_record("x", seeds=("HERE",)), knowledge_record("x", settings={"terms": "HERE"})
+    for name, record in (("scores.json", scores), ("knowledge-en.json", knowledge)):
+        (tmp_path / name).write_text(json.dumps(record).replace('"HERE"', str(number)))
+    tables.write_tables(tmp_path, with_paper=False)
+    assert capsys.readouterr().out.count("not a file of results, left out") == 2
+
+
+def test_a_setting_that_is_not_a_number_is_no_other_setting(tmp_path, capsys):
+    (tmp_path / "scores.json").write_text(json.dumps(scores_record("x", signature={"lr": float("nan")})))
+    assert not tables.read_results(tmp_path)
+    assert "left out (TypeError: 'NaN' is not a number)" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8(tmp_path, capsys):
+    """They are written and shown with replacement characters; older files hold half a surrogate pair instead."""
+    for i, name in enumerate((os.fsdecode(b"caf\xe9"), "café", "a\U0001f600b")):
+        record = scores_record(name, signature={"data": f"/{name}"})
+        (tmp_path / f"{i}").mkdir()
+        write_json(tmp_path / f"{i}" / "scores.json", record)
+        text = (tmp_path / f"{i}" / "scores.json").read_text(encoding="utf-8")
+        assert json.loads(text) == json.loads(json.dumps(record).replace("\\udce9", "\ufffd"))
+        assert tables.differing_settings(json.loads(text)["signature"], record["signature"]) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "scores.json").write_text(json.dumps(scores_record(os.fsdecode(b"b\xe9"))))
+    assert "\\udce9" in (tmp_path / "old" / "scores.json").read_text()
+    tables.write_tables(tmp_path, with_paper=False)
+    assert {"caf\ufffd", "café", "a\U0001f600b", "b\ufffd"} <= rows_of(tmp_path / "table-4.md").keys()
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):

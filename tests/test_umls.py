@@ -60,9 +60,17 @@ def test_strings_are_taken_as_they_are(tmp_path):
 
 def test_an_empty_string_is_no_name_and_a_rank_without_a_number_is_none(tmp_path):
     rows = [*BASE, conso("C0000003", "", aui="A0000000")]
-    rank = ["²|SYN|PT|N|\n", "0007|SYN|PT|N|\n", "0003|SYN|PT|N|\n"]
+    rank = ["²|SYN|PT|N|\n", "²5|SYN|PT|N|\n", "0007|SYN|PT|N|\n", "0003|SYN|PT|N|\n"]
     g = graph_of(write(tmp_path, rows, [rel("C0000001", "PAR", "C0000002")], TYPES, rank))
     assert preferred(g) == {"C0000001": "hepatitis", "C0000002": "liver disease", "C0000003": "liver"}
+
+
+@pytest.mark.parametrize("low, high", [("1", "9" * 5000), ("0" * 5000 + "7", "8"), ("", "0001"), ("10", "4095")])
+def test_ranks_of_any_length(tmp_path, low, high):
+    rows = [conso("C0000001", "a", ts="S", sab="LOW"), conso("C0000001", "b", ts="S", sab="HIGH", aui="A0000009")]
+    rank = [f"{low}|LOW|PT|N|\n", f"{high}|HIGH|PT|N|\n"]
+    g = graph_of(write(tmp_path, rows + BASE[1:], [rel("C0000001", "PAR", "C0000002")], TYPES, rank))
+    assert preferred(g)["C0000001"] == "b"
 
 
 def test_the_least_deep_kept_type_gives_the_semantic_group(tmp_path):
@@ -102,6 +110,29 @@ def test_synonymy_within_a_concept_needs_two_terms(tmp_path):
     more = [*BASE, conso("C0000001", "liver inflammation", ts="S", aui="A0000009")]
     g = graph_of(write(tmp_path, more, [rel("C0000001", "SY", "C0000001"), rel("C0000002", "SY", "C0000002")], TYPES))
     assert triples(g) == {("C0000001", "SY", "C0000001")}
+
+
+def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
+    """A file that was cut shows, also without MRFILES.RRF: each line of the log against rows counted by hand."""
+    whole = [rel("C0000001", "PAR", "C0000002"), rel("C0000002", "CHD", "C0000001")]
+    whole += [rel("C0000002", "RO", "C0000003", suppress="O"), rel("C0000003", "RO", "C0000002"), rel("", "PAR", "")]
+    names = [*BASE, conso("C0000003", "Leber", lat="GER")]
+
+    def gaps(mrconso, mrrel, mrsty):
+        lines = []
+        for name in (tmp_path / "x").glob("*"):
+            name.unlink()
+        folder = write(tmp_path / "x", mrconso, mrrel, mrsty)
+        umls.read_release(folder, ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, lines.append)
+        return [line.split("; many mean")[0] for line in lines if "; many mean" in line]
+
+    assert gaps(names, whole, TYPES) == gaps([*names, *BASE], whole * 2, TYPES * 2) == []
+    assert gaps(names, whole, TYPES[:2]) == ["1 of the 3 concepts of MRCONSO have no semantic type in MRSTY"]
+    not_kept = types(("C0000003", "T083|A2.1.5.4|Geographic Area"))
+    assert gaps(names, whole, TYPES[:2] + not_kept) == []  # it has a type, though none that is kept
+    assert gaps(BASE[:2], whole, TYPES) == ["1 of the 3 concepts of MRREL have no row in MRCONSO"]
+    assert gaps(names, whole[:3], TYPES) == ["1 of the 3 concepts of MRREL have relations in one direction only"]
+    assert gaps(names, whole[:1], TYPES) == ["2 of the 2 concepts of MRREL have relations in one direction only"]
 
 
 # ---------------------------------------------------------------- whole releases
@@ -203,6 +234,10 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
     fewer = read(kept=["DISO", "ANAT"])
     assert fewer[1] and len(fewer[0].cui) < len(first[0].cui) and not read("fr")[1]
     assert read()[1] and read(skip_bad_rows=True)[1] and read()[1]
+    for _ in range(2):  # MRFILES.RRF, which states how many rows there must be, came or changed
+        with open(folder / "META" / "MRFILES.RRF", "a") as f:
+            f.write("MRSAB.RRF|||25|1|1|\n")
+        assert read()[1] and not read()[1]
     damage(folder, "MRCONSO", lambda lines: b"\n".join(lines[10:]))
     shorter = read()
     assert shorter[1] and len(shorter[0].terms) < len(first[0].terms)
