@@ -15,8 +15,8 @@
 
 Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
 the micro-batches. These decide the speed, and which units dropout drops. The same command run again resumes from the
-last checkpoint. At SIGTERM, SIGUSR1 or Ctrl-C it saves after the current step and exits with status 75. A run folder
-holds metrics.jsonl, the last two checkpoints, and the model.
+last checkpoint. At SIGTERM, SIGUSR1 or Ctrl-C it drops the unfinished step, saves the last finished one, and exits with
+status 75. A run folder holds metrics.jsonl, the last two checkpoints, and the model.
 """
 
 import json
@@ -51,7 +51,7 @@ VALID_SHARE = 0.03  # of the time between validations that one may take, unless 
 MIN_VALID_EXAMPLES = 1000  # whatever they cost: fewer say too little
 MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
-    "log_every",
+    "save_minutes", "log_every",
 )  # fmt: skip
 VALID_PAIRS = 128  # pairs of names in a batch of a validation
 MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
@@ -188,6 +188,7 @@ class TrainState:
 
     step: int = 0
     steps: int = 0  # of the whole run; 0: not yet known, with a time budget
+    validated: int = 0  # the step of the last validation: one that a signal interrupted is made up for on resume
     skipped: int = 0  # fp16 steps whose gradients overflowed
     overflows: int = 0  # of them in a row, up to now
     statistics: list = field(default_factory=list)  # since the last line of the log: sum of losses, correct, targets
@@ -224,6 +225,8 @@ class Run:
     state: TrainState = field(default_factory=TrainState)
     optimizer: torch.optim.Optimizer = None
     scaler: torch.amp.GradScaler = None
+    saved: int = -1  # the step of the last checkpoint of this process
+    saved_at: float = field(default_factory=time.monotonic)  # when, or when the run began
     matmul_flops: float = 0.0  # the best operations a second of all ranks so far, for the MFU
     matmul_measured: float = 0.0  # when
     fell_back: bool = False  # the last checkpoint on disk is damaged: not to be kept as the previous one
@@ -360,9 +363,13 @@ def train(s):
         with lock if run.ranks.is_first else nullcontext():
             resume(run)
             is_done = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
-            if not is_done:
-                begin(run)
-            training_loop(run)
+            try:
+                if not is_done:
+                    begin(run)
+                training_loop(run)
+            except runs.Interrupted:  # on all ranks at once
+                if run.state.steps and run.saved != run.state.step:
+                    save_checkpoint(run)
             finish(run)
     except (RuntimeError, MemoryError) as e:
         if not runs.is_out_of_memory(e):
@@ -372,37 +379,58 @@ def train(s):
 
 
 def training_loop(run):
-    """One step after another, until the last one or until a signal asks to stop."""
-    s, state, bar, stop = run.s, run.state, progress_bar(run), False
+    """One step after another, until the last one. Raises: runs.Interrupted, on all ranks, if a signal asks to stop."""
+    s, state, bar = run.s, run.state, progress_bar(run)
     first_step, loop_began = state.step, time.monotonic()
-    while state.step < state.steps and not stop:
+    if validation_is_due(run):
+        log_validation(run, validate(run, validation_rows(run)))
+    while state.step < state.steps:
         # Batch: the same examples whatever the layout, each masked by (seed, epoch, example).
         step_began = time.monotonic()
         micro_batches, batch = run.batches.get(state.step)
 
-        # Forward and backward: equation (2), summed over micro-batches and ranks.
+        # Forward and backward: equation (2), summed over micro-batches and ranks. A signal drops the step.
         sums = forward_backward(run, micro_batches, batch)
 
         # Update: AdamW at the learning rate of the triangle.
         lr = learning_rate(state.step, state.steps, warmup_steps(s, state.steps), s.lr)
         state.step += 1
         update(run, lr)
-        stop = collect(run, sums, micro_batches, batch)
+        stop, save_now = collect(run, sums, micro_batches, batch)
         state.work["seconds"] += time.monotonic() - step_began  # only now has a GPU done what it was given
         bar.update()
 
         # Log, validate and save, each at its interval and at the end.
-        is_last = state.step == state.steps
-        validate_now = is_last or state.step % run.valid_every == 0
-        save_now = is_last or state.step % run.save_every == 0
-        if validate_now or save_now or state.step % s.log_every == 0:
+        validate_now = validation_is_due(run)
+        save_at_step = state.step == state.steps or state.step % run.save_every == 0
+        if validate_now or save_at_step or state.step % s.log_every == 0:
             seconds_per_step = (time.monotonic() - loop_began) / (state.step - first_step)
             log_training(run, lr, eta=(state.steps - state.step) * seconds_per_step)
+        if stop:
+            raise runs.Interrupted
         if validate_now:
-            log_validation(run, validate(run, validation_rows(run, whole=is_last)))
-        if save_now or stop:
+            log_validation(run, validate(run, validation_rows(run)))
+        if save_at_step or save_now:
             save_checkpoint(run)
     bar.close()
+
+
+def validation_is_due(run):
+    """Whether a validation belongs to this step, at its interval and at the end, and has not been made."""
+    state = run.state
+    at_interval = state.step == state.steps or state.step % run.valid_every == 0
+    return state.step > 0 and at_interval and state.validated != state.step
+
+
+def stop_if_asked(run, is_last):
+    """Raises runs.Interrupted on all ranks, if a signal came to any; called before each micro-batch of a pass.
+
+    A rank that has its signal votes at once, the others before their last micro-batch. So each rank votes once a pass,
+    and gradients are exchanged by all ranks or by none.
+    """
+    asked = run.stop_signal.number > 0
+    if (asked or is_last) and run.ranks.all_reduce_sum([float(asked)])[0]:
+        raise runs.Interrupted
 
 
 def forward_backward(run, micro_batches, batch):
@@ -424,8 +452,9 @@ def forward_backward(run, micro_batches, batch):
     if len(batch.concepts_of_names):
         name_gradient, sums[data.SA] = align_names(run, micro_batches, batch)
     for i, micro_batch in enumerate(micro_batches):
-        seed_dropout(run, i)
         is_last = i == len(micro_batches) - 1
+        stop_if_asked(run, is_last)
+        seed_dropout(run, i)
         exchange = nullcontext() if ranks.world == 1 or is_last else run.ddp.no_sync()
         with exchange:
             with hardware.autocast(ranks.device, ranks.dtype):
@@ -500,12 +529,15 @@ def update(run, lr):
 
 
 def collect(run, sums, micro_batches, batch):
-    """Adds one step to the statistics of the log, the same on all ranks. Returns: whether a rank was asked to stop."""
+    """Adds one step to the statistics of the log, the same on all ranks.
+
+    Returns: (whether a rank was asked to stop, whether the time between checkpoints is over).
+    """
     state = run.state
     computed = sum(ids.numel() for ids, *_ in micro_batches)
-    *sums, computed, stop = run.ranks.all_reduce_sum(
-        [*sums.flatten().tolist(), computed, float(run.stop_signal.number > 0)]
-    )
+    stop = run.stop_signal.number > 0
+    save_now = run.ranks.is_first and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
+    *sums, computed, stop, save_now = run.ranks.all_reduce_sum([*sums.flatten().tolist(), computed, stop, save_now])
     statistics = np.column_stack([np.reshape(sums, (len(TASKS), 2)), batch.targets_per_task])
     if not math.isfinite(loss := summarise(run, statistics)["loss"]):
         stop_diverged(run, f"the loss is {loss}")
@@ -514,7 +546,7 @@ def collect(run, sums, micro_batches, batch):
     state.work["flops"] += hardware.training_flops(run.model.encoder.config, batch.length, vocabulary_targets)
     state.work["tokens"] += int(batch.length.sum())
     state.work["computed"] += computed
-    return stop > 0
+    return stop > 0, save_now > 0
 
 
 def summarise(run, statistics):
@@ -527,8 +559,8 @@ def summarise(run, statistics):
     return out
 
 
-def validation_rows(run, whole=False):
-    """The examples of a validation: all of the split, or always the same subset.
+def validation_rows(run):
+    """The examples of a validation: all of the split after the last step, before it always the same subset.
 
     The split is in the order of languages, tasks and kinds, so that every k-th example has them in their shares.
     """
@@ -536,7 +568,8 @@ def validation_rows(run, whole=False):
     # A training step costs about three times the forward pass that a validation makes.
     interval = run.valid_every if run.budget else min(run.valid_every, run.state.steps)
     default = max(MIN_VALID_EXAMPLES, round(3 * VALID_SHARE * interval * run.s.batch_size))
-    n = len(rows) if whole else min(len(rows), run.s.valid_examples or default)
+    is_last = run.state.steps and run.state.step == run.state.steps
+    n = len(rows) if is_last else min(len(rows), run.s.valid_examples or default)
     return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)] if n else rows
 
 
@@ -556,8 +589,11 @@ def validation_batches(run, rows):
 
 @torch.no_grad()
 def validate(run, rows=None):
-    """Loss and accuracy of each task over the validation split (or some rows of it), as summarise gives them."""
-    rows = validation_rows(run, whole=True) if rows is None else rows
+    """Loss and accuracy of each task over the validation split (or some rows of it), as summarise gives them.
+
+    Raises: runs.Interrupted, on all ranks, if a signal asks to stop.
+    """
+    rows = run.valid.rows if rows is None else rows
     run.model.eval()
     sums, counts = torch.zeros(len(TASKS), 2, device=run.ranks.device), np.zeros(len(TASKS))
     batches = validation_batches(run, rows)
@@ -567,7 +603,8 @@ def validate(run, rows=None):
         micro_batches = run.batches.lay_out(batch)
         if len(batch.concepts_of_names):
             sums[data.SA] += align_names(run, micro_batches, batch)[1]
-        for micro_batch in micro_batches:
+        for i, micro_batch in enumerate(micro_batches):
+            stop_if_asked(run, i == len(micro_batches) - 1)
             with hardware.autocast(run.ranks.device, run.ranks.dtype):
                 sums += without_alignment(run.model(*to_device(micro_batch, run.ranks.device)))
     run.model.train()
@@ -711,9 +748,9 @@ def time_steps(run, seconds_of, at_least, at_most):
 def finish(run):
     """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
     ranks, state = run.ranks, run.state
-    if state.step < state.steps:
-        name = run.stop_signal.name
-        ranks.print(f"stopped by {name} after step {state.step:,}, saved; the same command resumes from there")
+    if not state.steps or state.step < state.steps or validation_is_due(run):
+        saved = "saved; the same command resumes from there" if state.steps else "nothing to save"
+        ranks.print(f"stopped by {run.stop_signal.name} after step {state.step:,}, {saved}")
         ranks.exit(EXIT_REQUEUE)
     if ranks.is_first and not is_exported(run):  # killed before the model was written
         export_checkpoint(run)
@@ -770,6 +807,7 @@ def log_validation(run, losses):
     """A line of the console and of metrics.jsonl about a validation: loss and accuracy of each task."""
     if not math.isfinite(losses["loss"]):
         stop_diverged(run, f"the validation loss is {losses['loss']}")
+    run.state.validated = run.state.step
     write_metrics(run, {"step": run.state.step, "valid": losses})
     parts = [f"step {run.state.step:>6}/{run.state.steps}", f"valid {losses['loss']:.3f}"]
     for name in TASK_NAMES:
@@ -807,6 +845,7 @@ def save_checkpoint(run):
 
     A model that has diverged is not written: the checkpoint before it stays.
     """
+    began = time.monotonic()
     if not all(p.isfinite().all() for p in run.model.parameters()):
         stop_diverged(run, "the weights are not finite")
     if run.ranks.is_first:
@@ -814,6 +853,12 @@ def save_checkpoint(run):
         run.fell_back = False
         export_checkpoint(run)
     run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
+    if run.saved < 0:
+        at_latest = f", at the latest after {run.s.save_minutes:g} minutes" if run.s.save_minutes else ""
+        run.ranks.print(
+            f"checkpoint: saved in {time.monotonic() - began:.1f} s, every {run.save_every:,} steps{at_latest}"
+        )
+    run.saved, run.saved_at = run.state.step, time.monotonic()
 
 
 def resume(run):

@@ -165,6 +165,7 @@ class Train:
         0, "examples of validations before the last, which has all; 0: 1,000, or more where cheap", "output"
     )
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")
+    save_minutes: float = setting(10.0, "minutes after which a checkpoint is written in any case; 0: never", "output")
     log_every: int = setting(10, "steps between lines of metrics.jsonl", "output", least=1)
 
 

@@ -77,8 +77,12 @@ class Ranks:
         sys.exit(status)
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop: the unfinished step or validation is dropped, on all ranks at once."""
+
+
 class StopSignal:
-    """Has SIGTERM, SIGUSR1 and Ctrl-C ask the run to end after the current step; a second signal exits immediately.
+    """Has SIGTERM, SIGUSR1 and Ctrl-C ask the run to save its last finished step and end; a second exits immediately.
 
     number: of the signal that came, 0 before.
     """
@@ -91,7 +95,7 @@ class StopSignal:
     def handle(self, number, _):
         self.number = number
         if self.is_first:  # not print, which the signal may have interrupted
-            line = f"{self.name} received: saving after this step; a second {self.name} exits immediately\n"
+            line = f"{self.name} received: saving the last finished step; a second {self.name} exits immediately\n"
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
         signal.signal(number, signal.SIG_DFL)
 

@@ -165,7 +165,9 @@ def test_attention_dropout_is_a_choice(dataset, tmp_path):
 def test_validations_before_the_last_are_bounded(dataset, tmp_path):
     """They use one subset with the shares of the tasks; the last has all examples."""
     run = set_up(dataset, tmp_path, valid_examples=60)
-    some, whole = kgi.validation_rows(run), kgi.validation_rows(run, whole=True)
+    some = kgi.validation_rows(run)
+    run.state.step = run.state.steps
+    whole = kgi.validation_rows(run)
     assert len(some) == len(set(some.tolist())) == 60 and set(some.tolist()) <= set(whole.tolist())
     assert whole.tolist() == run.valid.rows.tolist()
     shares = [np.bincount(run.valid.task[rows], minlength=4) / len(rows) for rows in (some, whole)]
@@ -277,18 +279,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import configs, kgi
 kgi.hardware.measure_matmul_flops = lambda *_, repeat=3: 1e11
 
-def start(argv, dies=False):
+def start(argv, how=""):
     children = []
     for rank in range(3):
         children.append(os.fork())
         if children[-1] == 0:
             try:
-                run_rank(argv, rank, dies)
+                run_rank(argv, rank, how)
             finally:
                 os._exit(1)
     return [os.waitpid(child, 0)[1] for child in children]
 
-def run_rank(argv, rank, dies):
+def run_rank(argv, rank, how):
     os.environ.update(RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost",
                       MASTER_PORT=argv.pop())
     write_metrics = kgi.write_metrics
@@ -296,31 +298,43 @@ def run_rank(argv, rank, dies):
         write_metrics(run, record)
         if record["step"] == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-    if dies:
+    seed_dropout = kgi.seed_dropout
+    def signal_in_step_5(run, i):
+        seed_dropout(run, i)
+        if run.state.step == 4 and i == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+    if how == "killed":
         kgi.write_metrics = die_after_step_5
+    if how == "signalled" and rank == 2:
+        kgi.seed_dropout = signal_in_step_5
     function, settings = configs.parse(argv, kgi.__doc__, kgi.COMMANDS, "train")
     function(settings)
 
 assert start({whole!r} + {ports!r}[:1]) == [0, 0, 0]
-assert start({stopped!r} + {ports!r}[1:2], dies=True) != [0, 0, 0]
+assert start({stopped!r} + {ports!r}[1:2], "killed") != [0, 0, 0]
 shutil.copy({metrics!r}, {metrics!r} + ".killed")
-assert start({stopped!r} + {ports!r}[2:]) == [0, 0, 0]
+assert start({stopped!r} + {ports!r}[2:3], "signalled") == [75 << 8] * 3
+assert start({stopped!r} + {ports!r}[3:]) == [0, 0, 0]
 """
 
 
 def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
     """Killed after the checkpoint at step 3 and started again, with dropout: bit for bit the same.
 
-    The sum over three ranks depends on its order, which that over two does not.
+    Then one rank alone gets a signal in the middle of step 5: all three drop that step and save the four before it. The
+    sum over three ranks depends on its order, which that over two does not.
     """
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     script = THREE_RANKS.format(
-        root=str(ROOT), ports=free_ports(3), metrics=str(stopped / "metrics.jsonl"),
-        whole=args(dataset, whole, dropout=0.1), stopped=args(dataset, stopped, dropout=0.1),
+        root=str(ROOT), ports=free_ports(4), metrics=str(stopped / "metrics.jsonl"),
+        whole=args(dataset, whole, dropout=0.1, micro_tokens=128),
+        stopped=args(dataset, stopped, dropout=0.1, micro_tokens=128),
     )  # fmt: skip
     (tmp_path / "three.py").write_text(script)
     p = command(tmp_path / "three.py")
     assert p.returncode == 0 and "training steps 3 to 6, 40 examples each" in p.stdout, p.stderr
+    assert "stopped by a signal to another rank after step 4, saved" in p.stdout
+    assert "training steps 4 to 6, 40 examples each" in p.stdout
     killed = [json.loads(line) for line in (stopped / "metrics.jsonl.killed").read_text().splitlines()]
     assert [r["step"] for r in killed if "valid" not in r] == [1, 2, 3, 4, 5]  # two were written after the checkpoint
     assert same_weights(whole, stopped)
@@ -412,32 +426,58 @@ def test_dropout_differs_from_step_to_step(dataset, tmp_path):
     assert training_lines(tmp_path)[-1]["loss"] == losses[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_and_exits(dataset, tmp_path, monkeypatch, capfd, number):
+@pytest.mark.parametrize(
+    "number,place,finished",
+    [
+        (signal.SIGTERM, "seed_dropout", 2),  # a micro-batch that others follow: the step is dropped
+        (signal.SIGUSR1, "update", 3),  # too late to drop it
+        (signal.SIGINT, "validation_rows", 6),  # the last validation is dropped, and made up for
+    ],
+)
+def test_a_signal_saves_the_last_finished_step_and_exits(
+    dataset, tmp_path, monkeypatch, capfd, number, place, finished
+):
     """In the middle of an interval of the log: a line at once, status 75, and the same end, metrics.jsonl too."""
-    few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6}
+    few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6, "micro_tokens": 256}
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(dataset, whole, **few)
-    update = kgi.update
+    original = getattr(kgi, place)
 
-    def signalled(run, lr):
-        if run.state.step == 2:
+    def signalled(run, *rest, **more):
+        if run.state.step == finished:
             os.kill(os.getpid(), number)
-        update(run, lr)
+        return original(run, *rest, **more)
 
     with monkeypatch.context() as m, pytest.raises(SystemExit) as end:
-        m.setattr(kgi, "update", signalled)
+        m.setattr(kgi, place, signalled)
         kgi.train(settings(dataset, out, **few))
     assert end.value.code == 75
     printed = capfd.readouterr()
-    assert f"stopped by {number.name} after step 2, saved; the same command resumes from there" in printed.out
-    assert f"{number.name} received: saving after this step; a second {number.name} exits immediately\n" in printed.err
-    assert [r["step"] for r in lines(out)] == [0]
+    assert f"stopped by {number.name} after step {finished}, saved; the same command resumes" in printed.out
+    assert f"{number.name} received: saving the last finished step; a second {number.name} exits" in printed.err
+    assert [r["step"] for r in lines(out)] == ([0, 4, 6] if finished == 6 else [0])
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"] == finished
     assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
     train(dataset, out, **few)
     assert same_weights(whole, out)
     for x, y in zip(lines(whole), lines(out), strict=True):
         assert {k: v for k, v in x.items() if k not in MEASURED} == {k: v for k, v in y.items() if k not in MEASURED}
+
+
+def test_checkpoints_are_written_by_time_too(dataset, tmp_path, monkeypatch, capsys):
+    """Each minute of the clock, which here moves 25 seconds a step; what one costs is told once."""
+    saved, save = [], kgi.runs.write_checkpoint
+    monkeypatch.setattr(
+        kgi.runs, "write_checkpoint", lambda out, c, **k: (saved.append(c["state"]["step"]), save(out, c, **k))
+    )
+    run = set_up(dataset, tmp_path, steps=6, valid_every=6, save_minutes=1.0)
+    tmp_path.mkdir(exist_ok=True)
+    update = kgi.update
+    monkeypatch.setattr(kgi, "update", lambda run, lr: (update(run, lr), setattr(run, "saved_at", run.saved_at - 25)))
+    kgi.training_loop(run)
+    assert saved == [3, 6]
+    printed = capsys.readouterr().out
+    assert printed.count("checkpoint: saved in") == 1 and "every 6 steps, at the latest after 1 minutes" in printed
 
 
 SRUN = """#!{python}

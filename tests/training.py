@@ -8,6 +8,7 @@ import torch
 
 import configs
 import kgi
+from support import runs
 
 TINY = {
     "layers": 2, "heads": 2, "dim": 32, "ffn": 64, "steps": 6, "batch_size": 40, "lr": 1e-3, "log_every": 1,
@@ -42,10 +43,19 @@ def set_up(dataset, out, **more):
 
 
 def one_step(run):
-    """A step of the training loop, which then saves as if a signal had come."""
+    """A step of the training loop, at whose end a signal comes; it is saved."""
     run.out.mkdir(exist_ok=True)
-    run.stop_signal.number = signal.SIGTERM
-    kgi.training_loop(run)
+    update = kgi.update
+
+    def signalled(run, lr):
+        run.stop_signal.number = signal.SIGTERM
+        update(run, lr)
+
+    with pytest.MonkeyPatch.context() as m, pytest.raises(runs.Interrupted):
+        m.setattr(kgi, "update", signalled)
+        kgi.training_loop(run)
+    run.stop_signal.number = 0
+    kgi.save_checkpoint(run)
 
 
 def lines(out):
