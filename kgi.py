@@ -83,6 +83,8 @@ def coefficients(s, manifest):
     if s.alphas and len(s.alphas) != len(n):
         raise UserError(f"alphas = {s.alphas}: there must be {len(n)}, for {', '.join(after_mlm).upper()}")
     weights = dict(zip(after_mlm, s.alphas or alphas(n))) | {"mlm": 1.0}
+    if not any(weights[name] for name in s.tasks if any(c.get(name) for c in counts)):
+        raise UserError(f"alphas = {s.alphas}: no task has a weight, so nothing would be trained")
     return torch.tensor([weights.get(name, 0.0) for name in TASK_NAMES])
 
 
@@ -108,6 +110,17 @@ def check_schedule(s, steps, n_examples):
         length = f"in {s.time_budget}" if s.time_budget else f"steps = {s.steps}" if s.steps else length
         raise UserError(
             f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); give a share, such as --warmup 0.5"
+        )
+
+
+def check_targets(s, steps, train):
+    """Raises UserError if a run of MLM alone is to have no target. Other tasks have one or more in each example."""
+    tokens = np.minimum(np.diff(train.offsets)[train.rows], train.seq_len - 2).mean()
+    expected = s.mlm_probability * tokens * s.batch_size * steps
+    if s.tasks == ["mlm"] and expected < 1:
+        raise UserError(
+            f"mlm_probability = {s.mlm_probability:g}: only {expected:.2g} targets are to be expected in {steps:,} "
+            "steps of MLM alone; give a larger one"
         )
 
 
@@ -252,6 +265,8 @@ def set_up(s):
         raise UserError(
             f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
         )
+    if "mlm" in s.tasks and not s.mlm_probability:
+        raise UserError("mlm_probability = 0 leaves no target to MLM; leave mlm out of --tasks")
     budget = runs.budget_seconds(s.time_budget) if s.time_budget else None
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     tokenizer = read_tokenizer(folder)
@@ -278,6 +293,7 @@ def set_up(s):
     if not s.time_budget:
         run.state.steps = s.steps or max(1, round(s.epochs * len(train) / s.batch_size))
         check_schedule(s, run.state.steps, len(train))
+        check_targets(s, run.state.steps, train)
     run.start_over()
     return run
 
@@ -539,7 +555,7 @@ def collect(run, sums, micro_batches, batch):
     save_now = run.ranks.is_first and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
     *sums, computed, stop, save_now = run.ranks.all_reduce_sum([*sums.flatten().tolist(), computed, stop, save_now])
     statistics = np.column_stack([np.reshape(sums, (len(TASKS), 2)), batch.targets_per_task])
-    if not math.isfinite(loss := summarise(run, statistics)["loss"]):
+    if not math.isfinite(loss := summarise(run, statistics).get("loss", 0.0)):
         stop_diverged(run, f"the loss is {loss}")
     state.statistics = (np.array(state.statistics) + statistics).tolist()
     vocabulary_targets = sum(n for task, n in zip(TASKS, batch.targets_per_task) if task.head == "mlm_head")
@@ -550,13 +566,16 @@ def collect(run, sums, micro_batches, batch):
 
 
 def summarise(run, statistics):
-    """(tasks, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}."""
+    """(tasks, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}.
+
+    A task without targets is left out; without any target there is no loss.
+    """
     out = {"loss": 0.0}
     for name, weight, (loss, correct, n) in zip(TASK_NAMES, run.coefficients.tolist(), np.asarray(statistics).tolist()):
         if n:
             out |= {f"{name}_loss": loss / n, f"{name}_accuracy": correct / n}
             out["loss"] += weight * loss / n
-    return out
+    return out if len(out) > 1 else {}
 
 
 def validation_rows(run):
@@ -717,6 +736,7 @@ def fit_steps_to_budget(run):
     # The ranks' mean, that all do the same; a twentieth is kept, for no machine is equally fast all day.
     run.state.steps = max(1, int(ranks.mean(0.95 * left / max(1e-6, a_step))))
     check_schedule(run.s, run.state.steps, len(run.train))
+    check_targets(run.s, run.state.steps, run.train)
     save_checkpoint(run)
     return validation
 
@@ -754,6 +774,10 @@ def finish(run):
         ranks.exit(EXIT_REQUEUE)
     if ranks.is_first and not is_exported(run):  # killed before the model was written
         export_checkpoint(run)
+    records = [r for r in reports.read_metrics(run.out / "metrics.jsonl")[0] if "valid" not in r]
+    had_none = bool(records) and not any("loss" in r for r in records)
+    if ranks.all_reduce_sum([float(had_none and ranks.is_first)])[0]:
+        raise UserError(f"{run.out}: no step had a target, so nothing was trained; give a larger --mlm_probability")
     ranks.print(f"done: {run.out}")
     ranks.exit(0)
 
@@ -784,7 +808,8 @@ def log_training(run, lr, eta):
     }  # fmt: skip
     write_metrics(run, record)
     by_task = [f"{name} {losses[f'{name}_loss']:.3f}" for name in TASK_NAMES if f"{name}_loss" in losses]
-    parts = [f"step {state.step:>6}/{state.steps}", f"loss {losses['loss']:.3f}", *by_task]
+    loss = f"loss {losses['loss']:.3f}" if losses else "no targets"
+    parts = [f"step {state.step:>6}/{state.steps}", loss, *by_task]
     parts += [f"{speed:,.0f} tokens/s", f"left {timedelta(seconds=round(eta))}"]
     run.ranks.print("  ".join(parts))
     state.begin_interval()
@@ -805,11 +830,12 @@ def raise_matmul_flops(run, achieved):
 
 def log_validation(run, losses):
     """A line of the console and of metrics.jsonl about a validation: loss and accuracy of each task."""
-    if not math.isfinite(losses["loss"]):
-        stop_diverged(run, f"the validation loss is {losses['loss']}")
+    loss = losses.get("loss", 0.0)
+    if not math.isfinite(loss):
+        stop_diverged(run, f"the validation loss is {loss}")
     run.state.validated = run.state.step
     write_metrics(run, {"step": run.state.step, "valid": losses})
-    parts = [f"step {run.state.step:>6}/{run.state.steps}", f"valid {losses['loss']:.3f}"]
+    parts = [f"step {run.state.step:>6}/{run.state.steps}", f"valid {loss:.3f}" if losses else "valid: no targets"]
     for name in TASK_NAMES:
         if f"{name}_loss" in losses:
             parts.append(f"{name} {losses[f'{name}_loss']:.3f} ({100 * losses[f'{name}_accuracy']:.1f} %)")

@@ -192,16 +192,18 @@ def find_fault(content, like):
     signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
     if type(signature) is not dict or not is_plain(signature):
         return "signature does not hold the settings of a run"
-    if misfit := find_misfit(state, like["state"], "state"):
+    # One of an older version lacks what was added to the state since; that begins with its default.
+    needed = {"step", "steps", "statistics", "work"}.union(state if type(state) is dict else ())
+    if misfit := find_misfit(state, {key: x for key, x in like["state"].items() if key in needed}, "state"):
         return misfit
-    if not max(state["skipped"], state["overflows"]) <= state["step"] <= state["steps"]:
+    if not max(state.get("skipped", 0), state.get("overflows", 0)) <= state["step"] <= state["steps"]:
         return f"state is at step {state['step']} of {state['steps']}"
     if signature_change(content, like["signature"]):
         return ""
     # In the order of the model's parameters; it may be empty before the first step that was not skipped.
     moments = [{"step": torch.zeros(()), "exp_avg": x, "exp_avg_sq": x} for x in like["model"].values()]
     found = optimizer.get("state") if type(optimizer) is dict else optimizer
-    is_new = found == {} and state["step"] == state["skipped"]
+    is_new = found == {} and state["step"] == state.get("skipped", 0)
     scaler = content["scaler"] or {}  # empty if that run had none
     return (
         find_misfit(content["model"], like["model"], "model")

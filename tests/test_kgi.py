@@ -637,12 +637,37 @@ def test_validation_counts_every_target(dataset, tmp_path):
     ({"time_budget": "soon", "steps": 0}, "time_budget = 'soon' is not a length of time"),
     ({"data": "nowhere"}, "nowhere is not a data set"),
     ({"init": "nowhere"}, "is nowhere a checkpoint folder"),
+    ({"mlm_probability": 0.0}, "mlm_probability = 0 leaves no target to MLM; leave mlm out of --tasks"),
+    ({"mlm_probability": 0.0, "steps": 0, "time_budget": "1h"}, "mlm_probability = 0 leaves no target"),
+    ({"mlm_probability": 1e-6, "tasks": ["mlm"]}, r"= 1e-06: only 0.0\d+ targets are to be expected in 6 steps of MLM"),
+    ({"tasks": ["ep", "tc"], "alphas": [0.0, 0.0]}, "alphas = .*: no task has a weight, so nothing would be trained"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_before_anything_is_written(dataset, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         configs.check_values(more, configs.Train)
         set_up(dataset, tmp_path, **more)
     assert not any(tmp_path.iterdir())
+
+
+def test_an_interval_without_targets_says_so(dataset, tmp_path, capsys, monkeypatch):
+    """It has no loss, in metrics.jsonl neither; a run that had no target at all is not done."""
+    few = {"tasks": ["mlm"], "mlm_probability": 0.003, "batch_size": 5, "steps": 12, "valid_every": 12}
+    train(dataset, tmp_path / "run", **few)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
+    examples = data.PretrainingDataset(dataset, "train", ["mlm"])
+    n = []
+    for step in range(12):
+        positions, epochs = data.EpochSampler(len(examples), 5, 0)(step)
+        n.append(examples.masked_batch(examples.rows[positions], epochs, 0, 0.003).targets_per_task.sum())
+    assert 0 < n.count(0) < 12
+    for targets, line, record in zip(n, shown, training_lines(tmp_path / "run"), strict=True):
+        assert ("  no targets  " in line) == (targets == 0) and (" loss " in line) == (targets > 0)
+        assert ("loss" in record) == ("mlm_loss" in record) == (targets > 0)
+    monkeypatch.setattr(kgi, "check_targets", lambda *_: None)
+    with pytest.raises(UserError, match="none: no step had a target, so nothing was trained; give a larger --mlm_prob"):
+        train(dataset, tmp_path / "none", **few | {"mlm_probability": 1e-9})
+    shown = capsys.readouterr().out
+    assert "valid: no targets" in shown and "done" not in shown
 
 
 def test_tasks_are_a_set(dataset, tmp_path):
