@@ -196,7 +196,7 @@ def read_ranks(umls, skipped=None):
         blocks = read_rrf(umls, "MRRANK", lambda rows: (rows.strings("SAB", "TTY"), rows.strings("RANK")), skipped)
         for sources, ranks in blocks:
             for source, text in zip(sources.to_pylist(), ranks.to_pylist()):
-                rank[source] = max(rank.get(source, 0), min(int(text), MAX_RANK) if text.isdecimal() else 0)
+                rank[source] = max(rank.get(source, 0), min(int(text[:9]), MAX_RANK) if text.isdecimal() else 0)
     return rank
 
 
