@@ -24,6 +24,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -74,10 +75,11 @@ def make_windows(documents, tokenizer, special, max_len):
 
     A window ends at the last line break that fits in. A line that does not fit is covered by windows that overlap by
     half, so that no gold label is lost. A word that touches the one before it is tokenised without a space, but not
-    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does.
+    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does. Words are
+    tokenised in NFC, as vocabularies are made of it, and not each tokenizer normalises.
     """
     room = max_len - 2
-    words = [word for d in documents for word in words_with_spaces(d)]
+    words = [normalize("NFC", word) for d in documents for word in words_with_spaces(d)]
     ids, lengths = tokenizers.encode(tokenizer, words, "words")
     start = np.cumsum(lengths) - lengths
     pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import configs
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
-from support.files import progress, run_command, standard_output, write_all
+from support.files import progress, run_command, split_rows, standard_output, write_all
 from support.hardware import autocast, choose_device
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
@@ -448,15 +448,14 @@ def longest_text(own, c, max_len=0):
 
 def read_lines(f):
     """The lines of a binary file as strings with a space before them. Raises: UserError naming a line of bad UTF-8."""
-    content = f.read()
-    if not content:
-        raise UserError("nothing on standard input; give one term a line: python model.py embed CHECKPOINT < terms.txt")
     lines = []
-    for row, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"), 1):
+    for row, line in enumerate(split_rows(f), 1):
         try:
             lines.append(" " + line.decode("utf-8").strip())
         except UnicodeDecodeError:
             raise UserError(f"standard input, line {row}: not UTF-8") from None
+    if not lines:
+        raise UserError("nothing on standard input; give one term a line: python model.py embed CHECKPOINT < terms.txt")
     return lines
 
 

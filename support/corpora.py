@@ -7,9 +7,11 @@ A corpus is one entry of CORPORA. The formats are brat, PubTator, BioC (JSON), C
 ESSAI. Nothing is dropped silently: `issues` counts what labels cannot express and what was repaired.
 """
 
+import gzip
 import json
 import re
 import unicodedata
+import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -21,13 +23,22 @@ import numpy as np
 
 from configs import UserError
 from support.files import read_utf8
+from support.texts import replace_surrogates, word_patterns
 from support.umls import LANGUAGES
 
-SPLITS = ("train", "dev", "test")
-TOKEN = re.compile(r"[^\W_]+|[^\s\ufeff]")  # letters and digits together, any other visible character alone
-PUBTATOR_TEXT = re.compile(r"(\d+)\|([ta])\|(.*)")
-BRAT_SPAN = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
+SPLIT_NAMES = {  # what files and folders of a split are called
+    "train": ("train", "training", "trng"),
+    "dev": ("dev", "devel", "develop", "development", "val", "valid", "validation", "eval", "testa"),
+    "test": ("test", "tests", "testing", "testb"),
+}
+SPLITS = tuple(SPLIT_NAMES)
+PUBTATOR_TEXT = re.compile(r"([^\s|]+)\|([ta])\|(.*)")
+NUMBER = re.compile(r"\d{1,15}")  # an offset, or the number of a sentence; int() refuses thousands of digits
+BRAT_SPAN = re.compile(r"(\S+) (N N(?:;N N)*)".replace("N", NUMBER.pattern))
+LABEL = re.compile(r"O|[BIELSU]-.+")  # of IOB, BIOES and BILOU
+COLUMNS_MARK = ("###MEDLINE:", "-DOCSTART-")  # lines that begin a document of columns
 TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json")
+MAX_CHARACTERS = 10**7  # of a document: where BioC has a passage further away, its offset is wrong
 MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
 SCHEMES = {"B-": "", "I-": "", "E-": "BIOES", "S-": "BIOES", "L-": "BILOU", "U-": "BILOU"}  # B- and I- are of all
 BREAKS_COLUMNS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")
@@ -142,7 +153,8 @@ def align_entities(name, text, entities, types, issues):
     character to its last. A token belongs to an entity if they share a character; two in one token: to the earlier.
     """
     entities = distinct_entities(text, entities, types, issues)
-    spans = [m.span() for m in TOKEN.finditer(text) if unicodedata.category(m[0][0])[0] != "C"]
+    tokens = word_patterns()[1].finditer(text)
+    spans = [m.span() for m in tokens if unicodedata.category(m[0][0])[0] != "C"]
     begin, end = [a for a, _ in spans], [b for _, b in spans]
     outer_spans = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
     labels = ["O"] * len(spans)
@@ -157,25 +169,39 @@ def align_entities(name, text, entities, types, issues):
         issues["entities that begin or end inside a word: labelled with all of it"] += not is_exact
         for k in free:
             labels[k] = ("B-" if k == free[0] else "I-") + kind
-    breaks = tuple(k for k in range(1, len(spans)) if "\n" in text[end[k - 1] : begin[k]])
+    lines = text.replace("\r", "\n")  # a line may end with CR alone
+    breaks = tuple(k for k in range(1, len(spans)) if "\n" in lines[end[k - 1] : begin[k]])
     return Document(name, [text[a:b] for a, b in spans], labels, spans, entities, text, breaks)
 
 
 def distinct_entities(text, entities, types, issues):
-    """Entities with the task's types, without blanks at their ends, and each once."""
+    """Entities with the task's types, their fragments as join_fragments has them, and each entity once."""
     distinct = {}
     for kind, spans in entities:
         if not (kind := map_type(kind, types, issues)):
             continue
-        fragments = tuple(trim_span(text, a, b) for a, b in spans if text[a:b].strip())
-        issues["entities with blanks at an end: trimmed"] += fragments != spans
-        key = kind, tuple(sorted(fragments))
-        issues["entities marked twice: counted once"] += key in distinct
-        distinct.setdefault(key, (kind, fragments))
-    entities = list(distinct.values())
-    n_fragmented = sum(len(fragments) > 1 for _, fragments in entities)
+        joined = join_fragments(text, spans)
+        fragments = tuple(trim_span(text, a, b) for a, b in joined if text[a:b].strip())
+        issues["entities with blanks at an end: trimmed"] += fragments != joined
+        issues["entities marked twice: counted once"] += (kind, fragments) in distinct
+        distinct[kind, fragments] = None
+    n_fragmented = sum(len(fragments) > 1 for _, fragments in distinct)
     issues["entities of several fragments: one stretch, where labelled"] += n_fragmented
-    return entities
+    return [*distinct]
+
+
+def join_fragments(text, spans):
+    """The fragments of an entity in the order of the text; those that overlap or have only blanks between them are one.
+
+    So an entity over a line end, of which brat makes two fragments, is one span, as the predicted entity is.
+    """
+    joined = []
+    for a, b in sorted(spans):
+        if joined and not text[joined[-1][1] : a].strip():
+            joined[-1] = joined[-1][0], max(joined[-1][1], b)
+        else:
+            joined.append((a, b))
+    return tuple(joined)
 
 
 def map_type(kind, types, issues):
@@ -239,9 +265,9 @@ def parse_brat_entity(where, line, text, issues):
     fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
     for shift in sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs):  # 0 first: the offsets as they are
         shifted = tuple((a + shift, b + shift) for a, b in fragments)
-        words = " ".join(text[a:b] for a, b in shifted).split()
+        words = " ".join(text[a:b] for a, b in shifted)
         # A slice ends at the end of the text without a word, so the offsets are compared with it.
-        if words == fields[2].split() != [] and all(0 <= a <= b <= len(text) for a, b in shifted):
+        if is_same_text(words, fields[2]) and all(0 <= a <= b <= len(text) for a, b in shifted):
             issues["entities beside their offsets: moved"] += shift != 0
             return match[1], shifted
     words = " ".join(text[a:b] for a, b in fragments)
@@ -252,68 +278,89 @@ def parse_brat_entity(where, line, text, issues):
     )
 
 
+def is_same_text(found, words):
+    """Whether the words that a corpus gives for an entity are those at its offsets, in any Unicode form and blanks."""
+    found, words = (unicodedata.normalize("NFC", x).split() for x in (found, words))
+    return found == words != []
+
+
 def read_pubtator(path, types, issues):
     """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
-    texts, entities = parse_pubtator(path, issues)
+    texts, entities, n_repeats = parse_pubtator(path)
+    issues["repeated documents: left out"] += n_repeats.total()
     found = {pmid: [(kind, ((a, b),)) for a, b, kind, _ in entities[pmid]] for pmid in texts}
     return [align_entities(pmid, text, found[pmid], types, issues) for pmid, text in texts.items()]
 
 
-def parse_pubtator(path, issues):
-    """A file of PubTator as it is: ({document: title, line end and abstract}, {document: its entities}).
+def parse_pubtator(path):
+    """A file of PubTator as it is: {document: title, line end and abstract}, {document: its entities}, Counter.
 
     An entity is (start, end, type, ids): characters of the text, and the sixth column as text, "" if there is none.
-    Relations (BioRED, BC5CDR) are skipped, and so are the single names that BC5CDR has in a seventh column.
+    Relations (BioRED, BC5CDR) are skipped, and so are the single names that BC5CDR has in a seventh column. The Counter
+    has the documents that come again, and how often; only the first of each is read.
     """
     texts, entities = {}, defaultdict(list)
-    seen, is_repeat = set(), False
+    n_repeats, is_repeat = Counter(), False
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         line = line.rstrip("\r")
         if match := PUBTATOR_TEXT.fullmatch(line):
             pmid, what, text = match.groups()
             if what == "t":
-                is_repeat = pmid in seen
-                seen.add(pmid)
-                issues["repeated documents: left out"] += is_repeat
+                is_repeat = pmid in n_repeats
+                n_repeats[pmid] += is_repeat
             if not is_repeat:
                 texts[pmid] = text if what == "t" else f"{texts.get(pmid, '')}\n{text}"
             continue
         fields = line.split("\t")
-        is_relation = len(fields) in (4, 5) and not fields[1].isdigit()
+        is_relation = len(fields) in (4, 5) and not NUMBER.fullmatch(fields[1])
         if not line.strip() or is_repeat or is_relation:
             continue
-        is_entity = len(fields) in (5, 6, 7) and fields[1].isdigit() and fields[2].isdigit()
+        is_entity = len(fields) in (5, 6, 7) and all(map(NUMBER.fullmatch, fields[1:3]))
         if not is_entity or fields[0] not in texts:
             raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
         pmid, a, b, words, kind, ids = [*fields, ""][:6]
         a, b = int(a), int(b)
         found = texts[pmid][a:b]
-        if not found.strip() or found.strip() != words.strip() or b > len(texts[pmid]):
+        if not is_same_text(found, words) or b > len(texts[pmid]):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
         entities[pmid].append((a, b, kind, ids))
-    return texts, entities
+    return texts, entities, n_repeats
 
 
 def read_bioc(path, types, issues):
-    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage begins at its own."""
+    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage or a sentence begins at its own.
+
+    The text is that of the passages, or of the sentences of those that have none of their own. Annotations are those of
+    documents, passages and sentences.
+    """
     documents = []
     try:
         for document in json.loads(read_utf8(path))["documents"]:
-            text, entities = "", []
-            for passage in document["passages"]:
-                text = text.ljust(passage["offset"], "\n") + passage["text"]
-                for a in passage["annotations"]:
-                    spans = [(x["offset"], x["offset"] + x["length"]) for x in a["locations"]]
-                    entities.append((a["infons"]["type"], tuple(spans), a["text"]))
-            for _, spans, words in entities:
+            name, text = replace_surrogates(str(document["id"])), ""
+            for part in bioc_parts(document):
+                if not 0 <= part["offset"] <= MAX_CHARACTERS:
+                    raise UserError(f"{path}, document {name}: no passage can begin at {part['offset']}")
+                text = text.ljust(part["offset"], "\n") + replace_surrogates(part["text"])
+            sentences = [sentence for passage in document["passages"] for sentence in passage.get("sentences", [])]
+            parts = [document, *document["passages"], *sentences]
+            entities = []
+            for a in (a for part in parts for a in part.get("annotations", [])):
+                spans = tuple((x["offset"], x["offset"] + x["length"]) for x in a["locations"])
                 found = " ".join(text[a:b] for a, b in spans)
                 is_inside = all(0 <= a <= b <= len(text) for a, b in spans)
-                if not found.strip() or found.strip() != words.strip() or not is_inside:
-                    raise UserError(f"{path}, document {document['id']}: {spans} is {found[:40]!r}, not {words[:40]!r}")
-            documents.append(align_entities(str(document["id"]), text, [e[:2] for e in entities], types, issues))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+                if not is_inside or not is_same_text(found, replace_surrogates(a["text"])):
+                    raise UserError(f"{path}, document {name}: {spans} is {found[:40]!r}, not {a['text'][:40]!r}")
+                entities.append((replace_surrogates(a["infons"]["type"]), spans))
+            documents.append(align_entities(name, text, entities, types, issues))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: not a collection of BioC in JSON ({type(e).__name__}: {e})") from None
     return documents
+
+
+def bioc_parts(document):
+    """The parts of a document in BioC that have its text: its passages, or the sentences of a passage without one."""
+    for passage in document["passages"]:
+        yield from [passage] if passage.get("text") else passage.get("sentences") or [passage]
 
 
 def read_conll(path, types, issues):
@@ -326,7 +373,7 @@ def read_conll(path, types, issues):
     sentences, n_columns, tokens, tags, n_documents, scheme = [], None, [], [], 0, ""
     for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
         line = line.rstrip("\r")
-        if not line.strip() or line.startswith(("###MEDLINE:", "-DOCSTART-")):
+        if not line.strip() or line.startswith(COLUMNS_MARK):
             if tokens:
                 group = f"{n_documents}" if n_documents else ""
                 labels = convert_tags(tags, types, issues)
@@ -337,8 +384,8 @@ def read_conll(path, types, issues):
         fields = line.split("\t") if "\t" in line else line.split(" ")
         n_columns = n_columns or max(2, len(fields))
         if len(fields) != n_columns or not fields[0]:
-            what = f"{len(fields)} columns instead of {n_columns} (the token first, its tag last)"
-            raise UserError(f"{path}, row {row}: {what}: {line[:60]!r}")
+            what = f"{len(fields)} columns instead of {n_columns}" if fields[0] else "an empty token"
+            raise UserError(f"{path}, row {row}: {what} (the token first, its tag last): {line[:60]!r}")
         scheme = check_label(fields[-1], scheme, f"{path}, row {row}")
         tokens.append(fields[0])
         tags.append(fields[-1])
@@ -379,7 +426,7 @@ def read_tagged(path, issues):
         if not line.strip():
             last = None
             continue
-        if len(fields) < 5 or not (fields[0].isdigit() and fields[1].isdigit()):
+        if len(fields) < 5 or not all(map(NUMBER.fullmatch, fields[:2])):
             issues["lines of fewer than five columns: left out"] += 1
             continue
         at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
@@ -415,14 +462,51 @@ def read_cas(folder, name, issues):
 
 
 def read_split(path, types, issues):
-    """The Documents of a file or folder, in the format that it has: brat, BioC, PubTator or columns."""
+    """The Documents of a file or folder, in the form that it has: brat, BioC, PubTator or columns.
+
+    A file has columns if the last column of its first row is a label. Raises: UserError for one of no known form.
+    """
     if path.is_dir():
         return read_brat(path, types, issues)
     if path.suffix.lower() == ".json":
         return read_bioc(path, types, issues)
-    with open(path, "rb") as f:
-        first = next((line for line in f if line.strip()), b"").decode("utf-8-sig", "replace")
-    return (read_pubtator if PUBTATOR_TEXT.match(first) else read_conll)(path, types, issues)
+    head = read_head(path) or ""
+    if PUBTATOR_TEXT.match(head):
+        return read_pubtator(path, types, issues)
+    line = re.split("[\r\n]", head, maxsplit=1)[0]
+    if not line or line.startswith(COLUMNS_MARK) or LABEL.fullmatch(line.split("\t" if "\t" in line else " ")[-1]):
+        return read_conll(path, types, issues)
+    if line.lstrip().startswith("<"):
+        raise UserError(f"{path}: {describe_xml(head)}")
+    raise UserError(
+        f"{path}: neither columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, and not named "
+        f".json as BioC in JSON is; it begins with {line[:60]!r}"
+    )
+
+
+def read_head(path):
+    """The first 64 KB of a file (or .gz) as text, without blank lines before the first other one.
+
+    None if it cannot be read: reading all of it says why.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
+            text = f.read(1 << 16).decode("utf-8-sig", "replace")
+    except (EOFError, OSError, zlib.error):
+        return None
+    return re.sub(r"\A(?:[^\S\r\n]*[\r\n])+", "", text)
+
+
+def describe_xml(head):
+    """What to do with a file of XML, of which none is read: the corpus that has it in another form, or a conversion."""
+    for root, advice in (
+        ("collection", "BioC in XML; convert it to BioC in JSON (.json), which biored and custom read, or to PubTator"),
+        ("MEDDOCAN", "the XML of MEDDOCAN; --corpus meddocan reads the brat files that lie beside it"),
+        ("(xmi:)?XMI", "XMI, as E3C has it; --corpus e3c reads train.txt and test.txt of clinical_entities/layer1"),
+    ):
+        if re.search(rf"<{root}[\s>]", head):
+            return advice
+    return "XML, which is not read; convert it to columns, brat, PubTator or BioC in JSON"
 
 
 # ---------------------------------------------------------------- the table
@@ -486,11 +570,23 @@ def random_splits(documents, *shares):
 
 
 def in_splits(*patterns):
-    """{split: patterns} with {} for the split's name; a pattern may be (train, dev, test) where the names differ."""
+    """{split: patterns}. In them {} is any name of the split, and | divides patterns of which only one may be there.
+
+    A pattern may be (train, dev, test) where a corpus has names of its own.
+    """
     return {
-        split: [p.format(split) if isinstance(p, str) else p[i] for p in patterns if isinstance(p, str) or p[i]]
-        for i, split in enumerate(SPLITS)
+        split: [
+            "|".join(p.replace("{}", any_case(name)) for name in names) if isinstance(p, str) else p[i]
+            for p in patterns
+            if isinstance(p, str) or p[i]
+        ]
+        for i, (split, names) in enumerate(SPLIT_NAMES.items())
     }
+
+
+def any_case(name):
+    """A pattern of glob for a name in small or large letters."""
+    return "".join(f"[{c}{c.upper()}]" for c in name)
 
 
 CORPORA = {
@@ -518,7 +614,7 @@ CORPORA = {
         "NCBI-Disease", "en", "public domain", "NCBI{train,develop,test}set_corpus.txt, or {train,devel,test}.tsv",
         "5,433 924 941 3", types=NCBI, splits=in_splits(
             ("NCBItrainset_corpus.txt", "NCBIdevelopset_corpus.txt", "NCBItestset_corpus.txt"),
-            ("train.tsv", "devel.tsv", "test.tsv"), (None, "dev.tsv", None),
+            "{}.tsv",
         ),
     ),
     "biored": Corpus(
@@ -531,7 +627,7 @@ CORPORA = {
     ),
     "pharmaconer": Corpus(
         "PharmaCoNER", "es", "CC BY 4.0", "{train,dev,test}-set_1.1/{train,dev,test}/subtrack1/*.{txt,ann}",
-        "500 250 250 5", in_splits("{0}-set_1.1/{0}/subtrack1", "{}/subtrack1"), bio=False,
+        "500 250 250 5", in_splits("{}-set_1.1/{}/subtrack1", "{}/subtrack1"), bio=False,
     ),
     "meddocan": Corpus(
         "MEDDOCAN", "es", "CC BY 4.0", "{train,dev,test}/brat/*.{txt,ann}",
@@ -543,7 +639,7 @@ CORPORA = {
     ),
     "custom": Corpus(
         "your own", "", "", "train.* and test.* (a token and its tag a line), or train/ and test/ (brat)", "",
-        in_splits("{}", "{}/brat", "{}.*"),
+        in_splits("{}|{}/brat|{}.*|[!.]*.{}"),
     ),
 }  # fmt: skip
 TABLE_5_NOTE = (
@@ -573,7 +669,7 @@ def read_corpus(name, folder):
         splits = corpus.read(folder, issues["train"])
     else:
         for split, patterns in corpus.splits.items():
-            if path := find_split(folder, patterns):
+            if path := find_split(folder, split, patterns):
                 issues[split] = Counter()
                 splits[split] = read_split(path, corpus.types, issues[split])
                 for d in splits[split]:
@@ -590,14 +686,18 @@ def read_corpus(name, folder):
     return splits, issues
 
 
-def find_split(folder, patterns):
-    """The file or folder of a split: the first pattern that is there, in `folder` or one below; None if none is."""
+def find_split(folder, split, patterns):
+    """The file or folder of a split: the first pattern that is there, in `folder` or one below; None if none is.
+
+    Raises: UserError if there are several of a pattern.
+    """
     for pattern in patterns:
-        for place in (pattern, f"*/{pattern}"):
-            found = sorted(p for p in Path(folder).glob(place) if p.is_file() or any(p.glob("*.ann")))
+        for below in ("", "*/"):
+            places = {p for place in pattern.split("|") for p in Path(folder).glob(below + place)}
+            found = sorted(p for p in places if p.is_file() or any(p.glob("*.ann")))
             if len(found) > 1:
-                names = ", ".join(str(p.relative_to(folder)) for p in found[:3])
-                raise UserError(f"{folder} holds {len(found)} of {place} ({names} ..); name a folder of one")
+                names = ", ".join(str(p.relative_to(folder)) for p in found[:3]) + " .." * (len(found) > 3)
+                raise UserError(f"{folder} holds {len(found)} of {split} ({names}); leave one, or name a folder of one")
             if found:
                 return found[0]
     return None
@@ -642,9 +742,10 @@ def read_texts(place):
     sentence, and all sentences of a file as one.
     """
     place, texts = Path(place), []
+    suffixes = {*TEXT_SUFFIXES, *(f".{name}" for names in SPLIT_NAMES.values() for name in names)}  # eng.testa
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     for file in files:
-        if file.is_file() and file.name[0] != "." and file.suffix.lower() in TEXT_SUFFIXES:
+        if file.is_file() and file.name[0] != "." and file.suffix.lower() in suffixes:
             texts += texts_of_file(file)
     if not texts:
         raise UserError(f"exclude: {place} is not, and does not hold, a file ending in {', '.join(TEXT_SUFFIXES)}")
@@ -656,13 +757,14 @@ def texts_of_file(file):
     text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", read_utf8(file), flags=re.M)
     if file.suffix.lower() == ".json":
         try:
-            return [" ".join(p["text"] for p in d["passages"]) for d in json.loads(text)["documents"]]
-        except (ValueError, KeyError, TypeError):
+            return [" ".join(part["text"] for part in bioc_parts(d)) for d in json.loads(text)["documents"]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"exclude: {file}: not a collection of BioC in JSON; name another folder") from None
-    if abstracts := re.findall(r"^\d+\|t\|(.*)\n\d+\|a\|(.*)", text, re.M):
-        return [" ".join(title_and_abstract) for title_and_abstract in abstracts]
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if file.with_suffix(".ann").is_file() or not re.search(r"\t| (O|[BIESLU]-\S+)$", first):
+    if abstracts := re.findall(r"^([^\s|]+)\|t\|(.*)\n\1\|a\|(.*)", text, re.M):
+        return [" ".join(title_and_abstract) for _, *title_and_abstract in abstracts]
+    lines = [line for line in text.splitlines() if line.strip()][:5]
+    is_columns = "\t" in "".join(lines[:1]) or all(re.search(r" (O|[BIELSU]-\S+)$", line) for line in lines)
+    if file.with_suffix(".ann").is_file() or not is_columns:
         return [text]
     # The word is the first column, or the third where sentence and token are numbered (CAS, ESSAI).
     sentences = re.split(r"\n\s*\n", text)

@@ -24,9 +24,9 @@ from configs import UserError
 
 
 def read_utf8(path, bom=""):
-    """The text of a file (of a .gz what is in it), line ends as they are.
+    """The text of a file (of a .gz what is in it), line ends as they are; but CR is LF in a file that has no LF.
 
-    Args: bom: what to have in the place of a byte order mark; offsets of brat count it.
+    Args: bom: what to have in the place of a byte order mark; offsets of brat count it. With it each CR stays, too.
     Raises: UserError naming the row of bad UTF-8, or what cannot be read.
     """
     try:
@@ -34,12 +34,24 @@ def read_utf8(path, bom=""):
         content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
+    if not bom and b"\n" not in content:
+        content = content.replace(b"\r", b"\n")
     try:
         text = content.decode("utf-8")
         return bom + text[1:] if text[:1] == "\ufeff" else text
     except UnicodeDecodeError as e:
         row = content[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
+
+
+def split_rows(f):
+    """Yields the lines of a binary file, without a byte order mark and their ends: LF, CR LF, or CR if it has no LF."""
+    for i, line in enumerate(f):
+        line = line if i else line.removeprefix(b"\xef\xbb\xbf")
+        if i or line.endswith(b"\n"):
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+        else:  # the first line is the whole file
+            yield from line.removesuffix(b"\r").split(b"\r")
 
 
 def read_json(path, kind=dict):

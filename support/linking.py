@@ -10,7 +10,8 @@ The protocol of scoring, as figures of different papers differ most by it:
 * `a|b` (or a comma or semicolon between ids) is one mention with alternatives: any of them is right. `a+b` is a
   composite of parts, and all must be found. It is not split into the words of its parts. Its rank is that of the part
   found last, but 1 if the first p concepts hold all p parts. An id that names several concepts is found with any.
-  NCBI-Disease writes most of its composites with `|`, so that any of their parts is right.
+  NCBI-Disease writes most of its composites with `|`, so that any of their parts is right. The variants of BioRED keep
+  their bars (`c|SUB|G|94|A` is one id). A concept that a dictionary calls `a|b` is found by either id.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
@@ -18,7 +19,6 @@ The protocol of scoring, as figures of different papers differ most by it:
 * Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
 """
 
-import gzip
 import hashlib
 import io
 import itertools
@@ -29,6 +29,7 @@ from collections import Counter, defaultdict
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,7 @@ from support.files import (
     folder_lock,
     progress,
     read_utf8,
+    split_rows,
     standard_output,
     to_json,
     write_all,
@@ -49,13 +51,10 @@ from support.files import (
 )
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
-SPLIT_IN_NAME = {
-    "train": re.compile("train|trng", re.I),
-    "dev": re.compile("dev", re.I),
-    "test": re.compile("test", re.I),
-}
 NO_ID = ("", "-", "-1")
-VARIANT = re.compile(r"[a-z]?\|[A-Z]+\|")  # of BioRED: c|SUB|G|94|A is one id
+VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
+NAMED = r"\w+[ _-]|concept|entity|disease|chemical|term|mesh|omim|umls"
+HEADER = re.compile(rf"#?\s*(({NAMED})?(id|cui|code|identifier)s?|concept|mesh|omim)", re.I)  # of a column of ids
 N_NEAREST = 5  # concepts that are written for a mention
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
@@ -64,8 +63,8 @@ MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time,
 class Mention(NamedTuple):
     """A mention of a concept in a corpus.
 
-    text: its words. name: what is looked up, its words or the long form of an abbreviation. parts: its ids, all of
-    which must be found; each is a tuple of alternatives.
+    text: its words, in NFC. name: what is looked up, its words or the long form of an abbreviation. parts: its ids, all
+    of which must be found; each is a tuple of alternatives.
     """
 
     document: str
@@ -91,70 +90,89 @@ class Dictionary(NamedTuple):
 
 
 def read_mentions(folder, expand_abbreviations=False):
-    """The mentions of a folder of PubTator files, which may be .gz: ({split: [Mention]}, issues, a Counter).
+    """The mentions of a folder of PubTator files, which may be .gz: ({split: [Mention]}, {split: Counter of issues}).
 
-    The split is in the name of a file (train or trng, dev, test), or lists of document ids lie beside one file for all,
-    as MedMentions has them (..pmids_trng.txt). A split that is not there has no mentions.
+    The split is in the name of a file, or lists of document ids lie beside one file for all, as MedMentions has them
+    (..pmids_trng.txt). A split that is not there has no mentions.
 
     Raises: UserError if there is no such file, or naming file and row.
     """
     if not Path(folder).is_dir():
         raise UserError(f"--corpus {folder}: no such folder; name one with PubTator files")
     files = [path for path in sorted(Path(folder).glob("[!.]*")) if path.is_file()]
-    lists = [(split_of(path), read_utf8(path).split()) for path in files if "pmids" in path.name.lower()]
-    split_of_document = {pmid: split for split, pmids in lists if split for pmid in pmids}
-    mentions, issues, sources = {split: [] for split in corpora.SPLITS}, Counter(), {}
-    for path in filter(is_pubtator, files):
-        split = split_of(path)
-        if not split and not split_of_document:
-            raise UserError(f"{path}: its name must say its split: train, dev or test")
-        if split and (first := sources.setdefault(split, path)) != path:
-            raise UserError(f"{folder}: two files of the {split} split: {first.name} and {path.name}; leave one there")
-        for mention in mentions_of_file(path, expand_abbreviations, issues):
-            if where := split or split_of_document.get(mention.document):
-                mentions[where].append(mention)
+    lists = one_of_each_split(path for path in files if "pmids" in path.name.lower())
+    split_of_document = {pmid: split for split, path in lists.items() for pmid in read_utf8(path).split()}
+    files = [path for path in files if is_pubtator(path)]
+    if unclear := [path for path in files if not (split_of_document or split_of(path))]:
+        raise UserError(f"{unclear[0]}: its name must say its split: train, dev or test")
+    one_of_each_split(files)
+    mentions, issues = ({split: kind() for split in corpora.SPLITS} for kind in (list, Counter))
+    for path in files:
+        for document, found, of_document in mentions_of_file(path, expand_abbreviations):
+            if split := split_of(path) or split_of_document.get(document):
+                mentions[split] += found
+                issues[split].update(of_document)
     if not any(mentions.values()):
         raise UserError(f"{folder}: no mention with an id in it; it must hold PubTator files (id|t|title ...)")
     return mentions, issues
 
 
+def one_of_each_split(paths):
+    """{split: its file} of those whose names say one. Raises: UserError if two are of the same split."""
+    found = {}
+    for path in paths:
+        split = split_of(path)
+        if split and (first := found.setdefault(split, path)) != path:
+            names = f"{first.name} and {path.name}"
+            raise UserError(f"{path.parent}: two files of the {split} split: {names}; leave one there")
+    return found
+
+
 def split_of(path):
-    """The split that a file's name says, "" if it says none."""
-    return next((split for split, pattern in SPLIT_IN_NAME.items() if pattern.search(path.name)), "")
+    """The split that a file's name says, "" if none: by a word of it (SPLIT_NAMES), else by a part, as NCBItestset."""
+    name = path.name.lower()
+    words = {*re.split("[^a-z]+", name)}
+    by_word = [split for split, names in corpora.SPLIT_NAMES.items() if words & {*names}]
+    if len(by_word) == 1:
+        return by_word[0]
+    parts = {"train": "train|trng", "dev": "dev|valid", "test": "test"}
+    return next((split for split, part in parts.items() if re.search(part, name)), "")
 
 
 def is_pubtator(path):
-    """Whether the first line of a file is a title of PubTator."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
-            text = f.read(1 << 16).decode("utf-8-sig", "replace")
-    except (EOFError, OSError):  # damaged: reading all of it says so
-        return True
-    return bool(corpora.PUBTATOR_TEXT.match(next((line for line in text.split("\n") if line.strip()), "")))
+    """Whether the first line of a file is a title of PubTator, or the file is damaged, which reading it will say."""
+    head = corpora.read_head(path)
+    return head is None or bool(corpora.PUBTATOR_TEXT.match(head))
 
 
-def mentions_of_file(path, expand_abbreviations, issues):
-    """The mentions of a PubTator file that have an id; those without one are counted in `issues`."""
-    texts, entities = corpora.parse_pubtator(path, issues)
-    mentions = []
+def mentions_of_file(path, expand_abbreviations):
+    """Yields (document, its mentions that have an id, Counter of its issues) of a PubTator file."""
+    texts, entities, n_repeats = corpora.parse_pubtator(path)
     for pmid, text in texts.items():
-        long_forms = find_abbreviations(text) if expand_abbreviations else {}
-        for start, end, _, ids in entities[pmid]:
-            words = " ".join(text[start:end].split())
+        distinct = dict.fromkeys(entities[pmid])
+        issues = Counter({"repeated documents: left out": n_repeats[pmid]})
+        issues["rows given twice: counted once"] = len(entities[pmid]) - len(distinct)
+        long_forms = find_abbreviations(normalize("NFC", text)) if expand_abbreviations else {}
+        mentions = []
+        for start, end, _, ids in distinct:
+            words = normalize("NFC", " ".join(text[start:end].split()))
             if parts := parse_ids(ids):
                 mentions.append(Mention(pmid, words, long_forms.get(words, words), parts))
             else:
                 issues["mentions without an id"] += 1
-    return mentions
+        yield pmid, mentions, issues
 
 
 def parse_ids(text):
     """The ids of a mention -> its parts, each a tuple of alternatives: "a|b+c" gives (("a", "b"), ("c",))."""
-    if VARIANT.match(text):
-        return ((text,),)
-    parts = [[normalise_id(x) for x in re.split(r"[|,;]", part)] for part in text.split("+")]
-    parts = [tuple(x for x in part if x not in NO_ID) for part in parts]
+    parts = [text] if VARIANT.search(text) else text.split("+")
+    parts = [tuple(x for x in alternatives(part) if x not in NO_ID) for part in parts]
     return tuple(dict.fromkeys(part for part in parts if part))  # a part that is repeated is one
+
+
+def alternatives(text):
+    """Ids of which any is right, a bar, comma or semicolon between them -> a list. A variant keeps its bars."""
+    return [normalise_id(x) for x in re.split("[,;]" if VARIANT.search(text) else "[|,;]", text)]
 
 
 def normalise_id(text):
@@ -202,7 +220,11 @@ def match_long_form(short, words):
 
 
 def make_dictionary(ids, names):
-    """The Dictionary of two lists: names[i] is a name of the concept ids[i]. Ids and names may come again."""
+    """The Dictionary of two lists: names[i] is a name of the concept ids[i]. Ids and names may come again.
+
+    Names are in NFC, as mentions are: vocabularies of models are, and so both compare as they look.
+    """
+    names = [normalize("NFC", name) for name in names]
     concepts, terms = (pa.array(x, pa.large_string()).dictionary_encode() for x in (ids, names))
     pairs = np.asarray(concepts.indices).astype(np.int64) * len(terms.dictionary) + np.asarray(terms.indices)
     concept, term = np.divmod(np.unique(pairs), len(terms.dictionary))
@@ -228,20 +250,22 @@ def dictionary_of_dataset(folder, lang):
 def read_ids(path):
     """{id: [concepts]} of a file (or .gz) of lines id TAB concept. Raises: UserError naming file and row."""
     concepts = defaultdict(list)
-    for i, concept in zip(*read_pairs(path, "id TAB concept")):
-        concepts[i].append(normalise_id(concept))
+    for ids, concept in zip(*read_pairs(path, "id TAB concept")):
+        for i in alternatives(ids):
+            concepts[i] += alternatives(concept)
     return dict(concepts)
 
 
 def read_pairs(path, form):
-    """The two columns of a file: ([normalised ids], [texts]).
+    """The two columns of a file: ([ids], [texts]).
 
-    A first line whose first field is "id" or "cui" is a header. form: what a line must be, for the error message.
+    A first line is a header if its first field is id, cui, code or identifier, alone or after a word such as concept.
+    form: what a line must be, for the error message.
     """
     ids, texts = [], []
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         fields = [field.strip() for field in line.split("\t")]
-        if not line.strip() or (row == 1 and fields[0].lower() in ("id", "cui")):
+        if not line.strip() or (row == 1 and HEADER.fullmatch(fields[0])):
             continue
         if len(fields) != 2 or not all(fields):
             raise UserError(f"{path}, row {row}: not '{form}': {line[:60]!r}")
@@ -252,15 +276,24 @@ def read_pairs(path, form):
     return ids, texts
 
 
+def index_of_ids(dictionary):
+    """{id: the concepts of a dictionary that it names, as indices}; "a|b" in a dictionary is a concept of two ids."""
+    index = defaultdict(list)
+    for concept, ids in enumerate(dictionary.ids):
+        for i in alternatives(ids):
+            index[i].append(concept)
+    return dict(index)
+
+
 def gold_concepts(mention, ids, index):
     """The concepts of a mention as indices: an array for each of its parts. None if a part has none in the dictionary.
 
-    Args: ids: {id: [concepts]}, or {} if the corpus has the ids of the dictionary. index: {concept: its index}.
+    Args: ids: {id: [concepts]}, or {} if the corpus has the ids of the dictionary. index: as index_of_ids gives it.
     """
     parts = []
-    for alternatives in mention.parts:
-        concepts = [c for i in alternatives for c in ids.get(i, [i])]
-        parts.append(np.array(sorted({index[c] for c in concepts if c in index}), np.int64))
+    for part in mention.parts:
+        concepts = [c for i in part for c in ids.get(i, [i])]
+        parts.append(np.array(sorted({k for c in concepts for k in index.get(c, [])}), np.int64))
     return parts if all(map(len, parts)) else None
 
 
@@ -269,7 +302,7 @@ def add_train_mentions(dictionary, mentions, ids):
 
     No concept is added, so that the same mentions are reachable with and without them.
     """
-    index = {c: i for i, c in enumerate(dictionary.ids)}
+    index = index_of_ids(dictionary)
     all_ids = [dictionary.ids[c] for c in dictionary.concept.tolist()]
     names = [dictionary.names[t] for t in dictionary.term.tolist()]
     for mention in mentions:
@@ -309,8 +342,11 @@ def read_records(path):
     if not path and sys.stdin.isatty():
         print("reading standard input, a mention a line; Ctrl-D ends it", file=sys.stderr)
     name = path or STANDARD_INPUT
-    text = read_utf8(path) if path else decode_utf8(sys.stdin.buffer.read(), name, 1).removeprefix("\ufeff")
-    lines = text.removesuffix("\n").split("\n") if text else []
+    if path:
+        text = read_utf8(path)
+        lines = text.removesuffix("\n").split("\n") if text else []
+    else:
+        lines = [decode_utf8(line, name, row) for row, line in enumerate(split_rows(sys.stdin.buffer), 1)]
     if is_json_lines(name, next(filter(str.strip, lines), "")):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
     else:
@@ -330,12 +366,12 @@ def parse_record(line, name, row):
 
 
 def mentions_of_records(records):
-    """The objects that get concepts, and what is looked up: [(object, its text with single blanks)].
+    """The objects that get concepts, and what is looked up: [(object, its text in NFC with single blanks)].
 
     These are the "entities" of a record, as finetune.py tag writes them, or the record itself if it has none.
     """
     mentions = [mention for record in records for mention in record.get("entities", [record])]
-    return [(mention, " ".join(replace_surrogates(mention["text"]).split())) for mention in mentions]
+    return [(m, normalize("NFC", " ".join(replace_surrogates(m["text"]).split()))) for m in mentions]
 
 
 def nearest_concepts(dictionary, n_queries, similarities):
@@ -410,7 +446,7 @@ def read_task(s, dictionary):
         raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
     if s.train_mentions:
         dictionary = add_train_mentions(dictionary, splits["train"], ids)
-    index = {c: i for i, c in enumerate(dictionary.ids)}
+    index = index_of_ids(dictionary)
     gold = [gold_concepts(mention, ids, index) for mention in mentions]
     if not any(gold):
         example = "+".join("|".join(part) for part in mentions[0].parts)
@@ -424,7 +460,7 @@ def read_task(s, dictionary):
     query = np.array([number[mention.name] for mention in mentions])
     seen = {mention.text.lower() for mention in splits["train"]}
     unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
-    return LinkingTask(mentions, dictionary, queries, query, gold, unseen, issues)
+    return LinkingTask(mentions, dictionary, queries, query, gold, unseen, issues[s.split])
 
 
 # ---------------------------------------------------------------- similarities of mentions to names

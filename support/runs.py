@@ -121,7 +121,7 @@ def out_of_memory_message(rank, tokens, seq_len):
 
 def budget_seconds(text):
     """Seconds of a length of time such as 24h, 1h30m, 90m or 45s. Raises: UserError."""
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    match = re.fullmatch(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
     total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
     if not 0 < total < 1e8:
         raise UserError(f"time_budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")

@@ -236,7 +236,7 @@ def write_tables(folder, with_paper):
         "entity": "Strict entity-level micro scores (parts of speech: token accuracy), in per cent.",
     }
     for number, layout in layouts.items():
-        lines = [f"# Table {number}: {layout['title']}" if number.isdigit() else f"# {layout['title']}", ""]
+        lines = [f"# Table {number}: {layout['title']}" if number.isdecimal() else f"# {layout['title']}", ""]
         for metric, title in titles.items():
             lines += [title + " Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
             for part in layout["parts"]:

@@ -15,12 +15,21 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
 from support.corpora import SCHEMES
-from support.files import check_output_file, progress, read_utf8, standard_output, write_all, write_atomic
+from support.files import (
+    check_output_file,
+    progress,
+    read_utf8,
+    split_rows,
+    standard_output,
+    write_all,
+    write_atomic,
+)
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
@@ -100,17 +109,18 @@ def read_folder(folder):
 
 def read_rows(f, name):
     """Yields a Text for each line of a binary file, or of JSON Lines for each line that is not blank."""
-    n_documents, is_json = 0, False
-    for row, line in enumerate(f, 1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
-        text = decode_utf8(line.removesuffix(b"\n").removesuffix(b"\r"), name, row)
-        is_json = is_json_lines(name, text) if row == 1 else is_json
-        if is_json and not text.strip():
-            continue
-        n_documents += 1
-        yield parse_document(text, name, row) if is_json else Text(row, text)
-    if not n_documents:
+    rows = ((row, decode_utf8(line, name, row)) for row, line in enumerate(split_rows(f), 1))
+    start = []  # up to the first line that is not blank: it tells whether the file holds JSON Lines
+    for row, text in rows:
+        start.append((row, text))
+        if text.strip():
+            break
+    is_json = is_json_lines(name, start[-1][1] if start else "")
+    if not start or (is_json and not start[-1][1].strip()):
         raise UserError(f"{name} is empty; give a document a line: finetune.py tag MODEL < notes.txt")
+    for row, text in chain(start, rows):
+        if text.strip() or not is_json:
+            yield parse_document(text, name, row) if is_json else Text(row, text)
 
 
 def parse_document(line, name, row):

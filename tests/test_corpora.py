@@ -4,10 +4,12 @@ The corpora themselves are read where the environment variable NER names a folde
 e3c/<language>/layer<n>/ and meddocan/.
 """
 
+import gzip
 import json
 import os
 import random
 import re
+import unicodedata
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -17,13 +19,13 @@ import numpy as np
 import pytest
 from seqeval import scheme as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 import configs
 import data
 import finetune
 from configs import UserError
-from support import corpora, texts, tokenizers
+from support import corpora, tagging, texts, tokenizers
 from tests.conftest import build
 
 NER = Path(os.environ.get("NER", "NER is not set"))
@@ -118,6 +120,26 @@ def test_official_layouts(tmp_path, name):
     want = {p: [f"Sans/O fièvre/B-{kind} {p}/O ./O"] for p in SPLITS if p != "dev" or corpus not in ("jnlpba", "e3c")}
     assert {p: shown(d) for p, d in parts.items()} == want
     assert not any(sum(c.values()) for c in issues.values())
+
+
+@pytest.mark.parametrize("names", [
+    "train.txt devel.txt test.txt", "train.conll valid.conll test.conll", "training.tsv validation.tsv testing.tsv",
+    "train.txt val.txt test.txt", "train.txt eval.txt test.txt", "eng.train eng.testa eng.testb",
+    "Train.txt Dev.txt Test.txt",
+    "train.txt testa.txt testb.txt", "train.txt development.txt tests.txt", "TRAIN.bio DEV.bio TEST.bio",
+])  # fmt: skip
+def test_names_of_splits(tmp_path, names):
+    """Below the folder as well; folders of brat are found by the same names."""
+    names = names.split()
+    want = {p: [f"Sans/O fièvre/B-x {p}/O ./O"] for p in SPLITS}
+    write(tmp_path / "a", {name: columns(p, "x", " ") for p, name in zip(SPLITS, names)} | {"README": "x"})
+    write(tmp_path / "b", {f"below/{name}": columns(p, "x", " ") for p, name in zip(SPLITS, names)})
+    if not names[0].startswith("eng"):
+        brats = [in_brat(Path(name).stem + ".{}", "x") for name in names]
+        brats = [{k.replace(f".{p}/", "/"): v for k, v in b.items() if f".{p}/" in k} for p, b in zip(SPLITS, brats)]
+        write(tmp_path / "c", dict(item for files in brats for item in files.items()))
+    for folder in tmp_path.iterdir():
+        assert {p: shown(d) for p, d in corpora.read_corpus("custom", folder)[0].items()} == want
 
 
 def test_cas_sg(tmp_path):
@@ -248,17 +270,52 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("ann, gold", [
-    ("X 2 8\t foie \n", ((3, 7),)), ("X 2 7\tfoie\n", ((3, 7),)), ("X 3 8;8 11\tfoie  du\n", ((3, 7), (9, 11))),
-    ("X 7 11;2 7\t du  foie\n", ((9, 11), (3, 7))), ("X 3 7;7 9\tfoie\n", ((3, 7),)),
+    ("X 2 8\t foie \n", ((3, 7),)), ("X 2 7\tfoie\n", ((3, 7),)), ("X 7 11;2 7\t du  foie\n", ((3, 11),)),
+    ("X 3 7;7 9\tfoie\n", ((3, 7),)), ("X 12 16;3 8\trat foie\n", ((3, 7), (12, 15))),
 ])  # fmt: skip
 def test_blanks_are_no_part_of_an_entity(tmp_path, ann, gold):
     """A mention of QUAERO begins with a blank: no label could say it, so nothing could hit it."""
-    write(tmp_path, {"d.txt": "Le foie  du rat", "d.ann": "T1\t" + ann})
+    write(tmp_path, {"d.txt": "Le foie  du rat ", "d.ann": "T1\t" + ann})
     (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("X", gold)]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
     assert +issues == {"entities with blanks at an end: trimmed": 1} | several
     assert several or finetune.predicted_entities(document, document.labels, False) == {*document.gold}
+
+
+ORGANS = "the liver\npain\tof the rat"
+
+
+@pytest.mark.parametrize("fragments, words, gold", [
+    ("4 9;10 14", "liver pain", ((4, 14),)), ("10 14;4 9", "pain liver", ((4, 14),)),
+    ("4 9;10 14;15 17", "liver pain of", ((4, 17),)), ("4 9;6 14", "liver ver pain", ((4, 14),)),
+    ("4 7;7 9", "liv er", ((4, 9),)), ("4 14;6 8", "liver pain ve", ((4, 14),)),
+    ("4 10;9 14", "liver  pain", ((4, 14),)),
+    ("4 9;15 17;10 14;22 25", "liver of pain rat", ((4, 17), (22, 25))), ("4 9;15 17", "liver of", ((4, 9), (15, 17))),
+])  # fmt: skip
+def test_fragments_with_blanks_between_them_are_one_span(tmp_path, fragments, words, gold):
+    """Brat has a fragment a line: a tagger that predicts all labels hits an entity over a line end, as any other."""
+    write(tmp_path, {"d.txt": ORGANS, "d.ann": f"T1\tOrgan {fragments}\t{words}\nT2\tX 0 3\tthe\n"})
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    assert document.gold == [("Organ", gold), ("X", ((0, 3),))]
+    several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
+    assert +issues == several
+    scores = finetune.score([document], [document.labels], corpora.CORPORA["custom"])
+    assert scores["entity"] == ([100, 100, 100] if not several else [50, 50, 50])
+
+
+def test_our_own_brat_is_read_back(tmp_path):
+    """Over a line end, a TAB and any other line end that brat knows."""
+    text, entities = "", []
+    for i, end in enumerate("\n \t \r\n \v \f \x1c \x85 \u2028".split(" ")):
+        start, text = len(text), f"{text}liver {end} pain{i}"
+        entities.append(tagging.Entity(start, len(text), "Organ", 0.5))
+        text += " of\n"
+    tagging.write_brat(tmp_path, tagging.TaggedText("d", text, [], [], [], entities))
+    assert ";" in (tmp_path / "d.ann").read_text()
+    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    assert document.gold == [("Organ", ((e.start, e.end),)) for e in entities] and not +issues
+    assert {*document.gold} == finetune.predicted_entities(document, document.labels, False)
 
 
 def test_pubtators_blanks_are_counted(tmp_path):
@@ -331,6 +388,7 @@ def test_hidden_files_are_not_read(tmp_path):
     (pubtator(1, "A", "b", "X b").rstrip() + "\n1\tAssociation\t12|3\tD01\tNovel\n1\tBind\t1\t2\tNo", ["A/O b/B-X"]),
     ("1|t|A|t|b c\n1|a|\n1\t4\t5\tb  \tX\tD01| D02 \n", ["A/O |/O t/O |/O b/B-X c/O"]),
     (pubtator(1, "xY1z", "w", "X xY", "Y 1z"), ["xY1z/B-X w/O"]),
+    (pubtator("PMC1", "A", "b", "X b") + pubtator("doc-2.é", "C", "d", "Y C"), ["A/O b/B-X", "C/B-Y d/O"]),
 ])  # fmt: skip
 def test_pubtator(tmp_path, content, want):
     """One separator between title and abstract, `|` in identifiers, relations skipped, a repeated PMID read once."""
@@ -345,6 +403,41 @@ def test_bioc_is_pubtator(tmp_path):
     write(tmp_path, {"a": pubtator(7, *of), "b.JSON": bioc(7, *of)})
     (one,), (other,) = (corpora.read_split(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
     assert one.name == other.name and one == other and len(one.gold) == 5
+
+
+@pytest.mark.parametrize("place", ["document", "passages", "sentences", "all"])
+@pytest.mark.parametrize("in_sentences", [False, True, "twice"])
+def test_bioc_of_any_level(tmp_path, place, in_sentences):
+    """Annotations of documents, passages or sentences; the text in passages, in their sentences, or in both."""
+    of = "Foie et rein. Mal", "d'un rat ß. Le 12 mois", "X et", "Y rein", "Z un rat", "X 12 m", "Y Mal"
+    write(tmp_path, {"a.txt": pubtator(7, *of), "b.json": bioc(7, *of)})
+    collection = json.loads((tmp_path / "b.json").read_text())
+    (document,) = collection["documents"]
+    annotations = [a for passage in document["passages"] for a in passage.pop("annotations")]
+    for passage in document["passages"]:
+        cut, text = passage["text"].index(".") + 2, passage["text"]
+        starts = [(0, text[: cut - 1]), (cut, text[cut:])]
+        passage["sentences"] = [{"offset": passage["offset"] + n, "text": t} for n, t in starts] if in_sentences else []
+        if in_sentences is True:
+            del passage["text"]
+    sentences = [x for passage in document["passages"] for x in passage["sentences"]]
+    places = {"document": [document], "passages": document["passages"], "sentences": sentences or [document]}
+    places["all"] = [document, *document["passages"], *sentences]
+    for i, a in enumerate(annotations):
+        places[place][i % len(places[place])].setdefault("annotations", []).append(a)
+    write(tmp_path, {"b.json": json.dumps(collection)})
+    one, other = (corpora.read_split(tmp_path / name, None, Counter())[0] for name in ("a.txt", "b.json"))
+    assert other.tokens == one.tokens and other.labels == one.labels and {*other.gold} == {*one.gold}
+    found, want = (corpora.read_texts(tmp_path / name)[0].split() for name in ("b.json", "a.txt"))
+    assert found == want if not in_sentences else "".join(found) == "".join(want)
+
+
+def test_half_a_surrogate_pair_in_bioc(tmp_path):
+    """JSON can hold it, but no file in UTF-8: types become labels, which are written; no offset moves."""
+    content = bioc("d-\ud800", "A\ud800 foie", "b", "Organ foie").replace('"Organ"', r'"Or\udcffgan"')
+    (document,) = corpora.read_split(write(tmp_path, {"x.json": content}) / "x.json", None, Counter())
+    assert document.gold == [("Or\ufffdgan", ((3, 7),))] and document.name == "d-\ufffd"
+    "".join([document.text, *document.tokens, *document.labels]).encode()
 
 
 @pytest.mark.parametrize("content, want", [
@@ -375,32 +468,45 @@ SHORT = "1|t|A\n1|a|b\n"
 ERRORS = [  # (corpus, files to which these are added, {name: [(content, message)]})
     ("custom", {"test.txt": "a O"}, "train.txt", [
         ("a O\nb\n", "row 2: 1 columns instead of 2"), ("a O\n\nb O O\n", "row 3: 3 columns instead of 2"),
+        ("a O\n\tO\n", "row 2: an empty token"), (" O\n", "row 1: an empty token"),
+    ("a O\n B-x\n", "row 2: an empty token"),
         ("a O\nb ety\n", "row 2: unknown label 'ety'"), ("a O\nb B-\n", "row 2: unknown label 'B-'"),
         ("a S-x\n\nb B-x\nc L-x\n", "row 4: label 'L-x' is of BILOU, and there are labels of BIOES; use one scheme"),
         ("a O\nb B-x\v\n", r"row 2: the label or type 'B-x\\x0b' holds a TAB, a line break or"),
         (b"a O\n" + LATIN, "row 2: not UTF-8"), ("\n\n", "no sentence in it")]),
+    ("custom", {"test.txt": "a O"}, "train.txt.gz", [
+        (b"\x1f\x8b\x08\x00damaged", "cannot be read"), (gzip.compress(b"a O")[:-9], "cannot be read"),
+        (gzip.compress(b"a O\nb\n"), "row 2: 1 columns")]),
     ("custom", BRAT, "test/d-1.ann", [
         ("\nT1\tx 0 4\tfoie\n", "row 2: 0 4 is 'Sans'.*not 'foie'"), ("T1\tx 90 94\tfoie\n", "row 1"),
         ("T1\tx 9 15\tfièvre\n", "row 1"), ("T1\tx 1 7\tfièvre\n", "row 1"),
         ("T1\tx 4 0\tSans\n", "row 1"), ("\nT1\tx 0 4;9 7\tSans\n", "row 2: 0 4;9 7 is"),
         ("\nT1\tx 12 20\ttest.\n", r"row 2: 12 20 is.*\(the text has 18 characters\)"),
         ("T1\tx 0 4;12 22\tSans test.\n", "row 1: 0 4;12 22 is"),
-        ("T1 x 0 4 Sans\n", "row 1: not 'T"), (LATIN, "row 1: not UTF-8")]),
+        ("T1 x 0 4 Sans\n", "row 1: not 'T"), ("T1\tx ² 4\tSans\n", "row 1: not 'T"),
+        (f"T1\tx 0 {'4' * 5000}\tSans\n", "row 1: not 'T"), (f"T1\tx 0 {10**12}\tSans\n", "row 1: 0 1000"),
+    (LATIN, "row 1: not UTF-8")]),
     ("custom", BRAT, "test/d-1.txt", [(b"\n" + LATIN, "row 2: not UTF-8")]),
     ("biored", PUBTATOR, "Dev.PubTator", [
         (SHORT + "1\t0\t1\tb\tX\t1", "row 3: 0 1"), (SHORT + "1\t0\t1", "row 3"),
         (SHORT.encode() + LATIN, "row 3: not UTF"), (SHORT + "2\t0\t1\tA\tX\t1", "row 3"),
-        (SHORT + "1\t\t1\tA\tX\t1", "row 3")]),
+        (SHORT + "1\t\t1\tA\tX\t1", "row 3"), (SHORT + "1\t0\t²\tA\tX\t1", "row 3: neither"),
+        (SHORT + f"1\t0\t{'1' * 5000}\tA\tX\t1", "row 3: neither"),
+    (SHORT + f"1\t0\t{10**12}\tA\tX\t1", "row 3: 0 1000")]),
     ("biored", {}, "Train.BioC.JSON", [
         ("[}", "not a coll"), ('{"documents": [{"id": 1}]}', "not a coll"),
         (bioc(9, "A", "b", "X b").replace('"b"', '"c"', 1), "document 9"),
-        (bioc(9, "A", "b", "X b").replace('"length": 1', '"length": 8'), "document 9")]),
+        (bioc(9, "A", "b", "X b").replace('"length": 1', '"length": 8'), "document 9"),
+        *((bioc(9, "A", "b").replace('"offset": 2', f'"offset": {n}'), message) for n, message in (
+            (10**12, "document 9: no passage can begin at 1000"), (-1, "document 9: no passage can begin at -1"),
+            ("1" * 5000, "not a coll"), ("NaN", "document 9"))),
+        ('{"documents": ' + "[" * 10**5, "not a coll"), ('{"documents": [' + '{"x":' * 10**5, "not a coll")]),
     ("custom", {"test.txt": "a O"}, "train.json", [
         (bioc(9, "A", "b", f"{kind} b"), "document 9: the label or type '.*' holds a TAB, a line break or half a surr")
         for kind in ("X\t", "X\nY", "X\u2028", "\ud800")]),
     ("cas-pos", {"CAS_spec.txt": ""}, "CAS_neg.txt", [
         ("1\t1\ta\ta\tNOM\n1\t2\tb\tb\tzzz\n", "row 2"), (LATIN, "row 1: not UTF-8"),
-        ("\t1\ta\ta\tNOM\n", "row 1|split is empty")]),
+        *((f"{n}\t1\ta\ta\tNOM\n", "row 1|split is empty") for n in ("", "²", "1" * 5000))]),
     ("cas-sg", {}, "distribution-corpus.txt", [("a.txt\t1\t2\ttrain 2021\nb.txt", "row 2")]),
 ]  # fmt: skip
 
@@ -412,9 +518,43 @@ def test_errors_name_file_and_row(tmp_path, corpus, files, name, content, messag
         corpora.read_corpus(corpus, write(tmp_path, files | {name: content}))
 
 
+@pytest.mark.parametrize("content, message", [
+    ('<?xml version="1.0"?>\n<!DOCTYPE collection SYSTEM "BioC.dtd">\n<collection><source/>',
+        "BioC in XML; convert it to BioC in JSON .*biored and custom read"),
+    ("\n<collection>\n", "BioC in XML"),
+    ('<?xml version="1.0"?>\n<MEDDOCAN>\n<TEXT>', "--corpus meddocan reads the brat"),
+    ('<xmi:XMI xmlns:cas="x">', "--corpus e3c reads train.txt"), ("<html><body>", "XML, which is not read; convert it"),
+    ("Le foie est normal.\n", "neither columns .* nor PubTator.* begins with 'Le foie est normal.'"),
+    ("Sans,O\nfoie,B-x\n", "begins with 'Sans,O'"), ("Sans ety\n", "begins with 'Sans ety'"),
+    ('{"tokens": ["a"]}\n', "neither columns"), ("# text = a\n1\ta\tO\n", "neither columns"),
+    (b"\xff\xfe<\0", "neither col"),
+])  # fmt: skip
+def test_an_unknown_form_is_not_read_as_columns(tmp_path, content, message):
+    for name in ("train.xml", "train.txt"):
+        files = write(tmp_path / name, {"test.txt": "a O\n", name: content})
+        with pytest.raises(UserError, match=f"{name}: .*{message}"):
+            corpora.read_corpus("custom", files)
+
+
+@pytest.mark.parametrize("content", [
+    "a O\n", "a\tX\tO\n", "\n \na NN I-x\n", "-DOCSTART- -X- O O\n\na N N O\n",
+    "###MEDLINE:1\n\na\tO\n", BOM + "a\tB-x y\n",
+    "<\tO\n", "< B-x\n", "\r\n\u2028a O\r\n", "1 O\n", '{"a": O\n',
+])  # fmt: skip
+def test_what_has_columns(tmp_path, content):
+    """The last column of the first row is a label, whatever the first one is, or the row begins a document."""
+    (document,) = corpora.read_split(write(tmp_path, {"x.txt": content}) / "x.txt", None, Counter())
+    assert len(document.tokens) == 1
+
+
 @pytest.mark.parametrize("corpus, files, message", [
     ("e4c", {"x": ""}, "unknown corpus 'e4c'.*meddocan"),
     ("custom", {"train.txt": "a O", "train.tsv": "a\tO"}, "holds 2 of train"),
+    ("custom", {f"{p}.txt": "a O" for p in (*SPLITS, "valid")}, r"holds 2 of dev \(dev.txt, valid.txt\); leave one"),
+    ("custom", {f"{p}.txt": "a O" for p in ("train", "dev", "testa", "testb")}, "holds 2 of dev"),
+    ("custom", in_brat("{}", "x") | {"test.txt": "a O"}, "holds 2 of test"),
+    ("custom", in_brat("{}", "x") | in_brat("{}/brat", "x"), "holds 2 of train"),
+    ("ncbi-disease", {f"{p}.tsv": "a\tO" for p in (*SPLITS, "devel")}, "holds 2 of dev"),
     ("custom", {"train.txt": "a O"}, "no test split"),
     ("custom", BRAT | {"test/e.ann": ""}, "e.txt not found"),
     ("custom", BRAT | {"test/d-1.txt": " \n", "test/d-1.ann": ""}, "the test split is empty"),
@@ -430,6 +570,99 @@ def test_missing_splits(tmp_path, corpus, files, message):
         finetune.check(configs.Check(corpus, str(write(tmp_path, files))))
     with pytest.raises(UserError, match="unknown corpus|no such folder"):
         corpora.read_corpus(corpus, tmp_path / "none")
+
+
+# ---------------------------------------------------------------- the word rule, and forms of Unicode
+
+
+def tokens_of(text):
+    return corpora.align_entities("", text, [], None, Counter()).tokens
+
+
+@pytest.mark.parametrize("text, want", [
+    ("हिन्दी क्षेत्र", "हिन्दी क्षेत्र"), ("ความเจ็บปวด", "ความเจ็บปวด"), ("مُحَمَّدٌ، x", "مُحَمَّدٌ ، x"),
+    ("می\u200cخواهم", "می\u200cخواهم"),
+    ("श्\u200dय क्\u200d", "श्\u200dय क्\u200d"), ("co\u00adoperate", "co\u00adoperate"),
+    ("a\u2060\u200bb", "a\u2060\u200bb"),
+    ("c\u00ad, \u00add\u200f", "c , d"), ("a\ufeffb x_y", "a b x _ y"), ("a\u0301_\u0301b", "a\u0301 _\u0301 b"),
+    ("=\u0338<\u0338", "=\u0338 <\u0338"), ("\u2764\ufe0f\u200d\u2764", "\u2764\ufe0f \u2764"), (" \u0301 ", "\u0301"),
+    ("C\u20e3 37,5\u00b0", "C\u20e3 37 , 5 \u00b0"), ("\U0001d157\U0001d165", "\U0001d157\U0001d165"),
+    ("a\U000e0001b", "a\U000e0001b"),
+])  # fmt: skip
+def test_marks_and_format_characters_go_with_their_letter(text, want):
+    assert tokens_of(text) == want.split(" ")
+
+
+def test_words_are_the_same_composed_and_decomposed():
+    """Characters that Unicode decomposes: alone, within a word, before a mark; and the old rule for all other text."""
+    characters = [c for c in map(chr, range(0x30000)) if unicodedata.normalize("NFD", c) != c][::7]
+    assert len(characters) > 1500
+    for c in [*characters, *"éńἀᾧ≠가\u0344"]:
+        text = f"a{c}b {c} _{c} {c}\u0323"
+        nfc, nfd = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        assert [unicodedata.normalize("NFC", t) for t in tokens_of(nfd)] == tokens_of(nfc), c
+    plain = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c) not in ("Mn", "Mc", "Me", "Cf"))
+    old = [t for t in re.findall(r"[^\W_]+|[^\s\ufeff]", plain) if unicodedata.category(t[0])[0] != "C"]
+    assert tokens_of(plain) == old
+
+
+NFC_TEXT = "Fièvre après l'opération du nævus à Škofja, 37 °C ; hyperthyroïdie sévère."
+NFC_ENTITIES = [("X", "Fièvre"), ("Y", "hyperthyroïdie sévère"), ("X", "Škofja")]
+
+
+def in_form(form):
+    """The text in a form of Unicode, and (type, start, end) of its entities there."""
+    text = unicodedata.normalize(form, NFC_TEXT)
+    marked = [(kind, unicodedata.normalize(form, words)) for kind, words in NFC_ENTITIES]
+    return text, [(kind, text.index(words), text.index(words) + len(words)) for kind, words in marked]
+
+
+def test_a_decomposed_corpus_has_the_scores_of_a_composed_one(tmp_path):
+    """The same labels and scores, offsets as the text has them, and windows of the same tokens for any tokenizer."""
+    tokenizer = tokenizers.train_wordpiece([[NFC_TEXT]], 200, True, [])
+    tokenizer.normalizer = normalizers.Sequence([])  # as many have none
+    documents, ids = [], []
+    for form in ("NFC", "NFD"):
+        text, entities = in_form(form)
+        rows = [
+            f"T{i}\t{kind} {a} {b}\t{unicodedata.normalize('NFC', text[a:b])}\n"
+            for i, (kind, a, b) in enumerate(entities)
+        ]
+        write(tmp_path / form, {"d.txt": text, "d.ann": "".join(rows)})
+        documents += corpora.read_brat(tmp_path / form, None, issues := Counter())
+        assert not +issues and documents[-1].gold == [(kind, ((a, b),)) for kind, a, b in entities]
+        ids += [w.ids for w in finetune.make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
+    nfc, nfd = documents
+    assert len(nfd.text) > len(nfc.text) and nfd.labels == nfc.labels and nfc.labels.count("O") < len(nfc.labels)
+    assert ids[0] == ids[1] and tokenizers.special_ids(tokenizer)["unk"] not in ids[0]
+    predicted = nfc.labels[:-3] + ["O"] * 3
+    scores = [finetune.score([d], [predicted], corpora.CORPORA["custom"]) for d in documents]
+    assert scores[0] == scores[1] and 0 < scores[0]["entity"][2] < 100
+
+
+@pytest.mark.parametrize("text_form, words_form", [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("form", ["pubtator", "bioc"])
+def test_words_of_entities_are_compared_in_one_form(tmp_path, form, text_form, words_form):
+    text, entities = in_form(text_form)
+    rows = [(kind, a, b, unicodedata.normalize(words_form, text[a:b])) for kind, a, b in entities]
+    if form == "pubtator":
+        lines = "".join(f"1\t{a}\t{b}\t{words}\t{kind}\n" for kind, a, b, words in rows)
+        write(tmp_path, {"x": f"1|t|{text}\n1|a|\n{lines}"})
+    else:
+        annotations = [
+            {"infons": {"type": kind}, "text": words, "locations": [{"offset": a, "length": b - a}]}
+            for kind, a, b, words in rows
+        ]
+        passages = [{"offset": 0, "text": text, "annotations": annotations}]
+        write(tmp_path, {"x.json": json.dumps({"documents": [{"id": 1, "passages": passages}]})})
+    (document,) = corpora.read_split(next(tmp_path.iterdir()), None, Counter())
+    assert document.gold == [(kind, ((a, b),)) for kind, a, b in entities]
+
+
+def test_an_overlap_is_found_in_any_form():
+    nfc, nfd = (unicodedata.normalize(form, f"{NFC_TEXT} {NFC_TEXT[::-1]} हिन्दी क्षेत्र") for form in ("NFC", "NFD"))
+    assert nfc != nfd and [found.tolist() for found in texts.find_overlaps([nfd], [nfc, "x"])] == [[0]]
+    assert (texts.ngram_hashes(nfc) == texts.ngram_hashes(nfd)).all()
 
 
 # ---------------------------------------------------------------- the flattening rule
@@ -478,8 +711,11 @@ def test_random_entities_in_random_text(tmp_path, seed):
     ours = []
     for kind, where in entities:
         pieces = [(b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in where]
-        if kind != "Z" and not any(kind.lower() == k and sorted(pieces) == sorted(w) for k, w in ours):
-            ours.append((kind.lower(), tuple(pieces)))
+        covered = [any(a <= i < b for a, b in pieces) for i in range(len(text))]
+        shown = "".join("x" if inside else " " if c.isspace() else "." for c, inside in zip(text, covered))
+        pieces = tuple(m.span() for m in re.finditer(r"x(?:[x ]*x)?", shown))
+        if kind != "Z" and (kind.lower(), pieces) not in ours:
+            ours.append((kind.lower(), pieces))
     spans, kept, labels = flat(text, ours)
     assert (d.spans, d.labels, d.gold) == (spans, labels, ours)
     assert d.tokens == [text[a:b] for a, b in spans]
@@ -572,6 +808,10 @@ def test_an_overlap_is_half_of_the_shorter_texts_ngrams(seed):
     {"x.txt": "Sans S-X\nfièvre O\n. O\n"},
     {"x.txt": "-DOCSTART-\n\nSans O\nfièvre O\n. O\n"},
     {"x.iob2": "###MEDLINE:12\n\nSans\tO\nfièvre\tB-X\n.\tO\n"},
+    {"x.txt": "Sans S-X\nfièvre E-X\n. O\n"},
+    {"x.txt": pubtator("PMC1", "Sans", "fièvre .", "X Sans")},
+    {"eng.testa": "Sans O\nfièvre B-X\n. O\n"},
+    {"x.txt": "Sans\rfièvre\r.\r"}, {"x.tsv": "Sans\tO\rfièvre\tB-X\r.\tO\r\r"},
     {"CAS_neg.txt": "1\t1\tSans\tsans\tPRP\t***\n1\t2\tfièvre\tx\tNOM\tB_cue\t_\n1\t3\t.\t.\tSENT\t***\n"},
 ])  # fmt: skip
 def test_words_of_a_corpus_without_its_tags(tmp_path, files):
@@ -603,9 +843,11 @@ def test_exclude_must_name_a_corpus(tmp_path):
     for name, content, message in (
         ("x.pdf", b"a", "exclude: .* is not, and does not hold"), ("x.txt", b"a\n\xff", "x.txt, row 2: not UTF-8"),
         ("x.json", b"{}", "exclude: .*x.json: not a collection of BioC"),
+        ("y.json", b'{"documents": ' + b"[" * 10**5, "exclude: .*y.json: not a collection of BioC"),
+        ("z.json", b'{"documents": [[]]}', "exclude: .*z.json: not a collection of BioC"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            corpora.read_texts(write(tmp_path / name[2:], {name: content}))
+            corpora.read_texts(write(tmp_path / name, {name: content}))
 
 
 def words(seed, n):

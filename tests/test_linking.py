@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -82,6 +83,10 @@ def ranks_by_spelling(task):
     ("D1|OMIM:2", (("D1", "OMIM:2"),)), ("D1| D2", (("D1", "D2"),)), ("5578,5579;5580", (("5578", "5579", "5580"),)),
     ("D1+D2", (("D1",), ("D2",))), ("D1|D2+D3", (("D1", "D2"), ("D3",))),
     ("-1", ()), ("-", ()), ("", ()), ("D1|-1", (("D1",),)), ("c|SUB|G|94|A", (("c|SUB|G|94|A",),)),
+    ("p|Allele|R|70", (("p|Allele|R|70",),)), ("c|SUB|A|IVS4+1|G", (("c|SUB|A|IVS4+1|G",),)),
+    ("|DEL|70|", (("|DEL|70|",),)), ("rs70,c|SUB|C|-70|T", (("rs70", "c|SUB|C|-70|T"),)),
+    ("p|SUB|R|70|W; p|Allele|R|70", (("p|SUB|R|70|W", "p|Allele|R|70"),)), ("D001260|208900", (("D001260", "208900"),)),
+    ("70|71+72", (("70", "71"), ("72",))),
 ])  # fmt: skip
 def test_ids_of_corpora(text, parts):
     """Alternatives, composites, prefixes of some corpora, no id, and a variant whose bars are its own."""
@@ -93,7 +98,7 @@ def test_mentions_of_a_corpus(small):
     assert {split: [m.text for m in mentions] for split, mentions in splits.items()} == {
         "train": ["Flu", "fever"], "dev": [], "test": ["Influenza", "Fever", "pain", "Pain", "cold", "flu"],
     }  # fmt: skip
-    assert issues["mentions without an id"] == 1
+    assert +issues["test"] == {"mentions without an id": 1} and not +issues["train"] + +issues["dev"]
     first = splits["test"][0]
     assert (first.document, first.name, first.parts) == ("100", "Influenza", (("D1",),))
 
@@ -110,6 +115,118 @@ def test_lists_of_documents_split_a_corpus_of_one_file(tmp_path):
     splits, _ = linking.read_mentions(tmp_path)
     found = {split: [m.parts for m in mentions] for split, mentions in splits.items()}
     assert found == {s: [((f"C000000{n}",),)] for n, s in enumerate(corpora.SPLITS, 1)}
+
+
+@pytest.mark.parametrize("name, want", [
+    ("CDR_DevelopmentSet.PubTator.txt", "dev"), ("NCBIdevelopset_corpus.txt", "dev"), ("testa.txt", "dev"),
+    ("x-val.txt", "dev"),
+    ("Eval.PubTator", "dev"), ("VALIDATION.txt", "dev"), ("validset.txt", "dev"), ("devel.txt", "dev"),
+    ("testb.txt", "test"),
+    ("NCBItestset_corpus.txt", "test"), ("Test.PubTator.gz", "test"), ("eval-test.txt", "test"),
+    ("corpus_pmids_trng.txt", "train"),
+    ("ncbitrain.txt", "train"), ("medieval.txt", ""), ("interval_7.txt", ""), ("corpus_pubtator.txt.gz", ""),
+])  # fmt: skip
+def test_splits_in_names_of_files(name, want):
+    assert linking.split_of(Path("train", name)) == want
+
+
+def test_issues_are_those_of_the_split(small, tmp_path):
+    """A row that is given twice counts once; both are told for the split that is scored, and for no other."""
+    path = small[0] / "NCBItrainset_corpus.txt"
+    path.write_text("1|t|Flu.\n1|a|.\n" + 2 * (entity(1, "Flu.", "Flu", "D1") + entity(1, "Flu.", "F", "-")) + "\n"
+        + 3 * "9|t|A\n9|a|b\n")  # fmt: skip
+    text = (small[0] / "NCBItestset_corpus.txt").read_text()
+    row = next(line for line in text.split("\n") if "Influenza\t" in line)
+    (small[0] / "NCBItestset_corpus.txt").write_text(text.replace(row, f"{row}\n{row}\n{row.replace('MESH:D1', 'D2')}"))
+    mentions, issues = linking.read_mentions(small[0])
+    assert [m.parts for m in mentions["test"]][:3] == [
+        (("D1",),),
+        (("D2",),),
+        (("D2", "D9"),),
+    ]  # other ids: another mention
+    assert [m.text for m in mentions["train"]] == ["Flu"]
+    once, without = "rows given twice: counted once", "mentions without an id"
+    assert +issues["train"] == {once: 2, without: 1, "repeated documents: left out": 2}
+    assert +issues["test"] == {once: 1, without: 1} and not +issues["dev"]
+    for split in ("train", "test"):
+        record = linking.linking_record(task := task_of(small, split=split), {"x": np.ones(len(mentions[split]))})
+        assert len(task.mentions) == len(mentions[split]) and record["issues"] == dict(+issues[split])
+
+
+def test_lists_of_documents_are_one_a_split(tmp_path):
+    (tmp_path / "x_pubtator.txt").write_text("1|t|Flu\n1|a|.\n1\t0\t3\tFlu\tX\tD1\n2|t|B\n2|a|.\n2\t0\t1\tB\tX\t-\n")
+    (tmp_path / "pmids_test.txt").write_text("1")
+    (tmp_path / "pmids_dev.txt").write_text("2")
+    issues = linking.read_mentions(tmp_path)[1]
+    assert {split: dict(+c) for split, c in issues.items()} == {
+        "train": {},
+        "dev": {"mentions without an id": 1},
+        "test": {},
+    }
+    (tmp_path / "pmids_valid.txt").write_text("1")
+    with pytest.raises(UserError, match="two files of the dev split: pmids_dev.txt and pmids_valid.txt"):
+        linking.read_mentions(tmp_path)
+
+
+def test_ids_of_documents_need_not_be_numbers(tmp_path):
+    text = "".join(f"{i}|t|Flu\n{i}|a|.\n{i}\t0\t3\tFlu\tX\tD1\n\n" for i in ("PMC12", "doc-1", "7"))
+    (tmp_path / "test.PubTator").write_text(text)
+    assert [m.document for m in linking.read_mentions(tmp_path)[0]["test"]] == ["PMC12", "doc-1", "7"]
+
+
+@pytest.mark.parametrize("ids, concepts", [
+    ("D001260|208900\tataxia", ["D001260|208900"]), ("MESH:D001260|OMIM:208900\tataxia", ["D001260|OMIM:208900"]),
+])  # fmt: skip
+def test_a_concept_of_several_ids(tmp_path, ids, concepts):
+    """It is one concept, which is found by each of them; in a file of ids each of them leads to each concept."""
+    (tmp_path / "names.tsv").write_text(f"{ids}\nD2|D001260\tgout\nD3\tflu\n")
+    dictionary = linking.read_dictionary(tmp_path / "names.tsv")
+    assert dictionary.ids == [*concepts, "D2|D001260", "D3"]
+    index = linking.index_of_ids(dictionary)
+    omim = ids.split("\t")[0].split("|")[1]
+    for parts, want in (((("D001260",),), [[0, 1]]), (((omim, "D3"),), [[0, 2]]), (((omim,), ("D2",)), [[0], [1]]),
+        ((("D9",),), None), ((("D001260|208900",),), None)):  # fmt: skip
+        found = linking.gold_concepts(linking.Mention("1", "", "", parts), {}, index)
+        assert (found and [part.tolist() for part in found]) == want
+    folder = corpus(tmp_path / "corpus", test=[("Ataxia.", "No.", [("Ataxia", f"{omim}")])])
+    assert [*ranks_by_spelling(task_of((folder, tmp_path / "names.tsv")))["exact"].values()] == [1]
+    (tmp_path / "ids.tsv").write_text("D1|208900\tC1\nD1\tC2|C3\n")
+    assert linking.read_ids(tmp_path / "ids.tsv") == {"D1": ["C1", "C2", "C3"], "208900": ["C1"]}
+
+
+@pytest.mark.parametrize("header, is_header", [
+    ("id\tname", True), ("CUI\tname", True), ("concept_id\tname", True), ("Concept ID\tterm", True),
+    ("ConceptID\tx", True),
+    ("#id\tname", True), ("# DiseaseID\tDiseaseName", True), ("mesh\tcui", True), ("UMLS_CUI\tSTR", True),
+    ("code\tlabel", True),
+    ("identifier\tsynonym", True), ("concept\tname", True), ("SNOMED-code\tname\tmore", True),
+    ("D1\tname", False), ("flu\tid", False), ("thyroid\tname", False), ("C0000001\tconcept", False),
+    ("MESH:D4\tcode", False),
+])  # fmt: skip
+def test_a_header_is_no_concept(tmp_path, header, is_header):
+    """Only as the first line. The first field decides: a concept may have any name."""
+    (tmp_path / "names.tsv").write_text(f"{header}\nD1\tflu\n")
+    assert len(linking.read_dictionary(tmp_path / "names.tsv").ids) == (1 if is_header or header[:3] == "D1\t" else 2)
+    (tmp_path / "names.tsv").write_text("D1\tflu\nid\tname\n")
+    assert linking.read_dictionary(tmp_path / "names.tsv").ids == ["D1", "id"]
+
+
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_mentions_and_names_are_compared_in_one_form(tmp_path, form, other):
+    """Exact match, abbreviations, unseen mentions, training mentions as names, and mentions of a file."""
+    text, abstract = unicodedata.normalize(form, "Névrite rétrobulbaire (NÉ). Fièvre\nNÉ.").split("\n")
+    mentions = [(unicodedata.normalize(form, words), "D1") for words in ("Fièvre", "NÉ")]
+    train = [(unicodedata.normalize(other, "Fièvre."), ".", [(unicodedata.normalize(other, "Fièvre"), "D1")])]
+    folder = corpus(tmp_path / "corpus", train=train, test=[(text, abstract, mentions)])
+    (tmp_path / "names.tsv").write_text(unicodedata.normalize(other, "D1\tfièvre\nD1\tnévrite rétrobulbaire\nD2\tx\n"))
+    task = task_of((folder, tmp_path / "names.tsv"), expand_abbreviations=True)
+    assert [*ranks_by_spelling(task)["exact"].values()] == [1, 1] and task.unseen.tolist() == [False, True]
+    with_train = task_of((folder, tmp_path / "names.tsv"), train_mentions=True).dictionary
+    assert with_train.names == ["fièvre", "névrite rétrobulbaire", "x", "Fièvre"]
+    records = [{"text": unicodedata.normalize(form, "Fièvre")}]
+    assert [x for _, x in linking.mentions_of_records(records)] == ["Fièvre"] and len(records[0]["text"]) == 6 + (
+        form == "NFD"
+    )
 
 
 def test_bc5cdr_and_biored_lines(tmp_path):
@@ -205,7 +322,7 @@ def test_alternatives_composites_homonyms_and_names_that_are_not_there(small):
     (small[1].parent / "ids.tsv").write_text("id\tcui\n" + "".join(f"{i}\t{c[0]}\n" for i, c in ids.items()))
     with_ids = ranks_by_spelling(task_of(small, ids=str(small[1].parent / "ids.tsv")))["exact"]
     assert with_ids["101", "cold"] == 1.5  # D5 or D6
-    parts_found = linking.Mention("1", "", "", (("D3",), ("D4",))), {}, {"D3": 0}
+    parts_found = linking.Mention("1", "", "", (("D3",), ("D4",))), {}, {"D3": [0]}
     assert linking.gold_concepts(*parts_found) is None  # one part of a composite is not there
 
 

@@ -1,14 +1,18 @@
 """Documents to train on: lines, JSON Lines and folders of files."""
 
+import io
 import json
+import sys
 from collections import Counter
 
 import pytest
 
+import configs
 import data
+import model
 from configs import UserError
 from data import MLM
-from support import texts
+from support import corpora, linking, tagging, texts
 from tests.conftest import build
 
 
@@ -62,7 +66,66 @@ def test_a_bad_text_is_reported_or_left_out(tmp_path, name, content, message, n_
 @pytest.mark.parametrize("file, first_line, want", [
     ("a.jsonl", "", True), ("a.NDJSON", "x", True), ("a.jsonl.gz", "", True), ("a.txt", '{"text": "a"}', True),
     (texts.STANDARD_INPUT, ' {"id": 1, "text": "a"}', True), (texts.STANDARD_INPUT, '{"id": 1}', True),
-    (texts.STANDARD_INPUT, "{fever}", False), (texts.STANDARD_INPUT, "", False),
+    (texts.STANDARD_INPUT, "{fever}", False), (texts.STANDARD_INPUT, "", False), ("a.txt", '{"text": "a', True),
+    ("a.txt", '{ "text": fever}', True), ("a.txt", "{", True), ("a.txt", "{}", True),
+    ("a.txt", '[{"text": "a"}]', True),
+    ("a.txt", '{"a":' * 10**5, True), ("a.txt", "[" * 10**5, True), ("a.txt", "[fever]", False),
+    ("a.txt", "[[1]]", False),
 ])  # fmt: skip
 def test_what_is_json_lines(file, first_line, want):
     assert texts.is_json_lines(file, first_line) is want
+
+
+def test_what_begins_as_json_is_never_read_as_text(tmp_path):
+    """Broken or too deep in its first line: an error names it; each command that takes lines or JSON Lines does so."""
+    for first in ('{"text": "fever', '{"text": fever}', '{"x":' * 10**5, "[" * 10**5, '[{"text": "a"}]'):
+        (tmp_path / "x.txt").write_text(f'{first}\n{{"text": "b"}}\n')
+        for read in (lambda path: [*tagging.read_texts(path)], linking.read_records):
+            with pytest.raises(UserError, match='x.txt, row 1: not a JSON object with a field "text"'):
+                read(str(tmp_path / "x.txt"))
+
+
+def test_blank_lines_do_not_hide_json_lines(tmp_path):
+    """Before other text they are documents; alone, in JSON Lines, nothing."""
+    (tmp_path / "x.jsonl").write_text("\n \n")
+    with pytest.raises(UserError, match="x.jsonl is empty"):
+        [*tagging.read_texts(str(tmp_path / "x.jsonl"))]
+    for content, want in (
+        ('\n \n{"text": "a"}\n\n{"text": "b"}', ["a", "b"]),
+        ("\n\na\n\n", ["", "", "a", ""]),
+        ("\n", [""]),
+    ):
+        (tmp_path / "x.txt").write_text(content)
+        assert [text for _, text in tagging.read_texts(str(tmp_path / "x.txt"))] == want
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends(tmp_path, monkeypatch, end):
+    """Every reader of lines takes all three; CR alone is one only where a file has no LF."""
+
+    def there(name, *lines):
+        (tmp_path / name).write_bytes(("\ufeff" + end.join([*lines, ""])).encode())
+        return tmp_path / name
+
+    lines = there("x.txt", "fièvre", "", "foie")
+    assert texts.read_text(lines)[0] == ["fièvre", "foie"]
+    assert [text for _, text in tagging.read_texts(str(lines))] == ["fièvre", "", "foie"]
+    assert [record["text"] for record in linking.read_records(str(lines))] == ["fièvre", "", "foie"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.read_bytes())))
+    assert [record["text"] for record in linking.read_records("")] == ["fièvre", "", "foie"]
+    assert model.read_lines(io.BytesIO(lines.read_bytes())) == [" fièvre", " ", " foie"]
+    rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
+    assert texts.read_text(rows)[0] == [text for _, text in tagging.read_texts(str(rows))] == ["a", "b"]
+    assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5"), configs.Train) == {"lr": 0.5}
+    assert linking.read_ids(there("ids.tsv", "id\tcui", "D1\tC1", "D2\tC2")) == {"D1": ["C1"], "D2": ["C2"]}
+    columns = corpora.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())
+    assert [d.tokens for d in columns] == [["a", "b"], ["c"]]
+    pubtator = there("test.PubTator", "1|t|Flu", "1|a|Bad.", "1\t0\t3\tFlu\tX\tD1")
+    assert corpora.read_split(pubtator, None, Counter())[0].text == "Flu\nBad."
+    assert corpora.read_texts(pubtator)[0].split() == ["Flu", "Bad."]
+    (tmp_path / "brat").mkdir()
+    there("brat/x.txt", "Le foie", "va")
+    there("brat/x.ann", f"T1\tX 4 {11 + len(end)}\tfoie va")
+    (document,) = corpora.read_brat(tmp_path / "brat", None, Counter())
+    assert document.text == "\ufeff" + end.join(["Le foie", "va", ""]) and document.breaks == (2,)
+    assert document.gold == [("X", ((4, 10 + len(end)),))]

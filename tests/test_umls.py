@@ -135,6 +135,13 @@ def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
     assert gaps(names, whole[:1], TYPES) == ["2 of the 2 concepts of MRREL have relations in one direction only"]
 
 
+def test_ranks_that_are_no_small_number(tmp_path):
+    """The largest counts as MAX_RANK, however long it is, and what is no decimal number as 0."""
+    rows = [f"{rank}|S|{tty}|N|\n" for rank, tty in (("0012", "A"), ("9" * 5000, "B"), ("²", "C"), ("", "D"))]
+    folder = write(tmp_path / "release", BASE, [], [], rows)
+    assert umls.read_ranks(folder) == {"S|A": 12, "S|B": umls.MAX_RANK, "S|C": 0, "S|D": 0}
+
+
 # ---------------------------------------------------------------- whole releases
 
 
