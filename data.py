@@ -63,7 +63,6 @@ NEW_TOKENS = (*RELATION_TOKENS, HREL)
 SPLITS = ("train", "valid")
 TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triple-classification examples
 MAX_STEPS = 4 << 20  # relations of the random walks made at a time; it limits memory for a large --lp_paths
-ROW_MULTIPLE = 8  # rows of a packed micro-batch, so that few shapes occur
 MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
 MAX_NAMES = 10  # of a concept, the preferred one first, that synonym alignment makes pairs of
 
@@ -1071,20 +1070,22 @@ def rectangles(batch, max_tokens, max_padding, rank=0, world=1):
         yield place_examples(batch, examples, np.arange(len(examples)), first, (len(examples), width), packed=False)
 
 
-def packed_rows(batch, max_tokens, row_length, rank=0, world=1):
+def packed_rows(batch, max_tokens, row_length, row_multiple=1, rank=0, world=1):
     """This rank's part of an effective batch, several examples a row, as MicroBatches of at most max_tokens tokens.
 
-    Hardly a token is padding, and every micro-batch of a run has one of few shapes: for a GPU, where small rectangles
-    cost more than attention over row_length positions. All ranks have the same number and shape of micro-batches.
+    Hardly a token is padding, and only the number of rows varies: for a GPU, where small rectangles cost more than
+    attention over row_length positions. All ranks have the same number and shape of micro-batches.
+
+    Args: row_multiple: the number of rows is rounded up to a multiple of it, so that fewer shapes occur.
     """
     row, first = first_fit_decreasing(batch.length, row_length)
     n_rows = -(-(int(row.max()) + 1) // world)  # of each rank, which has every world-th row
     n_micro = -(-n_rows // max(1, max_tokens // row_length))
     rows_each = -(-n_rows // n_micro)
-    height = -(-rows_each // ROW_MULTIPLE) * ROW_MULTIPLE
+    height = max(2, -(-rows_each // row_multiple) * row_multiple)  # torch.compile compiles a single row separately
     mine = row % world == rank
     examples, row, first = np.flatnonzero(mine), row[mine] // world, first[mine]
-    for top in range(0, n_micro * height, height):
+    for top in range(0, n_rows, height):
         here = (row >= top) & (row < top + height)
         yield place_examples(batch, examples[here], row[here] - top, first[here], (height, row_length), packed=True)
 

@@ -44,7 +44,7 @@ from data import PAPER_TASKS, TASK_NAMES, TASKS
 from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
-from support.files import folder_lock, progress, run_command, write_atomic, write_json
+from support.files import folder_lock, is_out_of_memory, progress, run_command, write_atomic, write_json
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 VALID_SHARE = 0.03  # of the time between validations that one may take, unless valid_examples says otherwise
@@ -55,6 +55,7 @@ MAY_CHANGE_ON_RESUME = (
 )  # fmt: skip
 VALID_PAIRS = 128  # pairs of names in a batch of a validation
 MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
+ROW_MULTIPLE = {"cpu": 8, "cuda": 1}  # of packed rows: a CPU compiles its products for each new shape
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
@@ -140,6 +141,7 @@ class Batches:
         on_gpu = ranks.device.type == "cuda"
         self.packed = s.layout == "packed" or (s.layout == "auto" and on_gpu)
         self.micro_tokens, self.max_padding = micro_tokens, MAX_PADDING[ranks.device.type]
+        self.row_multiple = ROW_MULTIPLE[ranks.device.type]
         # A thread begins on the first GPU, where pinned memory would open a context for every rank.
         gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
         self.thread, self.prefetched = ThreadPoolExecutor(1, **gpu), {}
@@ -164,7 +166,7 @@ class Batches:
         if not self.packed:
             return data.rectangles(batch, self.micro_tokens, self.max_padding, *share)
         row_length = -(-self.dataset.seq_len // 8) * 8  # what attention kernels like
-        return data.packed_rows(batch, self.micro_tokens, row_length, *share)
+        return data.packed_rows(batch, self.micro_tokens, row_length, self.row_multiple, *share)
 
     def lay_out(self, batch):
         """Arguments of KGIBert.forward. Names to be aligned have micro-batches of their own, for align_names."""
@@ -188,8 +190,13 @@ def tensors(micro, pin):
     return [x.pin_memory() if pin and isinstance(x, torch.Tensor) else x for x in out]
 
 
-def to_device(arguments, device):
-    return [x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in arguments]
+def to_device(arguments, device, compiled=False):
+    """The arguments of KGIBert.forward there. compiled: of packed rows, so that one graph serves any number of them."""
+    out = [x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in arguments]
+    ids, mask, *_, position = out
+    for x in (ids, mask, position) if compiled and position is not None else ():
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return out
 
 
 @dataclass
@@ -204,6 +211,7 @@ class TrainState:
     validated: int = 0  # the step of the last validation: one that a signal interrupted is made up for on resume
     skipped: int = 0  # fp16 steps whose gradients overflowed
     overflows: int = 0  # of them in a row, up to now
+    compiled: bool = False  # whether the encoder was
     statistics: list = field(default_factory=list)  # since the last line of the log: sum of losses, correct, targets
     work: dict = field(default_factory=dict)  # since the last line of the log
 
@@ -249,7 +257,7 @@ class Run:
         s, ranks = self.s, self.ranks
         self.optimizer = torch.optim.AdamW(self.model.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=ranks.dtype == torch.float16)
-        self.state = TrainState(steps=self.state.steps)
+        self.state = TrainState(steps=self.state.steps, compiled=self.compiled)
         self.state.begin_interval()
 
 
@@ -388,7 +396,7 @@ def train(s):
                     save_checkpoint(run)
             finish(run)
     except (RuntimeError, MemoryError) as e:
-        if not runs.is_out_of_memory(e):
+        if not is_out_of_memory(e):
             raise
         message = runs.out_of_memory_message(run.ranks.rank, run.batches.micro_tokens, run.train.seq_len)
         sys.exit(f"kgi.py: error: {message}")  # from whatever rank it is: the others do not know
@@ -474,7 +482,7 @@ def forward_backward(run, micro_batches, batch):
         exchange = nullcontext() if ranks.world == 1 or is_last else run.ddp.no_sync()
         with exchange:
             with hardware.autocast(ranks.device, ranks.dtype):
-                loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device), name_gradient)
+                loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device, run.compiled), name_gradient)
             loss = (loss_and_correct[:, 0] * scale).sum()
             run.scaler.scale(loss).backward()
         sums += without_alignment(loss_and_correct.detach())
@@ -510,7 +518,7 @@ def align_names(run, micro_batches, batch):
         if not targets_per_task[data.SA][1]:
             continue
         seed_dropout(run, i)
-        ids, mask, target_index, label, _, position = to_device(micro_batch, ranks.device)
+        ids, mask, target_index, label, _, position = to_device(micro_batch, ranks.device, run.compiled)
         # With gradients on, though they are not used: the same kernels and dropout as in the second pass.
         with hardware.autocast(ranks.device, ranks.dtype):
             found = run.model.logits(ids, mask, target_index, targets_per_task, position)[data.SA].detach()
@@ -625,7 +633,8 @@ def validate(run, rows=None):
         for i, micro_batch in enumerate(micro_batches):
             stop_if_asked(run, i == len(micro_batches) - 1)
             with hardware.autocast(run.ranks.device, run.ranks.dtype):
-                sums += without_alignment(run.model(*to_device(micro_batch, run.ranks.device)))
+                arguments = to_device(micro_batch, run.ranks.device, run.compiled)
+                sums += without_alignment(run.model(*arguments))
     run.model.train()
     sums = run.ranks.all_reduce_sum(sums.flatten().tolist())
     return summarise(run, np.column_stack([np.reshape(sums, (len(TASKS), 2)), counts]))
@@ -657,6 +666,10 @@ def begin(run):
     )
     if ranks.world > 1 or run.compiled:
         warm_up(run)
+    if state.step and state.compiled != run.compiled:
+        now, before = ("", "not ") if run.compiled else ("no longer ", "")
+        ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout drops other units from here on")
+    state.compiled = run.compiled
     if state.step == 0:
         log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
     ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
@@ -675,19 +688,49 @@ def validate_first(run):
 
 
 def warm_up(run):
-    """Makes one backward pass whose gradients are thrown away, before anything is measured.
+    """Compiles the encoder, and makes one backward pass whose gradients are thrown away, before anything is measured.
 
-    It compiles the encoder, where that is asked for. After its first pass DistributedDataParallel orders its buckets
-    again, and the order decides how sums over three or more ranks are rounded. Without this the first step of a resumed
-    run would differ from that of a run never stopped.
+    After its first pass DistributedDataParallel orders its buckets again, and the order decides how sums over three or
+    more ranks are rounded. Without this the first step of a resumed run would differ from that of a run never stopped.
     """
-    began = time.monotonic()
     micro_batches, batch = run.batches.get(run.state.step)
-    forward_backward(run, micro_batches[:1], batch)
+    compile_encoder(run, micro_batches[0])
+    if run.ranks.world > 1:
+        forward_backward(run, micro_batches[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.batches.prefetched = {}
-    if run.compiled:
-        run.ranks.print(f"encoder compiled in {time.monotonic() - began:.0f} s")
+
+
+def compile_encoder(run, micro_batch):
+    """Compiles the encoder for training and for validation, by a first pass of each; or all ranks run it uncompiled.
+
+    They do where it fails on one of them, such as without a C compiler or with GPUs of two kinds. What fails for
+    another reason than compilation fails again in the first step. Raises: UserError with --compile on.
+    """
+    ranks, began, fault = run.ranks, time.monotonic(), ""
+    alone = nullcontext() if ranks.world == 1 else run.ddp.no_sync()  # the others may be without a gradient
+    arguments = to_device(micro_batch, ranks.device, run.compiled)
+    try:
+        if run.compiled:
+            with alone, hardware.autocast(ranks.device, ranks.dtype):
+                loss_and_correct = run.ddp(*arguments)
+            loss_and_correct[:, 0].sum().backward()
+            with torch.no_grad(), hardware.autocast(ranks.device, ranks.dtype):
+                run.model.eval()(*arguments)
+    except hardware.COMPILER_ERRORS as e:
+        if is_out_of_memory(e):
+            raise
+        fault = hardware.compiler_message(e)
+    run.model.train()
+    (n_compiled,) = ranks.all_reduce_sum([float(run.compiled and not fault)])
+    if n_compiled == ranks.world:
+        ranks.print(f"encoder compiled in {time.monotonic() - began:.0f} s")
+    elif run.compiled or n_compiled:
+        fault = f"{fault or 'not all ranks can'}. It needs a C compiler and Python's header files"
+        if run.s.compile == "on":
+            raise UserError(f"compile = 'on', but torch.compile failed: {fault}")
+        ranks.print(f"the encoder runs uncompiled, as torch.compile failed: {fault}")
+        run.compiled, run.model.encoder._compiled_call_impl = False, None  # as before Module.compile
 
 
 def fit_steps_to_budget(run):
@@ -744,7 +787,8 @@ def fit_steps_to_budget(run):
 def time_steps(run, seconds_of, at_least, at_most):
     """Seconds of one training step, measured for a while at a learning rate of 0, which leaves the weights as they are.
 
-    There are two or more, for `at_least` seconds, but none after `at_most` seconds.
+    There are two or more, for `at_least` seconds, but none after `at_most` seconds. One slow step, such as another
+    compilation, neither ends the measurement nor counts.
     """
 
     def step():
@@ -757,12 +801,12 @@ def time_steps(run, seconds_of, at_least, at_most):
     took = []
     while len(took) < 10_000:  # not without end on any clock
         took.append(seconds_of(step)[0])
-        measured = len(took) > 1 and sum(took) >= at_least
+        measured = len(took) > 1 and len(took) * min(took) >= at_least
         if measured or sum(took) > at_most:
             break
     run.start_over()
     run.batches.prefetched = {}
-    return statistics.mean(took[1:] or took)  # the first warms caches up
+    return statistics.median(took[1:] or took)  # the first warms caches up
 
 
 def finish(run):
@@ -854,8 +898,7 @@ def write_metrics(run, record):
 def run_signature(run):
     """What must be the same for a checkpoint to be resumed."""
     settings = {k: v for k, v in asdict(run.s).items() if k not in MAY_CHANGE_ON_RESUME}
-    # Compiled dropout draws other random numbers.
-    return settings | {"data": run.train.manifest["sha256"], "init": run.init, "compiled": run.compiled}
+    return settings | {"data": run.train.manifest["sha256"], "init": run.init}
 
 
 def checkpoint_content(run):

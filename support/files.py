@@ -272,6 +272,20 @@ def end_process(status):
     os._exit(1 if isinstance(status, str) else status or 0)
 
 
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out; torch.OutOfMemoryError is a RuntimeError."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)))
+
+
+def out_of_memory_message(error):
+    """One line about it, with the beginning of what the allocator says."""
+    said = ". ".join((str(error).splitlines() or [""])[0].split(". ")[:2])
+    advice = "end other programs that use this memory, or give a smaller batch, a smaller model or --device cpu"
+    return f"out of memory: {advice}" + f" ({said})" * bool(said)
+
+
 def run_command(doc, commands, default=None):
     """Runs a program: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1.
 
@@ -287,7 +301,11 @@ def run_command(doc, commands, default=None):
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, OSError, SystemExit) as e:  # OSError: a disk that is full, a folder that may not be written to
+    except (UserError, OSError, SystemExit, RuntimeError, MemoryError) as e:  # OSError: such as a disk that is full
+        if isinstance(e, RuntimeError | MemoryError):
+            if not is_out_of_memory(e):
+                raise
+            e = SystemExit(f"{Path(sys.argv[0]).name}: error: {out_of_memory_message(e)}")  # of any rank
         reason = getattr(e, "strerror", None) or e
         if getattr(e, "filename", None):
             reason = f"{e.filename}: {reason}"

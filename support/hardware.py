@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import subprocess
 import sys
 import time
 
@@ -13,7 +14,9 @@ import torch
 from configs import UserError
 from support.files import read_launch
 
-MAX_MICRO_TOKENS = 65_536  # on a GPU; more would not make it faster
+MAX_MICRO_TOKENS = 81_920  # on a GPU: a quarter above the mean batch of the paper, so that none is cut in two
+# What torch.compile, Triton and the C compiler raise; torch's own exceptions are RuntimeErrors.
+COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 CPU_MICRO_TOKENS = 2048  # as fast as more, with less memory (docs/measurements.md)
 
 
@@ -39,6 +42,9 @@ def choose_device(name, precision):
             raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
         torch.cuda.set_device(launch.local_rank)
         check_kernels()
+        # From capability 9.0 on attention would go to cuDNN. It plans anew for every shape, and with a mask its
+        # backward pass has been reported to give NaN.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if precision == "auto":
         precision = "fp32" if name == "cpu" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return torch.device(name), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
@@ -57,6 +63,14 @@ def check_kernels():
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), only "
             f"for {' '.join(built_for)}; install a build that has them (for a V100 see Install in the README)"
         )
+
+
+def compiler_message(error):
+    """One line about an error of COMPILER_ERRORS."""
+    inner = getattr(error, "inner_exception", error)  # what torch's own exception is about
+    line = (str(inner).splitlines() or [type(inner).__name__])[0]
+    line = line.rstrip(".")
+    return line if len(line) <= 200 else f"{line[:120]} ... {line[-60:]}"
 
 
 def autocast(device, dtype):

@@ -38,7 +38,7 @@ class Ranks:
         if self.world == 1:
             return model
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)  # or each gradient is kept and copied twice
 
     def all_reduce_sum(self, numbers):
         """A list of numbers, summed over all ranks."""
@@ -102,13 +102,6 @@ class StopSignal:
     @property
     def name(self):
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
-
-
-def is_out_of_memory(error):
-    """Whether an exception says that memory ran out; torch.OutOfMemoryError is a RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def out_of_memory_message(rank, tokens, seq_len):

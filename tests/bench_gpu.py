@@ -1,39 +1,47 @@
 """Ten minutes on one GPU: is it correct there, how fast is it, and how far is the count from the truth?
 
-    python tests/bench_gpu.py --out gpu.json             (make bench, where torch sees a GPU)
+    python tests/gpu_counts.py --gpu h200 --out predicted.json                     beforehand, where no GPU is needed
+    python tests/bench_gpu.py --out gpu.json --predicted predicted.json            (make bench, where torch sees a GPU)
 
-The file is written after each stage, in case the next one fails. Numbers stand beside their prediction by
-tests/gpu_counts.py. Everything takes the paper's mix of lengths, as make bench does.
+A stage measures several ways. The file is written after each of them, and one that fails leaves its error there, so
+that the others are not lost. What is wanted most comes first. Everything takes the paper's mix of lengths, as make
+bench does.
 
     machine      versions, matrix rate, memory bandwidth
+    packed       tokens a second, MFU and peak memory of packed rows: eager, compiled (with its seconds), with a bf16
+                 stream, without attention dropout, fp16
     correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
-    rectangles   tokens a second, MFU and peak memory of rows of one example
     profile      time by class of kernel, and the number of kernels, of packed rows
-    attention    forward and backward of one layer's attention, in each layout
-    packed       as rectangles: eager, compiled (with its seconds), with a bf16 stream, without attention dropout, fp16
+    attention    forward and backward of one layer's attention over packed rows, by the kernel that is named
+    rectangles   as packed, of rows of one example
     losses       losses of a run in fp32 and of the fastest ones
 """
 
 import argparse
 import copy
+import gc
 import json
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import configs  # noqa: E402
 import kgi  # noqa: E402
 from support import hardware  # noqa: E402
-from support.files import write_json  # noqa: E402
-from tests import bench, gpu_counts  # noqa: E402
+from support.files import read_json, write_json  # noqa: E402
+from tests import bench  # noqa: E402
+
+CORRECT_STEPS = 5  # enough for the losses to depend on the gradients
 
 
 class Bench:
@@ -46,9 +54,12 @@ class Bench:
         if self.device.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
             self.half = ["fp16"]
         self.n_runs, self.predicted = 0, {}
-        names = [n for n in gpu_counts.GPUS if self.device.type == "cuda" and n in torch.cuda.get_device_name().lower()]
-        if names and args.batch == configs.Train.batch_size:
-            self.predicted = gpu_counts.predict(folder, gpu_counts.GPUS[names[0]], 1, *args.size)
+        for case in read_json(args.predicted).get("cases", ()) if args.predicted else ():
+            if case["ranks"] == 1 and case["gpu"] in self.name().lower():
+                self.predicted = case["ways"]
+
+    def name(self):
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def set_up(self, **settings):
         """A Run of its own folder, before its first step."""
@@ -92,17 +103,21 @@ def train_steps(run, n):
     return losses
 
 
-# ---------------------------------------------------------------- the stages
+# ---------------------------------------------------------------- the stages: {way: the function that measures it}
 
 
 def machine(b):
+    return {"machine": partial(measure_machine, b)}
+
+
+def measure_machine(b):
     is_gpu = b.device.type == "cuda"
     n = 2**30 if is_gpu else 2**26
     x = torch.empty(n, dtype=torch.uint8, device=b.device)
     dtypes = {"fp32": None} | {name: {"bf16": torch.bfloat16, "fp16": torch.float16}[name] for name in b.half}
     return {
         "torch": torch.__version__, "cuda": torch.version.cuda,
-        "name": torch.cuda.get_device_name() if is_gpu else "cpu",
+        "name": b.name(),
         "tflops": {name: hardware.measure_matmul_flops(b.device, dtype) / 1e12 for name, dtype in dtypes.items()},
         "bandwidth_gb_s": 2 * n / b.seconds(x.clone) / 1e9,
     }  # fmt: skip
@@ -113,7 +128,6 @@ def correct(b):
 
     A wrong mask or position hardly changes the loss of an untrained encoder, but much of its gradient.
     """
-    n = b.args.steps
     exact = dict(dropout=0.0, lr=1e-4)
 
     def measure(**settings):
@@ -121,23 +135,28 @@ def correct(b):
         kgi.forward_backward(run, *run.batches.get(0))
         gradient = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters()]) / run.scaler.get_scale()
         run.optimizer.zero_grad()
-        return gradient, train_steps(run, n)
+        return gradient, train_steps(run, min(CORRECT_STEPS, b.args.steps))
 
-    reference, losses = measure(precision="fp32", layout="rectangles")
+    @cache
+    def exact_measure():
+        return measure(precision="fp32", layout="rectangles")
 
     def difference(**settings):
+        reference, losses = exact_measure()
         gradient, found = measure(**settings)
         return {
             "losses": float(max(abs(np.array(found) / losses - 1))),
             "gradient": float((gradient - reference).norm() / reference.norm()),
         }
 
-    out = {"packed, fp32": difference(precision="fp32", layout="packed")}
+    out = {"packed, fp32": partial(difference, precision="fp32", layout="packed")}
     for precision in b.half:
-        for layout in ("rectangles", "packed"):
-            out[f"{layout}, {precision}"] = difference(precision=precision, layout=layout)
-    out["packed, compiled"] = difference(layout="packed", compile="on")
-    return out | {"resume, largest difference of a weight": resume_difference(b), "overflow": forced_overflow(b)}
+        for layout in ("packed", "rectangles"):
+            out[f"{layout}, {precision}"] = partial(difference, precision=precision, layout=layout)
+    out["packed, compiled"] = partial(difference, layout="packed", compile="on")
+    return out | {
+        "resume, largest difference of a weight": partial(resume_difference, b), "overflow": partial(forced_overflow, b)
+    }  # fmt: skip
 
 
 def resume_difference(b):
@@ -204,12 +223,17 @@ def speed(b, way, **settings):
 
 
 def rectangles(b):
-    return speed(b, "rectangles", layout="rectangles")
+    return {"rectangles": partial(speed, b, "rectangles", layout="rectangles")}
 
 
 def profile(b):
-    """Milliseconds a step by class of kernel, and kernels a step, of eager packed rows."""
-    run = b.set_up(layout="packed")
+    ways = {"packed rows": "off", "packed, compiled": "on"}
+    return {way: partial(measure_kernels, b, way, compile) for way, compile in ways.items()}
+
+
+def measure_kernels(b, way, compile):
+    """Milliseconds a step by class of kernel, and kernels a step."""
+    run = b.set_up(layout="packed", compile=compile)
     train_steps(run, 2)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if b.device.type == "cuda":
@@ -218,14 +242,15 @@ def profile(b):
         train_steps(run, 3)
         b.wait()
     wanted = torch.autograd.DeviceType.CUDA if b.device.type == "cuda" else torch.autograd.DeviceType.CPU
-    events = [e for e in profiler.events() if e.device_type == wanted]
+    # An annotation, such as that of the optimizer's step, spans the kernels that are counted themselves.
+    events = [e for e in profiler.events() if e.device_type == wanted and not getattr(e, "is_user_annotation", False)]
     by_class = dict.fromkeys(("matrices", "attention", "copies", "other"), 0.0)
     for event in events:
         by_class[class_of(event.name)] += event.self_device_time_total if wanted.value else event.self_cpu_time_total
     out = {f"{name}_ms": total / 3e3 for name, total in by_class.items()}
     out["kernels"] = len(events) / 3
-    if "packed rows" in b.predicted:
-        out["predicted"] = {key: b.predicted["packed rows"][key] for key in ("by_class_ms", "kernels")}
+    if way in b.predicted:
+        out["predicted"] = {key: b.predicted[way][key] for key in ("by_class_ms", "kernels")}
     return out
 
 
@@ -238,7 +263,17 @@ def class_of(kernel):
 
 
 def attention(b):
-    """Milliseconds of forward and backward of one layer's attention over an effective batch."""
+    ways = {
+        "efficient, float bias, dropout": (SDPBackend.EFFICIENT_ATTENTION, "bias", 0.1),
+        "efficient, float bias": (SDPBackend.EFFICIENT_ATTENTION, "bias", 0.0),
+        "efficient, bool mask, dropout": (SDPBackend.EFFICIENT_ATTENTION, "mask", 0.1),
+        "flash, no mask, no dropout": (SDPBackend.FLASH_ATTENTION, None, 0.0),
+    }  # fmt: skip
+    return {way: partial(measure_attention, b, *settings) for way, settings in ways.items()}
+
+
+def measure_attention(b, kernel, what, p):
+    """Milliseconds of forward and backward of one layer's attention over an effective batch, by this kernel."""
     layers, dim = b.args.size
     heads, dtype = dim // 64, torch.float16 if b.half == ["fp16"] else torch.bfloat16
     run = b.set_up(layout="packed")
@@ -247,18 +282,14 @@ def attention(b):
     n, length = segment.shape
     apart = segment[:, None, :, None] != segment[:, None, None, :]
     bias = torch.zeros(apart.shape, dtype=dtype, device=b.device).masked_fill_(apart, float("-inf"))
+    mask = {"bias": bias, "mask": ~apart, None: None}[what]
     q, k, v = (torch.randn(n, heads, length, 64, device=b.device, dtype=dtype, requires_grad=True) for _ in range(3))
 
-    def milliseconds(mask, p):
-        def both():
+    def both():
+        with sdpa_kernel(kernel):
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p).sum().backward()
 
-        return 1e3 * b.seconds(both)
-
-    return {
-        "float bias, dropout": milliseconds(bias, 0.1), "float bias": milliseconds(bias, 0.0),
-        "bool mask, dropout": milliseconds(~apart, 0.1), "no mask, no dropout": milliseconds(None, 0.0),
-    }  # fmt: skip
+    return 1e3 * b.seconds(both)
 
 
 def packed(b):
@@ -268,12 +299,12 @@ def packed(b):
         "packed, compiled, bf16 stream, no attention dropout":
             dict(compile="on", bf16_stream=True, attention_dropout=False),
     }  # fmt: skip
-    out = {}
-    for way, settings in ways.items():
-        if not settings.get("bf16_stream") or "bf16" in b.half:
-            out[way] = speed(b, way, layout="packed", **settings)
+    if "bf16" not in b.half:
+        ways = {way: settings for way, settings in ways.items() if "bf16_stream" not in settings}
+    out = {way: partial(speed, b, way, layout="packed", **settings) for way, settings in ways.items()}
     if len(b.half) == 2:
-        out["packed, compiled, fp16"] = speed(b, "packed, compiled", layout="packed", compile="on", precision="fp16")
+        fp16 = dict(layout="packed", compile="on", precision="fp16")
+        out["packed, compiled, fp16"] = partial(speed, b, "packed, compiled", **fp16)
     return out
 
 
@@ -283,11 +314,33 @@ def losses(b):
     ways |= {f"{precision}, packed, compiled": dict(precision=precision, compile="on") for precision in b.half}
     if "bf16" in b.half:
         ways["bf16 stream"] = dict(compile="on", bf16_stream=True)
-    layout = dict(layout="packed")
-    return {way: train_steps(b.set_up(**layout | settings), b.args.steps)[-3:] for way, settings in ways.items()}
+
+    def last_losses(settings):
+        return train_steps(b.set_up(**dict(layout="packed") | settings), b.args.steps)[-3:]
+
+    return {way: partial(last_losses, settings) for way, settings in ways.items()}
 
 
-STAGES = (machine, correct, rectangles, profile, attention, packed, losses)
+STAGES = (machine, packed, correct, profile, attention, rectangles, losses)
+
+
+def measure_all(b):
+    """Every way of every stage; the file is written after each."""
+    results = {}
+    for stage in STAGES:
+        results[stage.__name__] = {}
+        for way, measure in stage(b).items():
+            began = time.monotonic()
+            try:
+                result = measure()
+            except Exception as e:  # whatever it is: the minutes on the GPU are for the other ways too
+                result = {"error": f"{type(e).__name__}: {e}"[:1000]}
+            gc.collect()  # the weights of the run
+            if b.device.type == "cuda":
+                torch.cuda.empty_cache()
+            results[stage.__name__][way] = result
+            write_json(b.args.out, results)
+            print(f"{stage.__name__}: {json.dumps({way: result})} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
 def main(argv):
@@ -296,17 +349,12 @@ def main(argv):
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
     parser.add_argument("--batch", type=int, default=configs.Train.batch_size, help="examples of an effective batch")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--predicted", type=Path, help="what tests/gpu_counts.py --out wrote")
     args = parser.parse_args(argv)
-    results, folder = {}, Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp())
     try:
         bench.write_mix(folder)
-        b = Bench(args, folder)
-        for stage in STAGES:
-            began = time.monotonic()
-            result = stage(b)
-            results[stage.__name__] = result | {"seconds": round(time.monotonic() - began, 1)}
-            write_json(args.out, results)
-            print(json.dumps({stage.__name__: result}, indent=1), flush=True)
+        measure_all(Bench(args, folder))
     finally:
         shutil.rmtree(folder)
 

@@ -16,8 +16,9 @@ A cost model turns the record into time. It assumes:
 
 The efficiency of a matrix product is 0.85, less where its tiles of 128 x 128 do not fill the multiprocessors. That of
 attention with bias and dropout is 0.3. Compiled means that all operators between two matrix products of the encoder are
-one kernel, which reads its inputs once and writes what others use. The counts of eager mode are exact for operators.
-The times are a model that was never compared with a GPU. Trust the ratios more than the figures.
+one kernel, which reads its inputs once and writes what others use. The counts of eager mode are exact for operators,
+of which some launch more than one kernel, as Inductor does between two products (docs/measurements.md). The times are a
+model that was never compared with a GPU. Trust the ratios more than the figures.
 """
 
 import argparse
@@ -43,6 +44,7 @@ import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
 from support import hardware  # noqa: E402
+from support.files import write_json  # noqa: E402
 from tests import bench  # noqa: E402
 
 
@@ -287,7 +289,7 @@ def prepare(folder, gpu, ranks, layout, layers, dim):
     run = kgi.set_up(s)
     n_parameters = sum(p.numel() for p in run.model.parameters())
     run.batches.micro_tokens = hardware.micro_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
-    run.batches.max_padding = kgi.MAX_PADDING["cuda"]
+    run.batches.max_padding, run.batches.row_multiple = kgi.MAX_PADDING["cuda"], kgi.ROW_MULTIPLE["cuda"]
     run.batches.ranks.world = ranks
     micro_batches, batch = run.batches.assemble(0)
     return run, micro_batches, batch
@@ -343,7 +345,7 @@ def predict(folder, gpu, ranks, layers, dim):
 
 
 def report(name, ranks, layers, dim, folder):
-    """Prints a table for one GPU and number of ranks."""
+    """Prints a table for one GPU and number of ranks. Returns: what `predict` gives."""
     gpu = GPUS[name]
     what = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}, {layers} layers of dim {dim}, {str(gpu.dtype)[6:]}"
     print(f"\n{what}: one step of 1,500 examples, as each GPU sees it; times in ms")
@@ -351,7 +353,8 @@ def report(name, ranks, layers, dim, folder):
         f"{'':<30}{'kernels':>8}{'padding':>9}{'TFLOP':>7}{'GB':>6}{'host':>6}{'matrices':>9}{'attention':>10}"
         f"{'other':>6}{'step':>6}{'MFU':>6}"
     )
-    for way, x in predict(folder, gpu, ranks, layers, dim).items():
+    ways = predict(folder, gpu, ranks, layers, dim)
+    for way, x in ways.items():
         by_class = x["by_class_ms"]
         print(
             f"{way:<30}{x['kernels']:>8,}{100 * x['padding']:>7.1f} %{x['tflop']:>7.1f}{x['gigabytes']:>6.0f}"
@@ -359,6 +362,7 @@ def report(name, ranks, layers, dim, folder):
             f"{x['step_ms']:>6.0f}{100 * x['mfu']:>4.0f} %",
             flush=True,
         )
+    return ways
 
 
 def report_memory(layers, dim, folder):
@@ -380,14 +384,16 @@ def main():
     parser.add_argument("--gpu", choices=GPUS, help="default: the cases of docs/measurements.md")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
+    parser.add_argument("--out", type=Path, help="a JSON file of the figures, for tests/bench_gpu.py --predicted")
     args = parser.parse_args()
     if args.ranks < 1:
         parser.error("--ranks must be 1 or more")
     cases = [("h100", 1), ("h200", 1), ("h100", 4), ("v100", 4)] if not args.gpu else [(args.gpu, args.ranks)]
     with tempfile.TemporaryDirectory() as folder:
         bench.write_mix(Path(folder))
-        for name, ranks in cases:
-            report(name, ranks, *args.size, folder)
+        figures = [{"gpu": name, "ranks": n, "ways": report(name, n, *args.size, folder)} for name, n in cases]
+        if args.out:
+            write_json(args.out, {"size": args.size, "cases": figures})
         report_memory(*args.size, folder)
 
 

@@ -821,18 +821,21 @@ def test_a_rank_without_examples_gets_an_empty_micro_batch(dataset):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("max_tokens", [1, 640, 10**6])
-def test_packed_rows_are_the_batch(dataset, max_tokens, world):
+@pytest.mark.parametrize("max_tokens, row_multiple", [(1, 1), (1, 8), (640, 8), (10**6, 1)])
+def test_packed_rows_are_the_batch(dataset, max_tokens, row_multiple, world):
     """Every example and every target comes once, in rows of one length, in micro-batches of one shape on all ranks."""
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
     wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, shapes = [], []
     for rank in range(world):
-        micros = list(data.packed_rows(batch, max_tokens, SMALL["seq_len"], rank, world))
+        micros = list(data.packed_rows(batch, max_tokens, SMALL["seq_len"], row_multiple, rank, world))
         shapes.append([m.ids.shape for m in micros])
+        assert world > 1 or all(m.segment.any() for m in micros)  # none is empty
         for m in micros:
-            assert m.ids.shape[1] == SMALL["seq_len"] and m.ids.shape[0] % data.ROW_MULTIPLE == 0
+            n_rows, row_length = m.ids.shape
+            assert row_length == SMALL["seq_len"] and n_rows % row_multiple == 0 and n_rows > 1
+            assert n_rows <= max(2, row_multiple, max_tokens // row_length)
             assert (m.ids[m.segment == 0] == e.special["pad"]).all() and (np.diff(m.task) >= 0).all()
             targets = dict(zip(m.target_index.tolist(), zip(m.task.tolist(), m.label.tolist())))
             for row in range(len(m.ids)):

@@ -240,10 +240,18 @@ def run_program(action, tmp_path, **env):
     return subprocess.run([sys.executable, path], env=env, capture_output=True, text=True)
 
 
+MEMORY = (
+    "out of memory: end other programs that use this memory, or give a smaller batch, a smaller model or --device cpu"
+)
+
+
 @pytest.mark.parametrize("action, status, message", [
     ("raise UserError('x.txt, row 3: bad')", 1, "program.py: error: x.txt, row 3: bad\n"),
     ("open('/nowhere/x')", 1, "program.py: error: /nowhere/x: No such file or directory\n"),
     ("raise OSError(28, 'No space left on device')", 1, "program.py: error: No space left on device\n"),
+    ("raise MemoryError", 1, f"program.py: error: {MEMORY}\n"),
+    ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11 GiB')", 1,
+     f"program.py: error: {MEMORY} (CUDA out of memory. Tried to allocate 2.00 GiB)\n"),
     ("sys.exit('as it is')", 1, "as it is\n"),
     ("sys.exit(75)", 75, ""),
     ("sys.exit(0)", 0, ""),

@@ -4,12 +4,15 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,8 +139,107 @@ def test_a_compiled_encoder_computes_the_same(dataset, tmp_path):
     train(dataset, tmp_path / "eager", **few)
     train(dataset, tmp_path / "compiled", compile="on", **few)
     same_but_for_rounding(tmp_path / "eager", tmp_path / "compiled")
-    with pytest.raises(UserError, match="compiled was True, now False"):
-        kgi.resume(set_up(dataset, tmp_path / "compiled", **few))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """In the place of Inductor: keeps the graphs that it is given, and raises `fault` if a test sets it."""
+    compiler = SimpleNamespace(graphs=[], fault=None)
+
+    def backend(graph, _):
+        if compiler.fault:
+            raise compiler.fault
+        compiler.graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(models.Encoder, "compile", lambda encoder: torch.nn.Module.compile(encoder, backend=backend))
+    torch._dynamo.reset()
+    yield compiler
+    torch._dynamo.reset()
+
+
+def compiled_run(dataset, out, **more):
+    """A run with packed rows as on a GPU, of no fixed number."""
+    run = set_up(dataset, out, layout="packed", compile="on", micro_tokens=10**6, layers=1, **more)
+    run.batches.row_multiple = 1
+    out.mkdir(exist_ok=True)
+    return run
+
+
+def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys):
+    """One for training and one for validation, both compiled before anything is measured, whatever the height."""
+    run = compiled_run(dataset, tmp_path)
+    kgi.warm_up(run)
+    assert len(compiler.graphs) == 2 and "encoder compiled in" in capsys.readouterr().out
+    kgi.begin(run)
+    kgi.training_loop(run)
+    kgi.validate(run, run.valid.rows[:1])
+    shapes = {run.batches.assemble(step)[0][0][0].shape for step in range(6)}
+    assert len(compiler.graphs) == 2 and len(shapes) > 1
+    run.start_over()  # as after the steps of a time budget were measured
+    assert run.state.compiled
+
+
+def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, compiler, capsys):
+    """With `auto`, or if another rank cannot: one line, and the losses of an eager run. With `on` it is an error."""
+    train(dataset, tmp_path / "eager", layout="packed", layers=1)
+    compiler.fault = RuntimeError("Failed to find C compiler. Please specify via CC.\nMore")
+    run = compiled_run(dataset, tmp_path / "on")
+    with pytest.raises(
+        UserError, match="compile = 'on', but torch.compile failed: Failed to find C compiler. .* CC. It"
+    ):
+        kgi.begin(run)
+    for name, fault in (("alone", subprocess.CalledProcessError(1, ["gcc"] * 99)), ("another rank", None)):
+        compiler.fault, out = fault, tmp_path / name
+        run = compiled_run(dataset, out)
+        run.s.compile, run.batches.row_multiple = "auto", 8
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as m:
+            if not fault:
+                m.setattr(run.ranks, "world", 2)
+                m.setattr(run.ranks, "all_reduce_sum", lambda numbers: numbers)  # of the other: 0
+                m.setattr(run.model, "no_sync", nullcontext, raising=False)
+            kgi.compile_encoder(run, run.batches.get(0)[0][0])
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("the encoder runs uncompiled, as torch.compile failed: ") and len(line) < 400
+        assert ("returned non-zero exit status 1." if fault else "not all ranks can.") in line
+        run.optimizer.zero_grad()
+        kgi.begin(run)
+        kgi.training_loop(run)
+        assert "compiled" not in capsys.readouterr().out and not run.state.compiled
+        same_but_for_rounding(tmp_path / "eager", out)
+
+
+def test_a_full_gpu_is_not_a_fault_of_the_compiler(dataset, tmp_path, compiler):
+    compiler.fault = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    run = compiled_run(dataset, tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        kgi.begin(run)
+
+
+def test_what_may_change_on_resume_is_what_the_readme_says(dataset, tmp_path, compiler, capsys):
+    """All of it, and nothing else; a change of `compiled`, which other settings bring with them, is told."""
+    run = set_up(dataset, tmp_path)
+    before, may_change = kgi.run_signature(run), set()
+    for f in fields(configs.Train):
+        value = getattr(run.s, f.name)
+        changed = (
+            value + ["x"] if type(value) is list else not value if type(value) is bool else value * 2 or type(value)(1)
+        )
+        other = replace(run, s=replace(run.s, **{f.name: changed}))
+        if kgi.run_signature(other) == before:
+            may_change.add(f.name)
+    (sentence,) = re.findall(r"You may change the\s+number of ranks,(.*?)\.", (ROOT / "README.md").read_text(), re.S)
+    by_content = {"data", "out", "init"}  # their content counts, not their names
+    assert may_change == set(re.findall("`(.*?)`", sentence)) | by_content
+    for compile, change in (("off", None), ("on", "compiled, and was not up to here"), ("on", None),
+                            ("off", "no longer compiled, and was up to here")):  # fmt: skip
+        run = set_up(dataset, tmp_path, compile=compile, layout="packed")
+        kgi.resume(run)
+        kgi.begin(run)
+        one_step(run)
+        told = f"the encoder is {change}: dropout drops other units from here on"
+        assert (told in capsys.readouterr().out) if change else ("up to here" not in capsys.readouterr().out)
 
 
 def test_a_residual_stream_in_bf16_trains_as_well(dataset, tmp_path):
@@ -203,6 +305,20 @@ def test_a_gpu_without_kernels_is_one_clear_line(monkeypatch):
         else:
             with pytest.raises(UserError, match="has no kernels for V100"):
                 hardware.check_kernels()
+
+
+def test_attention_on_a_gpu_never_goes_to_cudnn(monkeypatch):
+    """Whatever its capability; torch would choose it from 9.0 on."""
+    found = {"is_available": True, "device_count": 1, "set_device": None, "get_device_capability": (9, 0)}
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(hardware, "check_kernels", lambda: None)
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert hardware.choose_device("auto", "auto") == (torch.device("cuda"), torch.bfloat16)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def free_ports(n):
@@ -485,7 +601,9 @@ SRUN = """#!{python}
 import os, pathlib, subprocess, sys, time
 n = os.environ["N_TASKS"]
 env = os.environ | dict(SLURM_NTASKS=n, SLURM_NTASKS_PER_NODE=n)
-tasks = [subprocess.Popen(sys.argv[1:], env=env | dict(SLURM_PROCID=i, SLURM_LOCALID=i)) for i in "01"[: int(n)]]
+program = sys.argv.index("bash")
+print("srun", *sys.argv[1:program], flush=True)
+tasks = [subprocess.Popen(sys.argv[program:], env=env | dict(SLURM_PROCID=i, SLURM_LOCALID=i)) for i in "01"[: int(n)]]
 while pathlib.Path("{limit}").exists() and all(t.poll() is None for t in tasks):
     time.sleep(0.05)
     if pathlib.Path("{metrics}").exists() and '"step": 2,' in pathlib.Path("{metrics}").read_text():
@@ -512,9 +630,11 @@ def test_the_slurm_script_queues_the_job_again(dataset, tmp_path):
     limit.touch()
     long = {"steps": 60, "valid_every": 60}
     env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_JOB_ID": "41"}
+    env["SLURM_CPUS_PER_TASK"] = "8"
     script = ["bash", "configs/slurm.sh", *map(str, args(dataset, out, **long))]
     tasks = {"N_TASKS": "2"}
     first = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
+    assert first.stdout.startswith("srun --cpus-per-task=8 --wait=60\n")  # srun takes no cores from sbatch since 22.05
     assert "stopped by SIGTERM after step" in first.stdout and queue.read_text() == "requeue 41\n", first.stderr
     tasks, script = {"N_TASKS": "1"}, [*script, "--micro_tokens", "300"]
     then = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
@@ -567,6 +687,20 @@ def test_a_run_ends_inside_its_time_budget(dataset, tmp_path, monkeypatch):
     assert again.state.steps == state["steps"]
     with pytest.raises(UserError, match=r"time_budget = 90s is too short for one step \(20.0 s\), a validation"):
         train(dataset, tmp_path / "short", steps=0, time_budget="90s", **few)
+
+
+@pytest.mark.parametrize("slow", [1, 2, 5])
+def test_one_slow_step_does_not_spoil_a_time_budget(dataset, tmp_path, monkeypatch, slow):
+    """Such as one that compiles: steps of 2 s, but one of 200 s, leave room for some 400 in 20 minutes."""
+    clock = Clock()
+    monkeypatch.setattr(kgi, "time", clock)
+    took = iter([2] * slow + [200] + [2] * 100)
+    monkeypatch.setattr(kgi, "update", clock.slow(kgi.update, lambda *_: next(took)))
+    run = set_up(dataset, tmp_path, steps=0, time_budget="20m", valid_every=1000)
+    tmp_path.mkdir(exist_ok=True)
+    kgi.begin(run)
+    left = 1200 - (clock.now - 1000)
+    assert 0.9 * left < 2 * run.state.steps < left and run.state.steps > 400
 
 
 def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch):

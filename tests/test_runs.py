@@ -2,7 +2,11 @@
 
 import re
 import shutil
+import socket
+import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -11,7 +15,7 @@ import model as models
 from configs import UserError
 from support import files, hardware, runs
 from support.files import folder_lock
-from tests.training import same_end, set_up, settings, train
+from tests.training import args, same_end, set_up, settings, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
 
@@ -241,6 +245,52 @@ def test_lengths_of_time():
         with pytest.raises(UserError, match="is not a length of time such as 24h"):
             runs.budget_seconds(text)
     assert [runs.budget_seconds(t) for t in ("24h", "1h30m", "2d", "45s")] == [86400, 5400, 172800, 45]
+
+
+def test_a_run_out_of_memory_before_its_first_step_is_one_line(dataset, tmp_path, monkeypatch, capsys):
+    """As in any other command; the line comes from whatever rank it is."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..")
+
+    ended = []
+    monkeypatch.setattr(models.KGIBert, "to", full)
+    monkeypatch.setattr(files, "end_process", ended.append)
+    monkeypatch.setattr(sys, "argv", ["kgi.py", *args(dataset, tmp_path)])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    files.run_command("doc", kgi.COMMANDS, "train")
+    (line,) = ended
+    assert line.startswith("kgi.py: error: out of memory: end other programs") and line.endswith("2.00 GiB)")
+
+
+def test_what_says_that_memory_ran_out():
+    full = (
+        MemoryError(), np._core._exceptions._ArrayMemoryError((2,), np.dtype(int)), pa.ArrowMemoryError("malloc"),
+        torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    )  # fmt: skip
+    assert all(map(files.is_out_of_memory, full))
+    assert not any(map(files.is_out_of_memory, (RuntimeError("size mismatch"), RecursionError(), OSError("memory"))))
+
+
+def test_gradients_are_views_of_what_is_exchanged(dataset, tmp_path, monkeypatch):
+    """A copy of all of them would cost as much memory again."""
+    ranks = set_up(dataset, tmp_path, layers=1).ranks
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    ranks.world = 2  # here one, that exchanges with itself
+    model = torch.nn.Linear(3, 5)
+    try:
+        ddp = ranks.wrap(model)
+        ddp(torch.ones(2, 3)).sum().backward()
+        one, two = model.weight.grad, model.bias.grad
+        assert one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_out_of_memory_names_the_setting(dataset, tmp_path, monkeypatch):
