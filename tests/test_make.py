@@ -53,7 +53,9 @@ def test_an_environment_is_made_once_and_then_only_added_to(setup, tmp_path):
     (tmp_path / ".venv" / "mine").write_text("mine")
     status, _, given = setup(torch="2.14.0")
     assert (status, given) == (0, ["torch==2.14.0", *ALL[1:]])  # that which make installed follows its pin
-    assert "venv" not in (tmp_path / "log").read_text().replace("/.venv/", "") and (tmp_path / ".venv" / "mine").exists()
+    assert (
+        "venv" not in (tmp_path / "log").read_text().replace("/.venv/", "") and (tmp_path / ".venv" / "mine").exists()
+    )
 
 
 @pytest.mark.parametrize("there", ["foreign", "link", "nothing"])
