@@ -18,12 +18,23 @@ export UMLS E3C
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
+# .ready marks a folder as made here, from before the installation on, and holds the version of torch that was installed.
+# Another torch in its place, as a V100 needs, stays when the requirements change.
+TORCH_VERSION := $(PY) -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null
+
 $(READY): requirements.txt requirements-dev.txt requirements-plot.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, and $(PYTHON) is " \
-	  + sys.version.split()[0] + "; give another one, such as: make setup PYTHON=python3.11")'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@
+	@if [ -z "$(VENV)" ] || [ -L "$(VENV)" ] || { [ ! -e $@ ] && [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ]; }; then \
+	  echo "'$(VENV)' is a link, or not a folder that make setup has made; remove it, or give another one, such as: VENV=env"; \
+	  exit 1; fi
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, and $(PYTHON) is " \
+	    + sys.version.split()[0] + "; give another one, such as: make setup PYTHON=python3.11")' && \
+	  mkdir -p "$(VENV)" && touch -t 197001020000 $@ && $(PYTHON) -m venv "$(VENV)"; }
+	@pin=$$(sed -n 's/^torch==//p' requirements.txt); ours=$$(cat $@); now=$$($(TORCH_VERSION)); keep=''; \
+	case "$$now" in "" | "$$pin" | "$$ours") ;; *) keep='\|^torch=='; echo "torch $$now stays" ;; esac; \
+	echo "installing the requirements into $(VENV)"; \
+	grep -hv "^-r$$keep" $^ | $(PY) -m pip install --quiet --disable-pip-version-check -r /dev/stdin && \
+	if [ "$$keep" ]; then touch $@; else echo "$$($(TORCH_VERSION))" >$@; fi
 
 setup: $(READY) ## the Python environment in .venv
 

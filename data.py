@@ -13,6 +13,8 @@ disk, and at training time it makes masked batches of 1500 examples. The input f
 choices depend on the seed alone: the same input and seed give the same bytes.
 """
 
+import configs  # isort: split
+
 import hashlib
 import math
 import sys
@@ -33,7 +35,6 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 from tokenizers import Tokenizer
 
-import configs
 from configs import UserError
 from support import corpora, rrf, texts, tokenizers, umls
 from support.arrays import concat_ranges, hash_uniform, splitmix64

@@ -17,6 +17,8 @@ program writes scores.json, the predictions, one token per line, and the tagger 
 results/<checkpoint>/<corpus>/.
 """
 
+import configs  # isort: split
+
 import copy
 import hashlib
 import time
@@ -32,7 +34,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import configs
 import data
 import model as models
 from configs import UserError

@@ -19,6 +19,8 @@ last checkpoint. At SIGTERM, SIGUSR1 or Ctrl-C it drops the unfinished step, sav
 status 75. A run folder holds metrics.jsonl, the last two checkpoints, and the model.
 """
 
+import configs  # isort: split
+
 import json
 import math
 import statistics
@@ -36,7 +38,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import configs
 import data
 import model as models
 from configs import UserError

@@ -11,6 +11,8 @@ with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-
     model = load("DrBERT-4GB")
 """
 
+import configs  # isort: split
+
 import functools
 import io
 import sys
@@ -23,7 +25,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import configs
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
 from support.files import progress, run_command, split_rows, standard_output, write_all

@@ -11,6 +11,8 @@ its type, range and choices. After the command, arguments and settings may come 
 import argparse
 import dataclasses
 import difflib
+import os
+import signal
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -20,6 +22,17 @@ from pathlib import Path
 
 class UserError(Exception):
     """An error that the user can correct: shown as a short message, without a traceback."""
+
+
+def end_quietly(*_):
+    """Ends a program at Ctrl-C, as files.run_command does."""
+    os._exit(130)
+
+
+# The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there.
+is_program = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]
+if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_quietly)
 
 
 def setting(default, help, group="", least=0, most=10**15, choices=()):

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import zlib
@@ -296,6 +297,8 @@ def run_command(doc, commands, default=None):
     if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
         sys.stdout.reconfigure(errors="replace")
     try:
+        if signal.getsignal(signal.SIGINT) is configs.end_quietly:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         function, settings = configs.parse(sys.argv[1:], doc, commands, default)
         function(settings)
     except BrokenPipeError:  # `| head` has seen enough

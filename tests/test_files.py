@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import configs
 from configs import UserError
 from support import files
 from tests.conftest import ROOT
@@ -295,6 +297,24 @@ def test_head_ends_a_command_in_silence(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert (p.stdout, p.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize("program", ["data.py", "model.py", "kgi.py", "finetune.py"])
+def test_ctrl_c_while_a_program_imports_ends_it_quietly(tmp_path, program):
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    p = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (p.returncode, p.stdout, p.stderr) == (130, "", "")
+
+
+def test_ctrl_c_reaches_a_command_as_ever(monkeypatch):
+    seen, before = [], signal.signal(signal.SIGINT, configs.end_quietly)
+    monkeypatch.setattr(sys, "argv", ["program.py", "one"])
+    try:
+        files.run_command("doc", {"one": (lambda _: seen.append(signal.getsignal(signal.SIGINT)), Nothing)})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.default_int_handler]
 
 
 @dataclass
