@@ -37,7 +37,16 @@ from configs import UserError
 from support import corpora, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
-from support.files import check_output_file, folder_lock, progress, read_utf8, standard_output, write_all, write_atomic
+from support.files import (
+    check_output_file,
+    folder_lock,
+    progress,
+    read_utf8,
+    reject_device,
+    standard_output,
+    write_all,
+    write_atomic,
+)  # fmt: skip
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 SPLIT_IN_NAME = {
@@ -47,6 +56,8 @@ SPLIT_IN_NAME = {
 }
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"[a-z]?\|[A-Z]+\|")  # of BioRED: c|SUB|G|94|A is one id
+# How the beginning of our JSON Lines is recognised (see check_output): after records without a mention, if any.
+LINKS = rb'(\{.*"entities": \[\].*\n)*(\{.*"concepts": \[|\Z)'
 N_NEAREST = 5  # concepts that are written for a mention
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
@@ -283,8 +294,7 @@ def check_settings(s):
     if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
     if not s.corpus and s.out:
-        for source in (s.mentions, s.dictionary):
-            check_output_file(s.out, source)
+        check_output_file(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
     elif not s.corpus and not sys.stdout:
         raise UserError("standard output is closed; give --out")
 
@@ -300,6 +310,8 @@ def read_records(path):
     if not path and sys.stdin.isatty():
         print("reading standard input, a mention a line; Ctrl-D ends it", file=sys.stderr)
     name = path or STANDARD_INPUT
+    if not path:
+        reject_device(sys.stdin.buffer, name)
     text = read_utf8(path) if path else decode_utf8(sys.stdin.buffer.read(), name, 1).removeprefix("\ufeff")
     lines = text.removesuffix("\n").split("\n") if text else []
     if is_json_lines(name, next(filter(str.strip, lines), "")):

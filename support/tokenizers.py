@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from configs import UserError
-from support.files import progress, read_json, reject_lfs_pointer, write_atomic, write_json
+from support.files import progress, read_bytes, read_json, reject_lfs_pointer, write_atomic, write_json
 
 ROBERTA_NAMES = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
 BERT_NAMES = {
@@ -71,7 +71,7 @@ def read_files(folder):
         if "tokenizer.json" in names:
             path = folder / "tokenizer.json"
             reject_lfs_pointer(path)
-            tokenizer = Tokenizer.from_buffer(path.read_bytes())
+            tokenizer = Tokenizer.from_buffer(read_bytes(path))
         elif "vocab.txt" in names and not read_json(folder / "added_tokens.json"):
             path = folder / "vocab.txt"
             tokenizer = wordpiece(path, config)
@@ -95,7 +95,7 @@ def read_files(folder):
 
 def wordpiece(path, config):
     """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased)."""
-    words = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    words = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=config.get("do_lower_case", True),
