@@ -49,7 +49,14 @@ from support.datasets import (
     read_tokenizer,
     write_dataset,
 )  # fmt: skip
-from support.files import progress, run_command, standard_output, write_all, write_atomic
+from support.files import (
+    check_output_file,
+    progress,
+    run_command,
+    standard_output,
+    write_all,
+    write_atomic,
+)  # fmt: skip
 from support.reports import print_dataset_tables
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
@@ -1340,6 +1347,7 @@ def describe_targets(task, labels, kind, tokenizer):
 
 def write_dictionary(s):
     """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
+    check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
     lines = []
     for lang in choose_languages(s.dataset, s.lang):
         tables = read_dataset_tables(s.dataset, lang)
@@ -1351,7 +1359,16 @@ def write_dictionary(s):
 
 def write_ids(s):
     """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
+    check_lines(s.out, rb"id\tcui\n", s.umls)
     write_lines(s.out, ["id\tcui", *map("\t".join, umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"}))])
+
+
+def check_lines(out, form, *inputs):
+    """Raises UserError if write_lines cannot write, or would replace another file than ours."""
+    if out:
+        check_output_file(out, form, *inputs)
+    elif not sys.stdout:
+        raise UserError("standard output is closed; give --out")
 
 
 def write_lines(out, lines):
@@ -1359,10 +1376,8 @@ def write_lines(out, lines):
     content = "".join(f"{line}\n" for line in lines).encode()
     if out:
         write_atomic(out, lambda f: f.write(content))
-    elif sys.stdout:
-        write_all(standard_output(), content)
     else:
-        raise UserError("standard output is closed; give --out")
+        write_all(standard_output(), content)
 
 
 COMMANDS = {

@@ -52,7 +52,15 @@ from support.corpora import (
     to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer
-from support.files import atomic_directory, folder_lock, progress, run_command, write_atomic, write_json
+from support.files import (
+    atomic_directory,
+    check_output,
+    folder_lock,
+    progress,
+    run_command,
+    write_atomic,
+    write_json,
+)  # fmt: skip
 from support.hardware import autocast, choose_device
 from support.tables import checked, differing_settings, mean_and_deviation, percent, read_record, write_tables
 
@@ -345,6 +353,8 @@ def run(s):
     device, dtype = choose_machine(s.device, s.precision)
     splits, issues = read_corpus(s.corpus, s.data)
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
+    out, record = describe_results(s, corpus)
+    check_results(s, out)
     encoder = models.load(s.checkpoint, heads=False).encoder
     max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
     if max_len < 8:
@@ -358,7 +368,6 @@ def run(s):
     windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
     print_corpus(s, corpus, splits, issues, windows["train"], windows["test"], max_len, labels)
 
-    out, record = describe_results(s, corpus)
     record["signature"] = result_signature(s, encoder, tokenizer, max_len, train, test)
     constant, results = frequency.most_common(1)[0][0], []
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
@@ -372,10 +381,10 @@ def run(s):
             if "dev" in splits:
                 found, _ = predict(classifier, splits["dev"], windows["dev"], labels, *machine)
                 results[-1]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
-            write_predictions(out / f"predictions-{seed}.conll", test, predictions)
             runs[seed] = results[-1]
             details = describe_windows(s, max_len, test, corpus)
             record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
+            write_predictions(out / f"predictions-{seed}.conll", test, predictions)
             record["runs"] = [runs[k] for k in sorted(runs)]
             write_json(out / "scores.json", record)
             print(f"seed {seed}: {format_scores(results[-1:])}  ({time.monotonic() - began:.0f} s)", flush=True)
@@ -419,6 +428,13 @@ def describe_results(s, corpus):
     settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
     record = {"checkpoint": str(s.checkpoint), "corpus": s.corpus, "task": task, "language": language}
     return out, record | {"settings": settings}
+
+
+def check_results(s, out):
+    """Raises UserError if a results folder holds what fine-tuning would replace, and has not written."""
+    check_output(out / "model", checkpoints.TAGGER_FILES, s.checkpoint)
+    for seed in range(s.seed, s.seed + s.runs):
+        check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
 
 
 def result_signature(s, encoder, tokenizer, max_len, train, test):
@@ -531,7 +547,7 @@ def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details)
 def save_tagger(folder, classifier, tokenizer, labels, details):
     """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
     c = classifier.encoder.config
-    with atomic_directory(folder, parent_is_locked=True) as new:
+    with atomic_directory(folder, checkpoints.TAGGER_FILES) as new:
         tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
         description = checkpoints.describe_tagger(c, labels, details)
         checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)

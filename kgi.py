@@ -45,7 +45,17 @@ from data import PAPER_TASKS, TASK_NAMES, TASKS
 from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
-from support.files import folder_lock, is_out_of_memory, progress, run_command, write_atomic, write_json
+from support.files import (
+    append_line,
+    check_output,
+    folder_lock,
+    is_out_of_memory,
+    made_folder,
+    progress,
+    run_command,
+    write_atomic,
+    write_json,
+)  # fmt: skip
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 VALID_SHARE = 0.03  # of the time between validations that one may take, unless valid_examples says otherwise
@@ -58,6 +68,7 @@ VALID_PAIRS = 128  # pairs of names in a batch of a validation
 MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
 ROW_MULTIPLE = {"cpu": 8, "cuda": 1}  # of packed rows: a CPU compiles its products for each new shape
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
+RESULT = rb'\{\s*"checkpoint": '  # how the files of evaluate and link are recognised; see check_output
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 
@@ -390,6 +401,7 @@ def train(s):
             is_done = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
             try:
                 if not is_done:
+                    runs.check_exported(run.out)
                     begin(run)
                 training_loop(run)
             except runs.Interrupted:  # on all ranks at once
@@ -818,6 +830,7 @@ def finish(run):
         ranks.print(f"stopped by {run.stop_signal.name} after step {state.step:,}, {saved}")
         ranks.exit(EXIT_REQUEUE)
     if ranks.is_first and not is_exported(run):  # killed before the model was written
+        runs.check_exported(run.out)
         export_checkpoint(run)
     records = [r for r in reports.read_metrics(run.out / "metrics.jsonl")[0] if "valid" not in r]
     had_none = bool(records) and not any("loss" in r for r in records)
@@ -889,8 +902,7 @@ def log_validation(run, losses):
 
 def write_metrics(run, record):
     if run.ranks.is_first:
-        with open(run.out / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(record) + "\n")
+        append_line(run.out / "metrics.jsonl", (json.dumps(record) + "\n").encode())
 
 
 # ---------------------------------------------------------------- checkpoints and resume
@@ -960,7 +972,8 @@ def resume(run):
     if run.ranks.is_first:
         run.out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomic(metrics, lambda f: f.write(lines.encode()))
+        if metrics.exists():
+            write_atomic(metrics, lambda f: f.write(lines.encode()))
 
 
 def export_checkpoint(run):
@@ -1067,11 +1080,12 @@ def evaluate(s):
     for checkpoint, name in zip(s.checkpoints, names):
         began, folder = time.monotonic(), find_data(s.data, checkpoint, data.NEW_TOKENS)
         print(f"{checkpoint} on {folder}", flush=True)
-        record = evaluate_checkpoint(s, checkpoint, folder, device, dtype)
-        reports.print_evaluation(record, TASKS, data.RELATIONS)
         path = Path(s.out, name, f"knowledge-{folder.resolve().name}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
+        check_output(path, RESULT)
+        with made_folder(path.parent):
+            record = evaluate_checkpoint(s, checkpoint, folder, device, dtype)
+            reports.print_evaluation(record, TASKS, data.RELATIONS)
+            write_json(path, record)
         print(f"  -> {path} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
@@ -1160,6 +1174,8 @@ def draw_map(s):
     pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
     name = Path(s.checkpoint).resolve().name
     for lang in read_manifest(folder)["languages"]:
+        path = Path(s.out, name, f"map-{lang}.png")
+        check_output(path, reports.PICTURE)
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
@@ -1168,7 +1184,6 @@ def draw_map(s):
         vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
         points, shares = retrieval.principal_components(vectors, s.seed)
         groups = [tables.groups[g] for g in tables.group[concept]]
-        path = Path(s.out, name, f"map-{lang}.png")
         reports.draw_map(path, points, shares, groups, f"{name}: {len(strings):,} terms, {lang}, {pooling}")
         print(path)
 
@@ -1188,9 +1203,17 @@ def link(s):
 
 def link_corpus(s, dictionary):
     """Scores the links of the mentions of a corpus; printed, and kept in results/."""
-    began, task = time.monotonic(), linking.read_task(s, dictionary)
-    path = linking.results_file(s)
-    path.parent.mkdir(parents=True, exist_ok=True)  # now, as the search takes minutes
+    began, task, path = time.monotonic(), linking.read_task(s, dictionary), linking.results_file(s)
+    check_output(path, RESULT)
+    with made_folder(path.parent):
+        record = {"checkpoint": s.checkpoint, "settings": asdict(s)} | score_links(s, task)
+        reports.print_linking(record)
+        write_json(path, record)
+    print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
+
+
+def score_links(s, task):
+    """The linking_record of a LinkingTask, whose mentions are looked up by several methods."""
     poolings = [s.pooling] if s.pooling else configs.POOLINGS
     queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)
     is_equal = linking.exact_matches(task.dictionary.names, task.queries)
@@ -1206,11 +1229,7 @@ def link_corpus(s, dictionary):
             yield pooling, cosine
             yield f"{pooling} + trigrams", cosine + spelling
 
-    record = linking.linking_record(task, linking.rank_mentions(task, similarities))
-    record = {"checkpoint": s.checkpoint, "settings": asdict(s)} | record
-    reports.print_linking(record)
-    write_json(path, record)
-    print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
+    return linking.linking_record(task, linking.rank_mentions(task, similarities))
 
 
 def link_mentions(s, dictionary):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
-from support.files import progress, run_command, split_rows, standard_output, write_all
+from support.files import progress, reject_device, run_command, split_rows, standard_output, write_all
 from support.hardware import autocast, choose_device
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
@@ -449,6 +449,7 @@ def longest_text(own, c, max_len=0):
 
 def read_lines(f):
     """The lines of a binary file as strings with a space before them. Raises: UserError naming a line of bad UTF-8."""
+    reject_device(f, "standard input")
     lines = []
     for row, line in enumerate(split_rows(f), 1):
         try:

@@ -30,7 +30,7 @@ def end_quietly(*_):
 
 
 # The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there.
-is_program = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]
+is_program = Path(sys.argv[0]).resolve() in Path(__file__).resolve().parents[1].glob("*.py")
 if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_quietly)
 
@@ -463,6 +463,8 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 
 def read_toml(path, cls):
     """The command's table of a TOML file; its other tables are checked too. Raises: UserError."""
+    if Path(path).exists() and not Path(path).is_file():  # a folder, or what may never end
+        raise UserError(f"{path}: not a file")
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as e:

@@ -386,6 +386,12 @@ def write(folder, config, parameters, token_types, more_config=None):
 # ---------------------------------------------------------------- token classifiers
 
 
+TAGGER_FILES = {  # of a tagger's folder, which is replaced as a whole: how ours is recognised; see files.check_output
+    "config.json": rb'(?s).*"kgi_tagger": ', "model.safetensors": None, "tokenizer.json": None,
+    "tokenizer_config.json": None, "special_tokens_map.json": None,
+}  # fmt: skip
+
+
 def describe_tagger(config, labels, details):
     """What config.json says of a token classifier: its class, its labels, and `details` of our own (kgi_tagger)."""
     return {

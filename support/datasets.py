@@ -13,12 +13,16 @@ from tokenizers import Tokenizer
 import configs
 from configs import UserError
 from support import tokenizers, umls
-from support.files import atomic_directory, memory_map, write_atomic, write_json
+from support.files import atomic_directory, check_output, memory_map, read_bytes, write_atomic, write_json
 
 SCHEMA = pa.schema(
     [(name, pa.uint8()) for name in ("task", "lang", "kind")]
     + [(name, pa.large_list(pa.int32())) for name in ("cuis", "ids")]
 )
+FILES = {  # of a data set: how their beginning is recognised, as check_output has it
+    "manifest.json": rb'\{\s*"name": ".*",\s*"languages": ', "train.arrow": rb"(?s)ARROW1.{,2000}cuis",
+    "valid.arrow": None, "tokenizer.json": None,
+}  # fmt: skip
 MANIFEST = {  # the form of a manifest.json; see find_misfit
     "name": str,
     "languages": [str],
@@ -71,7 +75,7 @@ def read_manifest(folder, task_names=()):
     """
     path = Path(folder, "manifest.json")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(path).decode())
         check_manifest(manifest, task_names)
         return manifest
     except (FileNotFoundError, NotADirectoryError):
@@ -143,7 +147,7 @@ def read_examples(path, manifest, document_task, limits):
 def read_tokenizer(folder):
     """The bytes of a data set's tokenizer.json, checked against the manifest. Raises: UserError."""
     path, manifest = Path(folder, "tokenizer.json"), read_manifest(folder)
-    content = path.read_bytes() if path.is_file() else b""
+    content = read_bytes(path) if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]["tokenizer.json"]:
         raise UserError(f"{path} is not the tokenizer this data set was built with; build the data set again")
     try:
@@ -180,7 +184,7 @@ def choose_languages(folder, lang):
 
 def write_dataset(out, writers, tokenizer, manifest):
     """Writes train.arrow, valid.arrow, tokenizer.json and manifest.json; all of them appear at once."""
-    with atomic_directory(out) as new:
+    with atomic_directory(out, FILES) as new:
         for split, writer in writers.items():
             write_atomic(new / f"{split}.arrow", writer.write)
         write_atomic(new / "tokenizer.json", lambda f: f.write(tokenizer.to_str(pretty=True).encode()))
@@ -263,10 +267,7 @@ def choose_output(s, langs):
     out = Path(s.out or Path("datasets", name))
     if s.text and len(langs) > 1 and "{lang}" not in s.text:
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
-    if not out.name:
-        raise UserError(f"--out {out}: name a folder, such as datasets/{name}")
-    if out.exists() and not Path(out, "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a data set; choose another --out")
+    check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
     try:
         existing = read_manifest(out)["languages"]
     except UserError:  # there is none, or one to be replaced

@@ -43,18 +43,21 @@ from support.files import (
     folder_lock,
     progress,
     read_utf8,
+    reject_device,
     split_rows,
     standard_output,
     to_json,
     write_all,
     write_atomic,
-)
+)  # fmt: skip
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
 NAMED = r"\w+[ _-]|concept|entity|disease|chemical|term|mesh|omim|umls"
 HEADER = re.compile(rf"#?\s*(({NAMED})?(id|cui|code|identifier)s?|concept|mesh|omim)", re.I)  # of a column of ids
+# How the beginning of our JSON Lines is recognised (see check_output): after records without a mention, if any.
+LINKS = rb'(\{.*"entities": \[\].*\n)*(\{.*"concepts": \[|\Z)'
 N_NEAREST = 5  # concepts that are written for a mention
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
@@ -325,8 +328,7 @@ def check_settings(s):
     if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
     if not s.corpus and s.out:
-        for source in (s.mentions, s.dictionary):
-            check_output_file(s.out, source)
+        check_output_file(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
     elif not s.corpus and not sys.stdout:
         raise UserError("standard output is closed; give --out")
 
@@ -346,6 +348,7 @@ def read_records(path):
         text = read_utf8(path)
         lines = text.removesuffix("\n").split("\n") if text else []
     else:
+        reject_device(sys.stdin.buffer, name)
         lines = [decode_utf8(line, name, row) for row, line in enumerate(split_rows(sys.stdin.buffer), 1)]
     if is_json_lines(name, next(filter(str.strip, lines), "")):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError
-from support.files import write_atomic
+from support.files import check_output_file, made_folder, read_bytes, write_atomic
 from support.texts import replace_surrogates
+
+PICTURE = rb"(?s).*[Mm]atplotlib"  # how ours are recognised; see check_output
+
 
 # ---------------------------------------------------------------- a data set
 
@@ -80,7 +83,7 @@ def parse_record(line):
 
 def read_metrics(path):
     """(the records of a metrics.jsonl, the number of its damaged lines); none of either if there is no file."""
-    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+    lines = [line for line in read_bytes(path).split(b"\n") if line] if path.exists() else []
     records = [record for line in lines if (record := parse_record(line))]
     return records, len(lines) - len(records)
 
@@ -120,6 +123,7 @@ def draw_curves(runs, out, tasks):
     out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
     if out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
+    check_output_file(out, PICTURE)
     write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:].lower()))
     return out
 
@@ -137,8 +141,8 @@ def draw_map(path, points, shares, groups, title):
     ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
     ax.set_title(as_drawn(title))
     ax.legend(markerscale=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda f: figure.savefig(f, format="png"))
+    with made_folder(path.parent):
+        write_atomic(path, lambda f: figure.savefig(f, format="png"))
 
 
 def as_drawn(name):

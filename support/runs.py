@@ -16,9 +16,14 @@ from tqdm import tqdm
 from configs import UserError
 from support import hardware
 from support.checkpoints import WEIGHT_FILES, read_torch
-from support.files import read_launch, reject_lfs_pointer, write_atomic
+from support.files import check_output, errors_named, read_launch, reject_lfs_pointer, write_atomic
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
+    "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
+    "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
+    "special_tokens_map.json": rb'\{\s*"pad_token": ',
+}  # fmt: skip
 
 
 class Ranks:
@@ -60,8 +65,9 @@ class Ranks:
     def print(self, text):
         """Prints a line, above the progress bar, from the first rank."""
         if self.is_first:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with errors_named("standard output"):
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def exit(self, status):
         """Ends the process, together with the other ranks.
@@ -130,11 +136,7 @@ def write_checkpoint(out, content, keep_previous):
     The old file is replaced only when the new one is complete on disk. The previous one is kept because a disk can lose
     data that it has confirmed. keep_previous: False if the last checkpoint on disk is damaged.
     """
-    last, new = out / CHECKPOINT, out / "checkpoint.new"
-    write_atomic(new, lambda f: torch.save(content, f))
-    if last.exists() and keep_previous:
-        last.replace(out / PREVIOUS)
-    new.replace(last)
+    write_atomic(out / CHECKPOINT, lambda f: torch.save(content, f), out / PREVIOUS if keep_previous else None)
 
 
 def read_checkpoint(path):
@@ -268,11 +270,16 @@ def refuse_foreign_folder(out, records, n_damaged):
     """
     # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
     foreign_metrics = n_damaged or any("valid" not in record and "mfu" not in record for record in records)
-    names = ["config.json", "README.md", "tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
-    names += WEIGHT_FILES
+    names = [*EXPORTED, "modules.json", "sentence_bert_config.json", "1_Pooling", *WEIGHT_FILES]
     for name in names + ["metrics.jsonl"] * bool(foreign_metrics):
         if (out / name).exists():
             raise UserError(f"{out} holds a {name}, but no {CHECKPOINT} to resume from; choose another --out")
+
+
+def check_exported(out):
+    """Raises UserError if files of other programs have taken the place of those that a run writes."""
+    for name, form in EXPORTED.items():
+        check_output(out / name, form)
 
 
 def digest(paths):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import configs
 from configs import UserError
-from support.files import read_utf8, write_atomic
+from support.files import check_output, read_utf8, write_atomic
 from support.texts import replace_surrogates
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
@@ -242,6 +242,8 @@ def write_tables(folder, with_paper):
             for part in layout["parts"]:
                 lines += score_table(part, found, metric, number, with_paper and metric == "paper")
         out[f"table-{number}.md"] = lines
+    for name in out:
+        check_output(Path(folder, name), rb"# (Table \d|Corpora that are in no|What encoders know)")
     for name, lines in out.items():
         path = Path(folder, name)
         write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))

@@ -9,11 +9,9 @@ Offsets are code points of the text as it is, as in brat. Documents are written 
 import html
 import json
 import re
-import shutil
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,20 +20,26 @@ from typing import NamedTuple
 from configs import UserError
 from support.corpora import SCHEMES
 from support.files import (
+    atomic_directory,
+    check_output,
     check_output_file,
     progress,
     read_utf8,
+    reject_device,
     split_rows,
     standard_output,
     write_all,
     write_atomic,
-)
+)  # fmt: skip
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 4_000_000
 PAGE_CHARACTERS = 5_000_000  # text on a web page: browsers become slow with more
 LINE_ENDS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what brat cannot have inside a fragment
+# How the beginning of what was written before is recognised; see check_output.
+RECORDS = rb'\{"id": .*"entities": \[(\]|\{"start": )|-DOCSTART-\n'
+PAGE = rb"(?s)<!DOCTYPE html>.{,200}<title>Entities</title>"
 
 
 class Text(NamedTuple):
@@ -81,6 +85,7 @@ def read_texts(path):
             yield from read_folder(Path(path))
         elif Path(path).exists():
             with open(path, "rb") as f:
+                reject_device(f, path)
                 yield from read_rows(f, path)
         else:
             raise UserError(f"{path}: neither a file nor a folder with .txt files")
@@ -94,6 +99,7 @@ def read_standard_input():
         raise UserError("standard input is closed; name a file, or give a document a line: < notes.txt")
     if sys.stdin.isatty():
         print("reading standard input, a document a line; Ctrl-D ends it", file=sys.stderr)
+    reject_device(sys.stdin.buffer, STANDARD_INPUT)
     yield from read_rows(sys.stdin.buffer, STANDARD_INPUT)
 
 
@@ -162,12 +168,14 @@ def check_outputs(s):
     """Raises UserError for places that cannot be written to, or that hold what would be lost."""
     if s.format == "brat" and not s.out:
         raise UserError("brat has two files for each document; give a new folder for them with --out")
-    if s.format == "brat" and Path(s.out).exists() and (not Path(s.out).is_dir() or any(Path(s.out).iterdir())):
-        raise UserError(f"{s.out} is not an empty folder; choose another --out")
+    inputs = s.input or 0, s.model
+    if s.format == "brat":
+        check_output(s.out, {}, *inputs)
     if not s.out and not sys.stdout:
         raise UserError("standard output is closed; give --out")
-    for path in ([s.out] if s.out and s.format != "brat" else []) + [s.html] * bool(s.html):
-        check_output_file(path, s.input)
+    for path, form in ((s.out if s.format != "brat" else "", RECORDS), (s.html, PAGE)):
+        if path:
+            check_output_file(path, form, *inputs)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():
         raise UserError(f"--out and --html are both {s.out}; choose two names")
 
@@ -180,9 +188,9 @@ def write_tagged(tagged, s, labels):
     tally, types = Tally(), types_of(labels)
     counted = count(tagged, tally, types if s.html else None)
     if s.format == "brat":
-        with removed_on_error(Path(s.out)):
+        with atomic_directory(s.out, {}) as folder:
             for document in counted:
-                write_brat(Path(s.out), document)
+                write_brat(folder, document)
     elif s.out:
         write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
     else:
@@ -193,20 +201,6 @@ def write_tagged(tagged, s, labels):
         page = format_page(tally, types)
         write_atomic(s.html, lambda f: f.write(page.encode()))
     return tally
-
-
-@contextmanager
-def removed_on_error(folder):
-    """Leaves a folder as it was, empty or not there, if what writes to it fails."""
-    was_there = folder.exists()
-    try:
-        yield
-    except BaseException:
-        for path in folder.iterdir() if folder.exists() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if folder.exists() and not was_there:
-            folder.rmdir()
-        raise
 
 
 def count(tagged, tally, types):

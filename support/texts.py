@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import UserError
 from support.arrays import concat_ranges, splitmix64
-from support.files import progress, split_rows
+from support.files import progress, read_bytes, split_rows
 from support.rrf import report_bad_row
 from support.umls import LANGUAGES
 
@@ -46,7 +46,7 @@ def read_e3c(folder, lang, layers):
             raise UserError(f"{place} holds no .json file; E3C must point to the corpus")
         for path in progress(f"E3C {name} layer {layer}", files):
             try:
-                text = clean_text(json.loads(path.read_text(encoding="utf-8-sig"))["text"])
+                text = clean_text(json.loads(read_bytes(path).decode("utf-8-sig"))["text"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 text = ""
             issues["files without text"] += not text

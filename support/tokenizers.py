@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from configs import UserError
-from support.files import progress, read_json, reject_lfs_pointer, write_atomic, write_json
+from support.files import progress, read_bytes, read_json, reject_lfs_pointer, write_atomic, write_json
 
 ROBERTA_NAMES = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
 BERT_NAMES = {
@@ -73,7 +73,7 @@ def read_files(folder):
         if "tokenizer.json" in names:
             path = folder / "tokenizer.json"
             reject_lfs_pointer(path)
-            tokenizer = Tokenizer.from_buffer(path.read_bytes())
+            tokenizer = Tokenizer.from_buffer(read_bytes(path))
         elif "vocab.txt" in names:
             path = folder / "vocab.txt"
             tokenizer = wordpiece(path, config, read_input_settings(folder)["do_lower_case"])
@@ -150,7 +150,7 @@ def wordpiece(path, config, lowered):
     vocabulary has capitals: such a model was hardly trained on texts in lower case.
     """
     reject_lfs_pointer(path)
-    words = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    words = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     lowercase = config.get("do_lower_case")
     if lowercase is None and not lowered:
         capitals = [w for w in words if w != w.lower() and w[:1] + w[-1:] not in ("[]", "<>")]

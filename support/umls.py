@@ -20,11 +20,14 @@ from pyarrow import parquet
 import configs
 from configs import UserError
 from support import rrf
-from support.files import atomic_directory, memory_map, write_atomic
+from support.files import atomic_directory, check_output, memory_map, read_bytes, write_atomic
 from support.rrf import prefix8, read_rrf
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
 MAX_RANK = 4095
+FILES = {  # of the tables of a language: how their beginning is recognised, as files.check_output has it
+    "source.json": rb'\{\s*"source"', "concepts.parquet": b"PAR1", "terms.parquet": None, "relations.parquet": None,
+}  # fmt: skip
 LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
     "en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish"), "it": ("ITA", "Italian"),
     "eu": ("BAQ", "Basque"), "de": ("GER", ""), "pt": ("POR", ""), "nl": ("DUT", ""), "cs": ("CZE", ""),
@@ -149,7 +152,7 @@ def read_semantic_groups(path):
     """{TUI: abbreviation of its semantic group} of a SemGroups.txt. Raises: UserError naming file and row."""
     group_of = {}
     try:
-        for row, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        for row, line in enumerate(read_bytes(path).decode().split("\n"), 1):
             if line.strip():
                 fields = line.split("|")
                 if len(fields) != 4:
@@ -341,6 +344,8 @@ def read_release(umls, langs, s, cache, relations, log):
             found[lang], skipped, nci = cached[0], skipped | cached[1], nci | cached[2]
             log(f"{lang}: tables of {cache / lang} (made from the same files)")
     missing = [lang for lang in langs if lang not in found]
+    for lang in missing:
+        check_output(cache / lang, FILES)
     if missing:
         counters = Counter() if s.skip_bad_rows else None, Counter()
         for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, counters, log):
@@ -406,7 +411,7 @@ def save_tables(folder, tables, source, skipped, nci):
         "relations": {"head": h, "relation": r, "tail": t},
     }
     options = {"compression": "lz4", "use_dictionary": False, "write_page_checksum": True}
-    with atomic_directory(folder) as new:
+    with atomic_directory(folder, FILES) as new:
         for name, table in columns.items():
             path, table = new / f"{name}.parquet", pa.table(table)
             write_atomic(path, lambda f, table=table: parquet.write_table(table, f, **options))
@@ -417,7 +422,7 @@ def save_tables(folder, tables, source, skipped, nci):
 def load_tables(folder, lang, source=None):
     """(Tables, skipped, nci) of save_tables; None if not there, damaged, or made from another source."""
     try:
-        about = json.loads(Path(folder, "source.json").read_text(encoding="utf-8"))
+        about = json.loads(read_bytes(Path(folder, "source.json")).decode())
         if source not in (None, about["source"]):
             return None
         concepts, terms, relations = (

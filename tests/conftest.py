@@ -3,11 +3,14 @@
 Tests marked `real` run when the environment variables UMLS and E3C name real folders, as `make data` takes them.
 """
 
+import io
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,23 @@ def command(*args, cwd=ROOT, stdin=None):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, input=stdin
     )
+
+
+@pytest.fixture
+def full_disk():
+    """A block in which no file of this process can grow beyond a number of bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limit(n_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # pytest keeps them in files
+                yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture

@@ -687,7 +687,7 @@ def test_show_in_a_locale_without_the_letters(release, tmp_path, env):
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--windows", "some"], "windows = 'some'"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--valid_fraction", "2"],
      "valid_fraction = 2.0 must be between"),
-    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "is not a data set"),
+    (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "which this command did not write"),
 ])  # fmt: skip
 def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, argv, message):
     (tmp_path / "empty").mkdir()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -175,7 +176,8 @@ def test_a_failed_build_keeps_the_old_data_set(release, tmp_path, monkeypatch):
     before = {f.name: f.read_bytes() for f in out.iterdir()}
 
     def full(*_):
-        assert {f.name for f in tmp_path.iterdir()} == {"en", ".en.building", "tables"}  # beside the old one
+        names = {re.sub("[0-9a-f]{8}", "..", f.name) for f in tmp_path.iterdir()}
+        assert names == {"en", ".en....tmp", "tables"}  # beside the old one
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data.ExampleWriter, "write", full)
@@ -192,7 +194,7 @@ def test_a_killed_build_keeps_the_old_data_set(release, tmp_path):
     die = "data.ExampleWriter.write = lambda *_: os.kill(os.getpid(), 9)"
     code = f"import os, configs, data; {die}; data.build(configs.Data(**{settings}))"
     p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert p.returncode == -signal.SIGKILL and (tmp_path / ".en.building").is_dir()
+    assert p.returncode == -signal.SIGKILL and len([*tmp_path.glob(".en.*.tmp")]) == 1
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
     build(release, out, **FEW)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
@@ -210,6 +212,37 @@ def test_another_language_does_not_replace_a_data_set(release, tmp_path):
     with pytest.raises(UserError, match=r"damaged or of another version \(no counts, .*; build the data set again"):
         data.show(configs.Show(dataset=str(out)))
     build(release, out, **FEW)
+
+
+@pytest.mark.parametrize("held, message", [
+    ({"mine.txt": ""}, "en holds mine.txt, which this command did not write; move it away, or choose another place"),
+    ({"train.arrow/mine.txt": ""}, "en holds train.arrow, which"),
+    ({"manifest.json": '{"name": "my-app", "version": "1"}'}, "en holds manifest.json, which this command did not"),
+    ({"manifest.json": '{"name": "my-app", "icons": []}', "train.arrow": "ARROW1 of another program"}, "en holds man"),
+    ({"../tables/en/mine.parquet": ""}, "tables/en holds mine.parquet, which this command did not write"),
+])  # fmt: skip
+def test_a_build_replaces_only_what_builds_write(release, tmp_path, held, message):
+    """Each is told before the release is read, and stays."""
+    for name, text in held.items():
+        path = tmp_path / "en" / name
+        (tmp_path / "en").mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=message):
+        build(release, tmp_path / "en", **FEW)
+    assert {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_damaged_data_set_is_built_again(dataset, release, tmp_path):
+    """As its errors advise. One of the manifest and the examples shows that a build wrote it."""
+    for name in ("manifest.json", "train.arrow", "tokenizer.json"):
+        for content in (b"{", b"", None):
+            shutil.copytree(dataset, tmp_path / "en", dirs_exist_ok=True)
+            (tmp_path / "en" / name).unlink() if content is None else (tmp_path / "en" / name).write_bytes(content)
+            datasets.choose_output(configs.Data(lang="en", out=str(tmp_path / "en")), ["en"])
+    with pytest.raises(UserError, match="en is the input, which would be replaced"):
+        datasets.choose_output(configs.Data(lang="en", out=str(dataset), tokenizer=str(dataset)), ["en"])
 
 
 def test_a_symbolic_link_to_a_data_set_stays(release, tmp_path):

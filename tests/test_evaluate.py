@@ -16,7 +16,7 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import datasets, tables, tokenizers
+from support import datasets, files, reports, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -191,7 +191,8 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     record = json.loads(Path("results/kgi-s3/knowledge-en.json").read_text())
     assert record["synonyms"]["en"]["mean"]["queries"] > 100
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
-    finetune.tables(configs.Tables())
+    for _ in range(2):
+        finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
@@ -199,6 +200,16 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     run_command(kgi, "map", other, "--data", other_data, "--terms", 200)
     assert asked[2:] == [(["cls"], 62), (["mean"], 7)]
     assert Path("results", other.name, "map-en.png").read_bytes()[1:4] == b"PNG"
+    for name, form in (("knowledge-en.json", kgi.RESULT), ("map-en.png", reports.PICTURE)):
+        files.check_output(f"results/kgi-s3/{name}", form)  # the same command may replace it, but no file of a user
+        Path(f"results/kgi-s3/{name}").write_text('{"name": "mine"}')
+        with pytest.raises(UserError, match=f"{name} is not an output of this command"):
+            run_command(kgi, "map" if "map" in name else "evaluate", run.out, "--data", dataset)
+    Path("results/table-6.md").write_text("mine")
+    Path("results/table-2.md").unlink()
+    with pytest.raises(UserError, match="table-6.md is not an output of this command"):
+        finetune.tables(configs.Tables())
+    assert not Path("results/table-2.md").exists()
 
 
 @pytest.mark.parametrize("argv, message", [

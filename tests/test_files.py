@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_a_pointer_of_git_lfs_is_refused(tmp_path):
     files.reject_lfs_pointer(path)
 
 
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_utf8, files.read_json], ids=["bytes", "utf8", "json"])
+def test_a_reader_waits_for_no_device_and_no_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, what in (("pipe", "a pipe"), ("zero", "a device")):
+        with pytest.raises(UserError, match=f"{name} is {what}, not a file$"):
+            read(tmp_path / name)
+    reader, writer = os.pipe()  # as <(echo {}) of a shell gives it
+    os.write(writer, b"{}")
+    os.close(writer)
+    assert read(f"/dev/fd/{reader}") in (b"{}", "{}", {})
+    os.close(reader)
+
+
 def test_a_mapped_file_may_have_any_name(tmp_path):
     path = tmp_path / os.fsdecode(b"donn\xe9es")
     path.write_bytes(b"abc")
@@ -113,12 +128,15 @@ def test_write_atomic_keeps_the_old_file(tmp_path, error, message):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_torch_on_a_full_disk_is_one_clear_error(tmp_path):
-    (tmp_path / "x.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="x: cannot be written: .*(No space left|disk full)"):
+def test_torch_on_a_full_disk_is_one_clear_error(tmp_path, full_disk):
+    with full_disk(1000), pytest.raises(UserError, match="x: cannot be written: .*(File too large|disk full)"):
         files.write_atomic(tmp_path / "x", lambda f: torch.save({"a": torch.zeros(10**5)}, f))
     assert not list(tmp_path.iterdir())
+
+
+def test_another_error_of_torch_is_not_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        files.write_atomic(tmp_path / "x", lambda _: (_ for _ in ()).throw(RuntimeError("CUDA out of memory")))
 
 
 def test_write_atomic_names_a_folder_that_is_not_there(tmp_path):
@@ -126,56 +144,231 @@ def test_write_atomic_names_a_folder_that_is_not_there(tmp_path):
         files.write_atomic(tmp_path / "none" / "x", lambda f: None)
 
 
+def test_two_writers_of_a_file_do_not_mix(tmp_path):
+    """The second begins and ends while the first writes. The one that ends last is there, whole."""
+    path = tmp_path / "x"
+
+    def write(f):
+        f.write(b"1" * 5)
+        files.write_atomic(path, lambda g: g.write(b"2" * 7))
+        assert path.read_bytes() == b"2" * 7
+        f.write(b"1" * 5)
+
+    files.write_atomic(path, write)
+    assert path.read_bytes() == b"1" * 10 and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_of_a_user_beside_an_output_stay(tmp_path):
+    """Those that once had the names of temporary ones, and any other."""
+    theirs = [
+        tmp_path / name for name in ("x.tmp", ".x.tmp", ".x.building", ".x.old", ".x.12345678.tmp.md", ".x.1.tmp")
+    ]
+    for path in theirs:
+        path.write_text("mine")
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.building").mkdir()
+    files.write_atomic(tmp_path / "x", lambda f: f.write(b"new"))
+    with files.atomic_directory(tmp_path / "out", FORM) as new:
+        (new / "x").write_text("1")
+    assert {p.read_text() for p in theirs} == {"mine"}
+    assert {p.name for p in tmp_path.iterdir()} == {"x", "out", ".out.old", ".out.building", *(p.name for p in theirs)}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_permissions_are_those_of_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    files.write_atomic(tmp_path / "x", lambda f: f.write(b"new"))
+    with files.atomic_directory(tmp_path / "out", FORM):
+        pass
+    os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("x", "out")] == [0o666 & ~mask, 0o777 & ~mask]
+
+
+FORM = {"x": b"\\d", "y": None}  # of a folder of ours: what it may hold, and how x is recognised
+
+
 def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
     out = tmp_path / "a" / "out"
-    with files.atomic_directory(out) as new:
+    with files.atomic_directory(out, FORM) as new:
         (new / "x").write_text("1")
         assert not out.exists() and new.parent == out.parent
-    with pytest.raises(KeyboardInterrupt), files.atomic_directory(out) as new:
+    with pytest.raises(KeyboardInterrupt), files.atomic_directory(out, FORM) as new:
         (new / "y").write_text("2")
         raise KeyboardInterrupt
     assert [f.name for f in out.iterdir()] == ["x"] and list(out.parent.iterdir()) == [out]
-    with files.atomic_directory(out) as new:
-        (new / "z").write_text("3")
-    assert [f.name for f in out.iterdir()] == ["z"] and list(out.parent.iterdir()) == [out]
+    with files.atomic_directory(out, FORM) as new:
+        (new / "y").write_text("3")
+    assert [f.name for f in out.iterdir()] == ["y"] and list(out.parent.iterdir()) == [out]
 
 
-def test_what_a_killed_process_left_behind_is_put_right(tmp_path):
-    """It was killed between the two renames: the folder is only there under its old name."""
-    out, old, new = (tmp_path / name for name in ("out", ".out.old", ".out.building"))
-    old.mkdir()
-    new.mkdir()
-    (old / "x").write_text("1")
-    (new / "half").write_text("2")
-    with pytest.raises(ValueError), files.atomic_directory(out) as beside:
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_killed_processes_left_behind_is_put_right(tmp_path, monkeypatch, locks):
+    """One was killed between the two renames: the folder is only there under another name. Two others before that.
+
+    Without locks nobody knows whether these still live, and they stay.
+    """
+    if not locks:
+        monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented")))
+    out, old, dead = (tmp_path / name for name in ("out", ".out.0123abcd.old", ".out.89abcdef.tmp"))
+    for folder, name, text in ((old, "x", "1"), (dead, "half", "2")):
+        folder.mkdir()
+        (folder / name).write_text(text)
+    (tmp_path / ".file.89abcdef.tmp").write_text("half")
+    with pytest.raises(ValueError), files.atomic_directory(out, FORM) as beside:
         assert not list(beside.iterdir())
         raise ValueError
-    assert [f.name for f in out.iterdir()] == ["x"] and list(tmp_path.iterdir()) == [out]
+    files.write_atomic(tmp_path / "file", lambda f: f.write(b"new"))
+    assert [f.name for f in out.iterdir()] == ["x"]
+    left = set() if locks else {dead.name, ".file.89abcdef.tmp"}
+    assert {f.name for f in tmp_path.iterdir()} == {"out", "file"} | left
 
 
 def test_a_link_in_the_place_of_a_folder_stays_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")
-    with files.atomic_directory(tmp_path / "out") as new:
+    with files.atomic_directory(tmp_path / "out", FORM) as new:
         (new / "x").write_text("1")
     assert (tmp_path / "out").is_symlink() and (tmp_path / "real" / "x").read_text() == "1"
 
 
-def test_two_writers_of_a_folder_take_turns(tmp_path):
-    """Each writes a whole folder; without the lock they empty each other's."""
-    code = """if True:
-        import sys, time, pathlib
-        from support.files import atomic_directory
-        with atomic_directory(pathlib.Path("out")) as beside:
-            for name in "abc":
-                (beside / name).write_text(sys.argv[1])
-                time.sleep(0.2)
-    """
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    both = [subprocess.Popen([sys.executable, "-c", code, k], cwd=tmp_path, env=env) for k in "12"]
-    assert [p.wait(60) for p in both] == [0, 0]
-    assert len({(tmp_path / "out" / name).read_text() for name in "abc"}) == 1
-    assert {f.name for f in tmp_path.iterdir()} == {"out"}
+def test_two_writers_of_a_folder_do_not_mix(tmp_path):
+    """The second begins and ends while the first writes; then one comes between the two renames of another."""
+    out = tmp_path / "out"
+    with files.atomic_directory(out, FORM) as first:
+        (first / "x").write_text("1")
+        with files.atomic_directory(out, FORM) as second:
+            (second / "x").write_text("2")
+        assert (out / "x").read_text() == "2"
+        (first / "y").write_text("1")
+    assert [(p.name, p.read_text()) for p in sorted(out.iterdir())] == [("x", "1"), ("y", "1")]
+    new, faster, rename = tmp_path / "new", tmp_path / "faster", Path.rename
+    for folder in (new, faster):
+        folder.mkdir()
+        (folder / "x").write_text(folder.name)
+
+    class Slow(type(new)):
+        def rename(self, target):
+            if faster.exists():
+                rename(faster, out)
+            return rename(self, target)
+
+    files.exchange(Slow(new), out)
+    files.put_right(out)
+    assert (out / "x").read_text() == "new" and list(tmp_path.iterdir()) == [out]
+
+
+def test_folders_that_were_made_for_an_output_that_failed_do_not_stay(tmp_path):
+    for make in (
+        lambda p: files.atomic_directory(p / "out", FORM),
+        files.made_folder,
+        lambda p: files.folder_lock(p, ""),
+    ):
+        with pytest.raises(KeyboardInterrupt), make(tmp_path / "a" / "b"):
+            assert (tmp_path / "a" / "b").is_dir()
+            raise KeyboardInterrupt
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError), files.made_folder(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "b" / "mine").touch()
+        raise ValueError
+    assert [p.name for p in (tmp_path / "a").rglob("*")] == ["b", "mine"]
+
+
+def test_a_line_is_added_as_a_whole_or_not_at_all(tmp_path, full_disk):
+    path = tmp_path / "x"
+    for n in (0, 4):
+        with full_disk(n + 2), pytest.raises(UserError, match="x: cannot be written: File too large"):
+            files.append_line(path, b"long\n")
+        assert path.read_bytes() == b"1234" if n else not path.exists()
+        path.write_bytes(b"1234")
+    files.append_line(path, b"long\n")
+    assert path.read_bytes() == b"1234long\n"
+
+
+# ---------------------------------------------------------------- what an output may replace
+
+
+@pytest.mark.parametrize("name, message", [
+    ("new", ""), ("ours", ""), ("empty", ""), ("link", ""),
+    ("theirs", "theirs is not an output of this command; move it away, or choose another name"),
+    ("link to theirs", "link to theirs is not an output of this command"),
+    ("input", "input is the input, which would be replaced"),
+    ("hard link to the input", "hard link to the input is the input, which would be replaced"),
+    ("link to the input", "link to the input is the input, which would be replaced"),
+    ("folder/new", "new is in the input folder; choose another place"),
+    ("folder/../folder/old", "old is in the input folder; choose another place"),
+    ("folder", "folder is a folder; give the name of a file"),
+    ("theirs/new", "theirs is not a folder"), ("nowhere/new", "nowhere is not a folder"),
+])  # fmt: skip
+def test_what_a_file_may_replace(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    for path, text in (("ours", "1 a"), ("empty", ""), ("theirs", "a"), ("input", "1 b"), ("folder/old", "1 c")):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+    for link, target in (("link", "ours"), ("link to theirs", "theirs"), ("link to the input", "input")):
+        Path(link).symlink_to(target)
+    os.link("input", "hard link to the input")
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        files.check_output_file(name, rb"\d", "input", "folder")
+
+
+@pytest.mark.parametrize("held, message", [
+    ({}, ""), ({"x": "1"}, ""), ({"x": "1", "y": "?"}, ""),
+    ({"x": "1", "mine": ""}, "out holds mine, which this command did not write; move it away, or choose another place"),
+    ({"x": "a", "y": ""}, "out holds x, which this command did not write"),  # another program's
+    ({"y": "1"}, "out holds y, which this command did not write"), ({"x": "", "y": "1"}, "out holds x, which"),
+    ({"x": "1", "y/mine": ""}, "out holds y, which this command did not write"),
+])  # fmt: skip
+def test_what_a_folder_may_replace(tmp_path, held, message):
+    """It is checked before the work, and again before the old folder goes."""
+
+    def fill():
+        for name, text in held.items():
+            (tmp_path / "out" / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / "out" / name).write_text(text)
+
+    if not message:
+        fill()
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        with files.atomic_directory(tmp_path / "out", FORM) as new:
+            (new / "x").write_text("2")
+            fill()  # meanwhile
+    if message:
+        with pytest.raises(UserError, match=message):
+            files.check_output(tmp_path / "out", FORM)
+        found = {p.relative_to(tmp_path / "out").as_posix(): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        assert {name: p.read_text() for name, p in found.items()} == held
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_that_cannot_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for out, message in ((".", r"^\. cannot be replaced as a whole; name a folder in it"), ("..", "cannot be replaced"),
+                         (tmp_path / "a", "cannot be replaced"), (tmp_path / "file", "not an output of this command"),
+                         ("/proc", "cannot be replaced")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            files.check_output(out, {})
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "x").write_text("1")
+    for source, message in ((".", "is the input"), ("x", "holds the input")):
+        with pytest.raises(UserError, match=message):
+            files.check_output(tmp_path / "ours", FORM, tmp_path / "ours" / source)
+    files.check_output(tmp_path / "ours", FORM, tmp_path)
+
+
+def test_standard_input_is_an_input_too(tmp_path, monkeypatch):
+    (tmp_path / "x").write_text("1")
+    stdin = os.dup(0)
+    with open(tmp_path / "x") as f:
+        os.dup2(f.fileno(), 0)
+    try:
+        with pytest.raises(UserError, match="x is the input"):
+            files.check_output(tmp_path / "x", rb"\d", 0)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
 
 
 def test_a_locked_folder_is_refused_until_it_is_free(tmp_path):
@@ -336,6 +529,29 @@ def test_a_device_is_written_to_and_stays(tmp_path):
     files.write_atomic(tmp_path / "pipe", lambda f: f.write(b"text"))
     assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "file"])
+@pytest.mark.parametrize("where", ["pipe", "file"])
+def test_standard_output_by_another_name(tmp_path, name, where):
+    """A pipe has no place where a file could be renamed to, and what `>> file` has before must stay."""
+    (tmp_path / "file").write_text("before ")
+    reader, writer = os.pipe()
+    if where == "file":
+        os.dup2(os.open(tmp_path / "file", os.O_WRONLY | os.O_APPEND), writer)
+    elif name == "file":
+        return
+    stdout = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        files.check_output_file(tmp_path / name, rb"\\d")
+        files.write_atomic(tmp_path / name, lambda f: f.write(b"text"))
+    finally:
+        os.dup2(stdout, 1)
+        os.close(writer)
+    assert (os.read(reader, 99) or (tmp_path / "file").read_bytes()) == (b"text" if where == "pipe" else b"before text")
+    for number in (reader, stdout):
+        os.close(number)
 
 
 def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):

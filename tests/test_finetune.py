@@ -340,6 +340,48 @@ def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, 
     assert tree(tmp_path / "r") == before
 
 
+def test_what_fine_tuning_replaces(checkpoint, tmp_path):
+    """The tagger and predictions of an earlier run, whole or interrupted; nothing else, the checkpoint least of all."""
+    out, argv = tmp_path / "r", [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu"]
+    run_command(*argv, "--out", out)
+    shutil.copytree(out, tmp_path / "whole")
+    (out / "scores.json").unlink()
+
+    def check(folder=checkpoint):
+        finetune.check_results(configs.Finetune(str(folder), runs=3), out)
+
+    check()
+    shutil.rmtree(out / "model")
+    check()
+    for what, message in (
+        (checkpoint, "r/model holds config.json, which this command did not write; move it away, or"),
+        (tmp_path / "A", "r/model holds .*, which this command did not write"),
+        (tmp_path / "whole" / "model", "r/model holds README.md, which this command did not write"),
+    ):
+        shutil.copytree(what, out / "model")
+        (out / "model" / "README.md").touch() if what.name == "model" else (out / "model" / "README.md").unlink(True)
+        with pytest.raises(UserError, match=message):
+            check()
+        shutil.rmtree(out / "model")
+    shutil.copytree(tmp_path / "whole" / "model", out / "model")
+    for folder in (out / "model", out / "model" / "1"):  # a tagger that is fine-tuned again
+        with pytest.raises(UserError, match="r/model (is|holds) the input"):
+            check(folder)
+    (out / "predictions-2.conll").write_text("a\tB-x\n")
+    with pytest.raises(UserError, match="predictions-2.conll is not an output of this command"):
+        check()
+    with pytest.raises(UserError, match="predictions-2.conll is not an output of this command"):
+        run_command(*argv, "--out", out, "--runs", 3)
+    assert (out / "predictions-2.conll").read_text() == "a\tB-x\n"
+
+
+def test_fine_tuning_on_a_full_disk_leaves_nothing(checkpoint, tmp_path, full_disk):
+    argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r" / "s"]
+    with full_disk(5000), pytest.raises(UserError, match="r/s/.*: cannot be written: File too large"):
+        run_command(*argv)
+    assert not (tmp_path / "r").exists()
+
+
 def test_one_process_writes_into_a_folder(checkpoint, tmp_path):
     argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r"]
     with folder_lock(tmp_path / "r", "in use"):

@@ -19,7 +19,7 @@ import data
 import kgi
 import model as models
 from configs import UserError
-from support import corpora, datasets, files, linking, reports, retrieval, tokenizers
+from support import corpora, datasets, files, linking, reports, retrieval, rrf, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -691,6 +691,20 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
         assert [text for _, text in linking.mentions_of_records(linking.read_records(""))] == want
 
 
+def test_which_files_links_replace(tmp_path):
+    """Those of mentions, of entities, and of documents without any; no other JSON Lines."""
+    mention, entity = {"text": "flu", "concepts": []}, {"start": 0, "text": "flu", "concepts": [{"id": "D1"}]}
+    empty, linked = {"id": 1, "text": "", "entities": []}, {"id": 2, "text": "flu", "entities": [entity]}
+    for records in ([mention], [linked], [empty, empty, linked], [empty], [empty, empty]):
+        linking.write_records(records, tmp_path / "x")
+        files.check_output(tmp_path / "x", linking.LINKS)
+    del entity["concepts"]
+    for records in ([linked], [empty, linked], [{"text": "concepts"}], [empty, {"text": ""}]):
+        linking.write_records(records, tmp_path / "x")
+        with pytest.raises(UserError, match="x is not an output of this command"):
+            files.check_output(tmp_path / "x", linking.LINKS)
+
+
 def test_results_of_other_protocols_have_other_names():
     s = {"checkpoint": "runs/a", "corpus": "x/ncbi/"}
     assert linking.results_file(configs.Link(**s)) == Path("results/a/linking-ncbi.json")
@@ -706,13 +720,21 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
     assert found.returncode == 0, found.stderr
     assert len(lines) == len(tables.terms)
     assert lines[0] == f"C{tables.cui[0]:07d}\t{tables.terms[0]}"
-    data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
+    for _ in range(2):
+        data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = linking.read_dictionary(tmp_path / "out.tsv"), linking.dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
         data.write_dictionary(configs.Dictionary(str(dataset), "en,fr"))
+    (tmp_path / "mine.tsv").write_text("notes\n")
+    tables_of_en = dataset.parent / "tables" / "en"
+    for path, message in ((dataset / "manifest.json", "is in the input"), (dataset / "new.tsv", "is in the input"),
+                          (tables_of_en / "source.json", "is in the input"), (tables_of_en / "new.tsv", "is in the in"),
+                          (tmp_path / "mine.tsv", "is not an output of this command"), (".", "a folder")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            data.write_dictionary(configs.Dictionary(str(dataset), out=str(path)))
 
 
 def test_codes_of_a_release(tmp_path):
@@ -722,7 +744,10 @@ def test_codes_of_a_release(tmp_path):
         ("C0000006", "MSH", "NOCODE", "N"), ("C0000007", "SNOMEDCT_US", "12", "N")]  # fmt: skip
     mrconso = [conso(c, "x", sab=sab, suppress=s).replace("|PT|X|", f"|PT|{code}|") for c, sab, code, s in rows]
     release = write(tmp_path / "release", mrconso, [], [])
-    data.write_ids(configs.Ids(str(release), str(tmp_path / "ids.tsv")))
+    for _ in range(2):
+        data.write_ids(configs.Ids(str(release), str(tmp_path / "ids.tsv")))
+    with pytest.raises(UserError, match="MRCONSO.RRF is in the input"):
+        data.write_ids(configs.Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
     want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
     assert (tmp_path / "ids.tsv").read_text() == want
     assert linking.read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
@@ -752,6 +777,7 @@ def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch
     (["MENTIONS", "--split", "dev"], "--split is for the mentions of a --corpus"),
     (["MENTIONS", "--out", "MENTIONS"], "is the input, which would be replaced"),
     (["MENTIONS", "--out", "NAMES"], "is the input, which would be replaced"),
+    (["MENTIONS", "--out", "BAD"], "bad.jsonl is not an output of this command"),
     (["MENTIONS", "--out", "none/x"], "none is not a folder"), (["EMPTY"], "is empty; give a mention a line"),
     (["BAD"], r'bad.jsonl, row 3: "entities" is not a list of objects with a field "text"'),
 ])  # fmt: skip

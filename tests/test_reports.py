@@ -4,12 +4,13 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 
 import data
 import kgi
 from configs import UserError
-from support import reports
+from support import files, reports
 from tests.training import call, set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -25,12 +26,15 @@ def baseline(dataset, tmp_path_factory):
 def test_plot_draws_the_curves_of_runs(baseline, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     call("plot", baseline, baseline, "--out", "two.png")
-    assert capsys.readouterr().out == "two.png\n" and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
+    call("plot", baseline, "--out", "two.png")  # again
+    assert capsys.readouterr().out == "two.png\n" * 2 and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
+    (tmp_path / "mine.png").write_text("a scan")
     for argv, message in (
         ([], "required: RUN"),
         (["nowhere"], "nowhere/metrics.jsonl not found; is nowhere a run folder"),
         (["--in"], "unknown setting 'in'"),
         ([baseline, "--out", "two.gif"], "--out two.gif: must end in .png, .pdf or .svg"),
+        ([baseline, "--out", "mine.png"], "mine.png is not an output of this command"),
     ):
         with pytest.raises(UserError, match=message):
             call("plot", *argv)
@@ -51,6 +55,19 @@ def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     picture = reports.draw_curves([run], tmp_path / "x.svg", data.TASKS)
     assert f"<!-- {shown} -->" in picture.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
+    reports.blank_figure((1, 1)).savefig(tmp_path / f"x.{suffix}")
+    files.check_output(tmp_path / f"x.{suffix}", reports.PICTURE)
+
+
+def test_a_map_on_a_full_disk_leaves_no_folder(tmp_path, full_disk):
+    path = tmp_path / "x.png" / "kgi-fr" / "map-en.png"
+    with full_disk(100), pytest.raises(UserError, match="x.png/kgi-fr/map-en.png: cannot be written: File too large"):
+        reports.draw_map(path, np.zeros((3, 2)), (1.0, 2.0), ["a", "b", "b"], "")
+    assert not list(tmp_path.iterdir())
 
 
 DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',

@@ -1,5 +1,7 @@
 """Run folders, memory and ranks: what a run resumes from, what it refuses, and what it tells the user to do."""
 
+import contextlib
+import io
 import re
 import shutil
 import socket
@@ -15,7 +17,7 @@ import model as models
 from configs import UserError
 from support import files, hardware, runs
 from support.files import folder_lock
-from tests.training import args, same_end, set_up, settings, train
+from tests.training import args, one_step, same_end, set_up, settings, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
 
@@ -154,6 +156,38 @@ def test_what_a_run_cannot_resume(dataset, baseline, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((baseline / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match="checkpoint.pt: damaged; no checkpoint is left to resume from"):
         train(dataset, tmp_path)
+
+
+def test_files_of_a_user_in_a_run_folder_stay(dataset, tmp_path):
+    """Before the first checkpoint, and before a run is resumed."""
+    one_step(set_up(dataset, tmp_path / "run"))
+    runs.check_exported(tmp_path / "run")
+    for name in ("README.md", "config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text('{"mine": 1}')
+        with pytest.raises(UserError, match=f"holds a {name}, but no checkpoint.pt to resume from"):
+            runs.refuse_foreign_folder(tmp_path, [], 0)
+        ours = (tmp_path / "run" / name).read_bytes()
+        (tmp_path / "run" / name).write_text('{"mine": 1}')
+        with pytest.raises(UserError, match=f"run/{name} is not an output of this command; move it away"):
+            train(dataset, tmp_path / "run")
+        assert {(folder / name).read_text() for folder in (tmp_path, tmp_path / "run")} == {'{"mine": 1}'}
+        (tmp_path / name).unlink()
+        (tmp_path / "run" / name).write_bytes(ours)
+
+
+def test_training_on_a_full_disk(dataset, tmp_path, full_disk):
+    """The file is named. Neither half a line stays, nor a folder without anything in it."""
+    with full_disk(0), pytest.raises(UserError, match="run/metrics.jsonl: cannot be written: File too large"):
+        train(dataset, tmp_path / "runs" / "run")
+    assert not list(tmp_path.iterdir())
+    with full_disk(1500), pytest.raises(UserError, match="run/(metrics.jsonl|checkpoint.pt): cannot be written"):
+        train(dataset, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes()[-2:] == b"}\n"
+    train(dataset, tmp_path / "run")
+    with contextlib.redirect_stdout(io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True)):
+        with pytest.raises(UserError, match="standard output: cannot be written: No space left on device"):
+            runs.Ranks(settings(dataset, tmp_path)).print("x")
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(dataset, baseline, tmp_path):

@@ -410,6 +410,36 @@ def test_brat_has_a_fragment_a_line(tmp_path):
     assert [d.gold for d in documents] == [[], [("q_<r", ((0, 8),))]]
 
 
+@pytest.mark.parametrize("settings", [{}, {"format": "conll"}, {"format": "conll", "html": "p.html"}])
+def test_tagging_again_replaces_what_tagging_wrote(tmp_path, settings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        write_tagged(tmp_path, **settings, out="out")
+        tagging.check_outputs(configs.Tag(model="model", **settings, out="out"))
+    for name in {"out", settings.get("html", "out")}:
+        (tmp_path / name).write_text('{"id": 1, "text": "x", "entities": [{"id": 1, "label": "y"}]}\n')
+        with pytest.raises(UserError, match=f"{name} is not an output of this command"):
+            tagging.check_outputs(configs.Tag(model="model", **settings, out="out"))
+        (tmp_path / name).unlink()
+
+
+def test_brat_is_written_as_a_whole_or_not_at_all(tmp_path, full_disk):
+    """Not while texts are tagged, nor when the disk is full, nor when there is a file meanwhile."""
+    out = tmp_path / "a" / "out"
+
+    def documents():
+        yield from TAGGED
+        assert not out.exists()
+
+    with full_disk(10), pytest.raises(UserError, match="a/out: cannot be written: File too large"):
+        write_tagged(tmp_path, format="brat", out=str(out))
+    assert not list(tmp_path.iterdir())
+    tagging.write_tagged(documents(), configs.Tag(model="", format="brat", out=str(out)), ["O"])
+    assert {p.name for p in out.rglob("*.*")} == {f"{i}.{x}" for i in (1, 2, 3) for x in ("txt", "ann")}
+    with pytest.raises(UserError, match="a/out is not an empty folder"):
+        write_tagged(tmp_path, format="brat", out=str(out))
+
+
 def test_columns_are_read_back(tmp_path):
     """Every document begins with -DOCSTART-, one without a word as well."""
     write_tagged(tmp_path, format="conll", out=str(tmp_path / "out"))
@@ -487,6 +517,13 @@ def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tm
     (["MODEL", "HERE/twice.jsonl", "--format", "brat", "--out", "HERE/o"], "two documents have the id 'a'"),
     (["MODEL", "HERE/good.txt", "--out", "HERE/good.txt"], "good.txt is the input, which would be replaced"),
     (["MODEL", "HERE/good.txt", "--out", "HERE/x", "--html", "HERE/x"], "choose two names"),
+    (["MODEL", "HERE/latin", "--out", "HERE/latin/a.txt"], "a.txt is in the input"),
+    (["MODEL", "HERE/latin", "--html", "HERE/latin/a.txt"], "a.txt is in the input"),
+    (["MODEL", "HERE/good.txt", "--html", "MODEL/config.json"], "config.json is in the input"),
+    (["MODEL", "HERE/good.txt", "--out", "HERE/rows.jsonl"], "rows.jsonl is not an output of this command; move it"),
+    (["MODEL", "HERE/good.txt", "--html", "HERE/latin.txt"], "latin.txt is not an output of this command; move it"),
+    (["MODEL", "HERE/good.txt", "--format", "brat", "--out", "."], ". cannot be replaced as a whole; name a"),
+    (["MODEL", "/dev/zero"], "/dev/zero is a device, not a file"),
     (["MODEL", "HERE/good.txt", "--out", "HERE/none"], "none is a folder"),
     (["MODEL", "HERE/good.txt", "--html", "HERE/a/b.html"], "a is not a folder"),
     ([], "the following arguments are required: MODEL"),
@@ -518,6 +555,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     out = [] if "--out" in argv or not argv else ["--out", tmp_path / "left.jsonl"] * ("brat" not in argv)
     places = {"MODEL": results / "model", "PLAIN": checkpoint}
     with pytest.raises(UserError, match=re.escape(message)):
+        places |= {"MODEL/config.json": results / "model" / "config.json"}
         run_command("tag", *(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
     assert not [*tmp_path.rglob("left.jsonl*")] and (tmp_path / "good.txt").read_text() == "fever\n"
     assert not (tmp_path / "up.txt").exists() and not (tmp_path / "o").exists()
