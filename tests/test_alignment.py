@@ -11,8 +11,8 @@ import data
 import kgi
 import model as models
 from support import umls
-from tests.conftest import build, command, graph_of
-from tests.training import args, lines, one_step, same_weights, set_up, train, weights
+from tests.conftest import build, graph_of
+from tests.training import args, lines, one_step, run_in_ranks, same_weights, set_up, train, weights
 
 ALL = list(data.TASK_NAMES)
 
@@ -229,9 +229,7 @@ def test_both_passes_have_the_same_dropout(aligned, tmp_path, monkeypatch):
 
 def test_ranks_change_nothing(aligned, tmp_path):
     train(aligned, tmp_path / "one", tasks=ALL, steps=3)
-    argv = args(aligned, tmp_path / "two", steps=3)
-    p = command("-m", "torch.distributed.run", "--nproc_per_node", 2, "kgi.py", *argv, "--tasks", *ALL)
-    assert p.returncode == 0, p.stderr
+    run_in_ranks(2, [*args(aligned, tmp_path / "two", steps=3), "--tasks", *ALL])
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)

@@ -236,11 +236,11 @@ def test_the_command(release, checkpoint, tmp_path):
         and "40 + 40 sequences" in p.stdout
     )
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
-    assert command(*base, "--seed", 1, "--out", tmp_path / "one").returncode == 0
+    run_command(*base[1:], "--seed", 1, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
     assert one == two[1:] and two[0] != two[1]
     assert {len(p.read_text().split("\n\n")) for p in (tmp_path / "two").glob("predictions-[01].conll")} == {41}
-    assert command(*base, "--untrained", "--max_len", 12, "--out", tmp_path / "none").returncode == 0
+    run_command(*base[1:], "--untrained", "--max_len", 12, "--out", tmp_path / "none")
     assert json.loads((tmp_path / "none" / "scores.json").read_text())["runs"][0] != two[0]
 
 

@@ -3,14 +3,11 @@
 import json
 import math
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from types import SimpleNamespace
@@ -31,8 +28,10 @@ from tests.conftest import ROOT, build, command
 from tests.training import (
     args,
     call,
+    free_ports,
     lines,
     one_step,
+    run_in_ranks,
     same_end,
     same_weights,
     set_up,
@@ -117,9 +116,11 @@ def same_but_for_rounding(one, two):
 )
 def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, micro_tokens, layout):
     """The same losses, accuracies and weights with any number of real processes, any micro-batch and packed rows."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks] if ranks > 1 else []
-    p = command(*torchrun, "kgi.py", *args(dataset, tmp_path, micro_tokens=micro_tokens, layout=layout))
-    assert p.returncode == 0, p.stderr
+    more = {"micro_tokens": micro_tokens, "layout": layout}
+    if ranks == 1:
+        train(dataset, tmp_path, **more)
+    else:
+        run_in_ranks(ranks, args(dataset, tmp_path, **more))
     same_but_for_rounding(baseline, tmp_path)
 
 
@@ -321,16 +322,6 @@ def test_attention_on_a_gpu_never_goes_to_cudnn(monkeypatch):
         torch.backends.cuda.enable_cudnn_sdp(True)
 
 
-def free_ports(n):
-    sockets = [socket.socket() for _ in range(n)]
-    for s in sockets:
-        s.bind(("localhost", 0))
-    ports = [str(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 def test_two_nodes_are_as_one_process(dataset, tmp_path):
     """Two torchrun agents find each other (c10d, over loopback), as the README has it.
 
@@ -389,48 +380,32 @@ def test_masks_do_not_depend_on_the_layout(dataset, tmp_path):
 
 
 THREE_RANKS = """
-import os, shutil, signal, sys
-sys.path.insert(0, {root!r})
-os.environ["OMP_NUM_THREADS"] = "1"
-import configs, kgi
-kgi.hardware.measure_matmul_flops = lambda *_, repeat=3: 1e11
+import os, shutil, signal
+import kgi
+from tests.training import train_in_ranks
 
-def start(argv, how=""):
-    children = []
-    for rank in range(3):
-        children.append(os.fork())
-        if children[-1] == 0:
-            try:
-                run_rank(argv, rank, how)
-            finally:
-                os._exit(1)
-    return [os.waitpid(child, 0)[1] for child in children]
-
-def run_rank(argv, rank, how):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost",
-                      MASTER_PORT=argv.pop())
+def killed_after_step_5():
     write_metrics = kgi.write_metrics
     def die_after_step_5(run, record):
         write_metrics(run, record)
         if record["step"] == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-    seed_dropout = kgi.seed_dropout
-    def signal_in_step_5(run, i):
-        seed_dropout(run, i)
-        if run.state.step == 4 and i == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-    if how == "killed":
-        kgi.write_metrics = die_after_step_5
-    if how == "signalled" and rank == 2:
-        kgi.seed_dropout = signal_in_step_5
-    function, settings = configs.parse(argv, kgi.__doc__, kgi.COMMANDS, "train")
-    function(settings)
+    kgi.write_metrics = die_after_step_5
 
-assert start({whole!r} + {ports!r}[:1]) == [0, 0, 0]
-assert start({stopped!r} + {ports!r}[1:2], "killed") != [0, 0, 0]
+def signalled_in_step_5():
+    seed_dropout = kgi.seed_dropout
+    def signal_one_rank(run, i):
+        seed_dropout(run, i)
+        if run.state.step == 4 and i == 0 and run.ranks.rank == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+    kgi.seed_dropout = signal_one_rank
+
+ports = {ports!r}
+assert train_in_ranks(3, {whole!r}, ports[0]) == [0, 0, 0]
+assert train_in_ranks(3, {stopped!r}, ports[1], killed_after_step_5) != [0, 0, 0]
 shutil.copy({metrics!r}, {metrics!r} + ".killed")
-assert start({stopped!r} + {ports!r}[2:3], "signalled") == [75 << 8] * 3
-assert start({stopped!r} + {ports!r}[3:]) == [0, 0, 0]
+assert train_in_ranks(3, {stopped!r}, ports[2], signalled_in_step_5) == [75, 75, 75]
+assert train_in_ranks(3, {stopped!r}, ports[3]) == [0, 0, 0]
 """
 
 
@@ -442,12 +417,11 @@ def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
     """
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     script = THREE_RANKS.format(
-        root=str(ROOT), ports=free_ports(4), metrics=str(stopped / "metrics.jsonl"),
+        ports=free_ports(4), metrics=str(stopped / "metrics.jsonl"),
         whole=args(dataset, whole, dropout=0.1, micro_tokens=128),
         stopped=args(dataset, stopped, dropout=0.1, micro_tokens=128),
     )  # fmt: skip
-    (tmp_path / "three.py").write_text(script)
-    p = command(tmp_path / "three.py")
+    p = command("-c", script)
     assert p.returncode == 0 and "training steps 3 to 6, 40 examples each" in p.stdout, p.stderr
     assert "stopped by a signal to another rank after step 4, saved" in p.stdout
     assert "training steps 4 to 6, 40 examples each" in p.stdout
@@ -459,36 +433,51 @@ def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
         assert x.get("loss") == y.get("loss")
 
 
-KILL = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import pathlib
+SAVES_THAT_END = ["in the file", "between the two", "before the model"]
+KILLED = """
+import os, pathlib, random, signal, time
 import torch
-import configs, kgi
+import torch._dynamo
+import kgi
+from tests.training import call, exit_status, fork
+
+kgi.hardware.measure_matmul_flops = lambda *_, repeat=3: 1e11
+
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-saves, save, replace = [0], torch.save, pathlib.Path.replace
-if {where!r} == "in the file":
+
+def train_and_die(argv, where, at=4):
+    saves, save, replace = [0], torch.save, pathlib.Path.replace
     def save_half(content, f):
         saves[0] += 1
         save(content, f)
-        if saves[0] == {at}:
+        if saves[0] == at:
             f.truncate(f.tell() // 2)
             f.flush()
             die()
-    torch.save = save_half
-if {where!r} == "between the two":
     def replace_one(path, target):
         saves[0] += str(target).endswith("checkpoint.prev.pt")
         replace(path, target)
-        if saves[0] == {at} - 1:
+        if saves[0] == at - 1:
             die()
-    pathlib.Path.replace = replace_one
-if {where!r} == "before the model":
-    export = kgi.export_checkpoint
-    kgi.export_checkpoint = lambda run: die() if run.state.step == {at} else export(run)
-function, settings = configs.parse({argv!r}, kgi.__doc__, kgi.COMMANDS, "train")
-function(settings)
+    if where == "in the file":
+        torch.save = save_half
+    if where == "between the two":
+        pathlib.Path.replace = replace_one
+    if where == "before the model":
+        export = kgi.export_checkpoint
+        kgi.export_checkpoint = lambda run: die() if run.state.step == at else export(run)
+    call(*argv)
+
+for where, argv in {saves!r}:
+    assert exit_status(fork(train_and_die, argv, where)) == -9, where
+for seed, (metrics, argv) in enumerate({moments!r}):
+    child, rng, began = fork(call, *argv), random.Random(seed), time.time()
+    while not os.path.exists(metrics) and time.time() - began < 60:
+        time.sleep(0.01)
+    time.sleep(rng.random() * 0.3)
+    os.kill(child, signal.SIGKILL)
+    exit_status(child)
 """
 
 
@@ -499,34 +488,34 @@ def undisturbed(dataset, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("where", ["in the file", "between the two", "before the model"])
-def test_killed_while_a_checkpoint_is_written(dataset, undisturbed, tmp_path, where):
+@pytest.fixture(scope="module")
+def killed(dataset, tmp_path_factory):
+    """A folder with the run folders of runs that were killed in their fourth save, or at a random moment."""
+    folder, few = tmp_path_factory.mktemp("killed"), {"dropout": 0.1, "save_every": 1}
+    saves = [(where, args(dataset, folder / where, **few)) for where in SAVES_THAT_END]
+    moments = [(str(folder / f"{k}" / "metrics.jsonl"), args(dataset, folder / f"{k}", **few)) for k in range(2)]
+    p = command("-c", KILLED.format(saves=saves, moments=moments))
+    assert p.returncode == 0, p.stderr
+    return folder
+
+
+@pytest.mark.parametrize("where", SAVES_THAT_END)
+def test_killed_while_a_checkpoint_is_written(dataset, undisturbed, killed, capsys, where):
     """SIGKILL in the middle of the fourth save; the same command ends in the same weights, bit for bit."""
-    argv = args(dataset, tmp_path / "run", dropout=0.1, save_every=1)
-    (tmp_path / "kill.py").write_text(KILL.format(root=str(ROOT), argv=argv, where=where, at=4))
-    assert command(tmp_path / "kill.py").returncode == -9
-    p = command("kgi.py", *argv)
-    step = 4 if where == "before the model" else 3
-    assert p.returncode == 0 and f"training steps {step} to 6" in p.stdout, p.stdout + p.stderr
-    fell_back = f"no {tmp_path / 'run' / 'checkpoint.pt'}; resuming from the previous checkpoint, of step 3" in p.stdout
+    out = killed / where
+    train(dataset, out, dropout=0.1, save_every=1)
+    shown, step = capsys.readouterr().out, 4 if where == "before the model" else 3
+    assert f"training steps {step} to 6" in shown
+    fell_back = f"no {out / 'checkpoint.pt'}; resuming from the previous checkpoint, of step 3" in shown
     assert fell_back == (where == "between the two")
-    same_end(tmp_path / "run", undisturbed)
+    same_end(out, undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_moment(dataset, undisturbed, tmp_path, seed):
+def test_killed_at_any_moment(dataset, undisturbed, killed, seed):
     """SIGKILL at a random moment; the same command ends in the same weights, bit for bit."""
-    out = tmp_path / "run"
-    argv = [sys.executable, "kgi.py", *args(dataset, out, dropout=0.1, save_every=1)]
-    p = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
-    rng, began = random.Random(seed), time.time()
-    while not (out / "metrics.jsonl").exists() and time.time() - began < 60:
-        time.sleep(0.01)
-    time.sleep(rng.random() * 0.6)
-    p.kill()
-    p.wait()
-    assert command(*argv[1:]).returncode == 0
-    same_end(out, undisturbed)
+    train(dataset, killed / str(seed), dropout=0.1, save_every=1)
+    same_end(killed / str(seed), undisturbed)
 
 
 def test_dropout_differs_from_step_to_step(dataset, tmp_path):

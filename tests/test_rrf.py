@@ -47,10 +47,13 @@ def test_the_same_release_in_another_form(release, tmp_path, change):
 
 def test_blocks_change_nothing(release, tmp_path, monkeypatch):
     """Rows that lie across blocks, blocks without a line end, and the row numbers of errors."""
-    whole = graph_of(release)
-    for block in (50, 997, 10_000):
-        monkeypatch.setattr(rrf, "BLOCK_SIZE", block)
-        assert same(graph_of(release), whole)
+    few = rewrite(tmp_path / "few", release, lambda path, b: path.write_bytes(b[: b.rindex(b"\n", 0, 40_000) + 1]))
+    for folder, block in ((few, 50), (few, 997), (release, 10_000)):
+        whole = graph_of(folder)
+        with monkeypatch.context() as m:
+            m.setattr(rrf, "BLOCK_SIZE", block)
+            assert same(graph_of(folder), whole)
+    monkeypatch.setattr(rrf, "BLOCK_SIZE", 10_000)
     broken = rewrite(tmp_path, release, lambda path, whole: None)
     for n in (400, 99, 2000):  # the first one is named, whichever thread finds its own first
         damage(broken, "MRREL", lambda lines, n=n: b"\n".join([*lines[:n], b"x" + lines[n], *lines[n + 1 :]]))

@@ -1,6 +1,7 @@
 """Tagging text: the tagger that fine-tuning keeps, its score, which is the reported one, inputs and outputs."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -479,9 +480,9 @@ def test_a_long_document_and_one_without_words(results, tmp_path):
 
 
 def test_a_closed_pipe_ends_the_command_quietly(results, tmp_path):
-    source = write_text(tmp_path / "x.txt", "fever of liver\n" * 3000)
+    source, env = write_text(tmp_path / "x.txt", "fever of liver\n" * 1500), os.environ | {"OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "finetune.py", "tag", str(results / "model")]
-    with open(source, "rb") as f, subprocess.Popen(argv, cwd=ROOT, stdin=f, stdout=-1, stderr=-1) as p:
+    with open(source, "rb") as f, subprocess.Popen(argv, cwd=ROOT, env=env, stdin=f, stdout=-1, stderr=-1) as p:
         first = json.loads(p.stdout.readline())
         p.stdout.close()
         assert p.stderr.read() == b"" and p.wait() == 1

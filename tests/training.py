@@ -1,14 +1,18 @@
 """Small trainings in this process, which several test files share."""
 
 import json
+import os
 import signal
+import socket
+import sys
 
 import pytest
 import torch
 
 import configs
 import kgi
-from support import runs
+from support import hardware, runs
+from tests.conftest import command
 
 TINY = {
     "layers": 2, "heads": 2, "dim": 32, "ffn": 64, "steps": 6, "batch_size": 40, "lr": 1e-3, "log_every": 1,
@@ -36,6 +40,62 @@ def train(dataset, out, **more):
     with pytest.raises(SystemExit) as end:
         kgi.train(settings(dataset, out, **more))
     assert end.value.code == 0
+
+
+def fork(function, *arguments):
+    """Calls a function in a process of its own, which ends as a program does. Returns: its id.
+
+    It has what this process has imported. This one must not have computed: torch's threads do not survive a fork.
+    """
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        function(*arguments)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def exit_status(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train_in_ranks(n, argv, port, before=lambda: None):
+    """Runs kgi.py with n ranks, each in a process of its own that first calls `before`. Returns: their statuses."""
+    import torch._dynamo  # noqa: F401, else each rank imports it at its first step
+
+    torch.set_num_threads(1)
+    hardware.measure_matmul_flops = lambda *_, repeat=3: 1e11
+
+    def rank(k):
+        os.environ |= {"RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        before()
+        call(*argv)
+
+    return [exit_status(child) for child in [fork(rank, k) for k in range(n)]]
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def run_in_ranks(n, argv):
+    """Runs kgi.py with n ranks; their parent is a process that has computed nothing. All must end well."""
+    code = f"from tests.training import *\nprint(train_in_ranks({n}, {argv!r}, *{free_ports(1)!r}))"
+    p = command("-c", code)
+    assert p.stdout.endswith(f"{[0] * n}\n"), p.stderr
 
 
 def set_up(dataset, out, **more):
