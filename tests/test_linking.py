@@ -19,7 +19,7 @@ import data
 import kgi
 import model as models
 from configs import UserError
-from support import corpora, datasets, files, linking, reports, retrieval, rrf, tokenizers
+from support import corpora, datasets, files, linking, reports, retrieval, rrf, tagging, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -689,6 +689,17 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
         assert [text for _, text in linking.mentions_of_records(linking.read_records(""))] == want
+
+
+@pytest.mark.parametrize("read", [
+    lambda: linking.read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(sys.stdin.buffer),
+    lambda: linking.read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
+], ids=range(5))  # fmt: skip
+def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
+    with open("/dev/zero") as zero:
+        monkeypatch.setattr(sys, "stdin", zero)
+        with pytest.raises(UserError, match="(standard input|/dev/zero) is a device, not a file"):
+            read()
 
 
 def test_which_files_links_replace(tmp_path):
