@@ -14,7 +14,7 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import datasets, tables, tokenizers
+from support import datasets, reports, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -186,8 +186,17 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| other | – | –") == 1
+    drawn, draw_map = [], reports.draw_map
+    monkeypatch.setattr(reports, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
     assert Path("results/kgi-s3/map-en.png").read_bytes()[1:4] == b"PNG"
+    ((_, points, groups, strings, _, title),) = drawn
+    x = datasets.read_dataset_tables(dataset, "en")
+    full = {"ANAT": "Anatomy", "CONC": "Concepts & Ideas", "DISO": "Disorders", "PROC": "Procedures"}
+    preferred = x.terms.take(x.first_term[:-1]).to_pylist()
+    known = {(term, full[x.groups[g]]) for term, g in zip(preferred, x.group)}
+    assert len(points) == len({*zip(strings, groups)}) > 20 and {*zip(strings, groups)} <= known
+    assert all(x in title for x in ("t-SNE of discriminant axes", " other terms", "nearest neighbours: ", "kgi-s3"))
 
 
 @pytest.mark.parametrize("argv, message", [
