@@ -1,16 +1,23 @@
 """Reports of a run: its curves, its model card, and metrics.jsonl with damaged lines."""
 
 import json
+import re
+import shlex
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import configs
 import data
+import finetune
 import kgi
 from configs import UserError
 from support import reports
+from tests import demo_report
+from tests.conftest import ROOT
 from tests.training import call, set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -120,6 +127,17 @@ def test_a_map_for_print(tmp_path, figures, n_groups):
 def test_long_terms_are_cut(tmp_path, figures):
     reports.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "")
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["x" * 29 + "…"]
+
+
+def test_the_demo_draws_what_it_names():
+    """The last commands of `make demo` write the three files that its report names."""
+    recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].replace("\\\n", " ")
+    s = {}
+    for name, command, argv in re.findall(r"(kgi|finetune)\.py (plot|map|tag) (.*)", recipe):
+        module = {"kgi": kgi, "finetune": finetune}[name]
+        s[command] = configs.parse([command, *shlex.split(argv)], module.__doc__, module.COMMANDS)[1]
+    plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
+    assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
 
 
 DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',
