@@ -45,6 +45,10 @@ demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU
 	$(PY) kgi.py configs/demo.toml
 	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/pretrained
 	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/untrained --untrained
+	$(PY) kgi.py plot demo/kgi-fr
+	$(PY) kgi.py map demo/kgi-fr --data demo/fr --out demo/results
+	$(PY) finetune.py tag demo/results/pretrained/model demo/sample/ner/fr.txt --out demo/results/entities.jsonl \
+	  --html demo/results/tagged.html
 	@$(PY) tests/demo_report.py demo
 
 test: $(READY) ## the tests

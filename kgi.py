@@ -42,7 +42,7 @@ import data
 import model as models
 from configs import UserError
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers
+from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
 from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
 from support.files import (
@@ -1166,25 +1166,33 @@ def flat_scores(record):
 
 
 def draw_map(s):
-    """Draws the preferred terms of some concepts on the first two principal components of their vectors."""
+    """Draws the preferred terms of some concepts on a plane, by semantic group; each language on a map of its own."""
     device, dtype = hardware.choose_device(s.device, s.precision)
     folder = find_data(s.data, s.checkpoint, data.NEW_TOKENS)
     encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
     name = Path(s.checkpoint).resolve().name
+    _, group_names = umls.read_semantic_groups(Path(configs.__file__).with_name("SemGroups.txt"))
     for lang in read_manifest(folder)["languages"]:
         path = Path(s.out, name, f"map-{lang}.png")
         check_output(path, reports.PICTURE)
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
-        if len(strings) < 3:
-            raise UserError(f"a map of {len(strings)} terms shows nothing; give more --terms")
         vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
-        points, shares = retrieval.principal_components(vectors, s.seed)
-        groups = [tables.groups[g] for g in tables.group[concept]]
-        reports.draw_map(path, points, shares, groups, f"{name}: {len(strings):,} terms, {lang}, {pooling}")
+        rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
+        group = tables.group[concept[rows]]
+        shares, by_chance = retrieval.same_group_shares(points, group)
+        of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
+        title = (
+            f"{name}: {len(rows):,} terms, {lang}, {pooling}\n"
+            f"t-SNE of discriminant axes between groups, fitted on {len(strings) - len(rows):,} other terms\n"
+            f"{len(axes)} axes with {of_axes} of the variance between groups\n"
+            f"10 nearest neighbours: {shares.mean():.1f} % of the same group, by chance {by_chance:.1f} %"
+        )
+        groups = [group_names.get(tables.groups[g], tables.groups[g]) for g in group]
+        reports.draw_map(path, points, groups, [strings[i] for i in rows], shares, title)
         print(path)
 
 

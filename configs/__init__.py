@@ -197,13 +197,13 @@ class Evaluate:
 
 @dataclass
 class Map:
-    """Draw the terms of a checkpoint by semantic group, on two principal components."""
+    """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
     out: str = setting("results", "the picture goes to <out>/<checkpoint>")
-    seed: int = setting(0, "seed of the choice of concepts", most=2**32)
-    terms: int = setting(20_000, "terms a language; 0: all, for a small graph")
+    seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
+    terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
     pooling: str = setting(
         "",
         "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",

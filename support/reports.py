@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -106,43 +107,85 @@ def draw_curves(runs, out, tasks):
         records_of[run] = records
     found = {key for records in records_of.values() for r in records for key in (*r, *r.get("valid", ()))}
     tasks = [task for task in tasks if f"{task.name}_loss" in found]
-    axes = blank_figure((16, 7)).subplots(2, len(tasks), sharex=True, squeeze=False)
-    for k, (run, records) in enumerate(records_of.items()):
-        color = f"C{k}"
-        for row, what in zip(axes, ("loss", "accuracy")):
+    figure, colours = blank_figure((16, 8)), distinct_colours(len(records_of))
+    axes = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
+    for records, colour in zip(records_of.values(), colours):
+        for row, what, unit in zip(axes, ("loss", "accuracy"), (1, 100)):
             for ax, task in zip(row, tasks):
                 key = f"{task.name}_{what}"
-                train = [(r["step"], r[key]) for r in records if key in r]
-                valid = [(r["step"], r["valid"][key]) for r in records if key in r.get("valid", ())]
-                ax.set(title=task.title, xlabel="step", ylabel=what)
+                train = [(r["step"], unit * r[key]) for r in records if key in r]
+                valid = [(r["step"], unit * r["valid"][key]) for r in records if key in r.get("valid", ())]
                 if train:
-                    ax.plot(*zip(*train), color=color, alpha=0.4)
+                    ax.plot(*zip(*train), color=colour, alpha=0.4)
                 if valid:
-                    ax.plot(*zip(*valid), color=color, marker="o", label=as_drawn(run.name))
-    axes[0, 0].legend(title="held out (pale: training)")
+                    ax.plot(*zip(*valid), color=colour, marker="o")
+    for row, what in zip(axes, ("loss", "accuracy (%)")):
+        row[0].set_ylabel(what)
+        for ax in row:
+            ax.grid(alpha=0.4)
+            ax.tick_params(labelbottom=True)
+    for ax, task in zip(axes[0], tasks):
+        ax.set_title(task.title)
+    for ax in axes[1]:
+        ax.set_xlabel("step")
+    add_legend(figure, names_of_runs(records_of), colours, "held out (pale: training)")
     out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
     if out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
     check_output_file(out, PICTURE)
-    write_atomic(out, lambda f: axes[0, 0].figure.savefig(f, format=out.suffix[1:].lower()))
+    write_atomic(out, lambda f: figure.savefig(f, format=out.suffix[1:].lower()))
     return out
 
 
-def draw_map(path, points, shares, groups, title):
-    """Draws terms as points, coloured by semantic group.
+def names_of_runs(runs):
+    """The name of each run folder, or its path where two have the same name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
 
-    Args: points: (n, 2). shares: the variance along both axes, in per cent. groups: the group of each term.
+
+def draw_map(path, points, groups, strings, shares, title):
+    """Draws terms as points, a colour for each semantic group, some of them with their names.
+
+    Args:
+        path: the picture, a .png. points: (n, 2). groups: the name of the group of each term. strings: the terms.
+        shares: (n,) of the neighbours of each term the share of its group: those with the highest get their names.
     """
-    figure = blank_figure((11, 9))
-    ax, groups = figure.subplots(), np.array(groups)
-    names, count = np.unique(groups, return_counts=True)
-    for name, n in sorted(zip(names, count), key=lambda x: -x[1]):  # the rare ones above
-        ax.scatter(*points[groups == name].T, s=3, alpha=0.5, label=f"{name} ({n:,})")
-    ax.set(xlabel=f"{shares[0]:.1f} % of the variance", ylabel=f"{shares[1]:.1f} % of the variance")
-    ax.set_title(as_drawn(title))
-    ax.legend(markerscale=4)
+    figure, groups = blank_figure((10, 11)), np.array(groups)
+    names, size = np.unique(groups, return_counts=True)
+    names = names[np.argsort(-size, kind="stable")]
+    ax, colours, legend, taken = figure.subplots(), distinct_colours(len(names)), [], []
+    for name, colour in zip(names, colours):  # the rare ones above
+        x, y = points[groups == name].T
+        ax.scatter(x, y, s=8, alpha=0.6, linewidths=0, color=colour)
+        legend.append(f"{name} ({len(x):,})")
+    ax.set(xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", xticks=[], yticks=[])  # their units mean nothing
+    ax.set_title(as_drawn(title), fontsize=10)
+    add_legend(figure, legend, colours)
+    figure.draw_without_rendering()  # labels need the final layout
+    for name, colour in [*zip(names, colours)][::-1]:  # the rare ones first, as they have the least room
+        rows = sorted(np.flatnonzero(groups == name), key=lambda i: (len(strings[i]) > 30, -shares[i]))[:50]
+        fitting = (i for i in rows if label_term(ax, strings[i], points[i], colour, taken))
+        list(islice(fitting, 3))
     with made_folder(path.parent):
         write_atomic(path, lambda f: figure.savefig(f, format="png"))
+
+
+def label_term(ax, text, point, colour, taken):
+    """Writes a term beside its point if there is room. taken: the boxes of other terms, which grows. Returns: if so."""
+    for x, y, ha, va in ((0, 4, "center", "bottom"), (0, -4, "center", "top"), (5, 0, "left", "center"),
+                         (-5, 0, "right", "center")):  # fmt: skip
+        label = ax.annotate(
+            as_drawn(text if len(text) <= 30 else text[:29] + "…"), point, (x, y), textcoords="offset points",
+            fontsize=9, ha=ha, va=va, color=[0.6 * x for x in colour],
+            bbox={"pad": 0.5, "color": "white", "alpha": 0.75, "linewidth": 0},
+        )  # fmt: skip
+        box = label.get_window_extent()
+        if all(ax.bbox.contains(*x) for x in (box.min, box.max)) and not any(box.overlaps(x) for x in taken):
+            ax.plot(*point, "o", markersize=4, color=colour, markeredgecolor="black", markeredgewidth=0.6, zorder=4)
+            taken.append(box)
+            return True
+        label.remove()
+    return False
 
 
 def as_drawn(name):
@@ -151,12 +194,27 @@ def as_drawn(name):
 
 
 def blank_figure(size):
-    """A figure of matplotlib, which is an extra."""
+    """A figure of matplotlib, which is an extra, as fine as print needs it. size: in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing needs matplotlib: pip install -r requirements-plot.txt") from None
-    return Figure(size, layout="constrained")
+    return Figure(size, dpi=200, layout="constrained")
+
+
+def distinct_colours(n):
+    """n different colours: the ten of matplotlib, then the same ones darker and darker."""
+    from matplotlib.colors import to_rgb
+
+    return [tuple(0.6 ** (i // 10) * x for x in to_rgb(f"C{i % 10}")) for i in range(n)]
+
+
+def add_legend(figure, names, colours, title=""):
+    """Adds a legend below the axes: a dot of each colour with its name."""
+    from matplotlib.lines import Line2D
+
+    dots = [Line2D([], [], color=colour, marker="o", linestyle="") for colour in colours]
+    figure.legend(dots, [*map(as_drawn, names)], loc="outside lower center", title=title, ncols=4)
 
 
 def model_card(folder, init, config, manifest, weights, values, tasks, trained):

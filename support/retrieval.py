@@ -1,11 +1,14 @@
-"""Nearest neighbours among vectors of terms: how well synonyms are found, and the axes of a map."""
+"""Nearest neighbours among vectors of terms: how well synonyms are found, and the points of a map."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from configs import UserError
 from support.arrays import concat_ranges, hash_uniform
 from support.datasets import read_dataset_tables
+
+MAP_TERMS = 4000  # on a map: more would hide each other, and t-SNE of these takes 10 s of a CPU core
 
 
 def synonym_ranks(vectors, term, concept):
@@ -103,12 +106,42 @@ def sparse_trigram_vectors(strings):
     return spelling.transform(strings)
 
 
-def principal_components(vectors, seed):
-    """((n, 2) float array: vectors on their first two principal components, the variance of each in per cent)."""
-    x = (vectors - vectors.mean(0)).cpu()
-    torch.manual_seed(seed)
-    _, size, axes = torch.pca_lowrank(x, q=min(8, *x.shape), center=False)
-    return (x @ axes[:, :2]).numpy(), (size[:2] ** 2 / x.square().sum() * 100).tolist()
+def map_of_groups(vectors, group, seed):
+    """Places terms on a plane where those of one semantic group lie together, if the vectors tell the groups apart.
+
+    Discriminant axes between the groups (linear discriminant analysis) are fitted on some of the terms. The others are
+    placed by t-SNE of their coordinates on these axes. So no drawn term has told the axes its group.
+
+    Args: vectors: (n, dim) float tensor, one a term. group: (n,) int array.
+    Returns: (rows, points, shares): the drawn terms (half of them, and at most MAP_TERMS) in random order, (rows, 2)
+        points, and the share of the variance between groups on each axis, in per cent.
+    Raises: UserError if there are too few terms or groups, or a vector is not finite.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # seconds that training need not wait
+    from sklearn.manifold import TSNE
+
+    vectors, order = vectors.cpu().numpy(), np.random.default_rng(seed).permutation(len(group))
+    rows, others = np.split(order, [min(len(order) // 2, MAP_TERMS)])
+    n_groups = len(np.unique(group[others]))
+    if n_groups < 2 or len(others) <= n_groups:
+        raise UserError(f"a map needs terms of two semantic groups or more: {len(group):,} terms are too few, or alike")
+    if not np.isfinite(vectors).all():
+        raise UserError("a map of vectors that are not finite numbers shows nothing; is the checkpoint damaged?")
+    axes = LinearDiscriminantAnalysis().fit(vectors[others], group[others])
+    x = axes.transform(vectors[rows])
+    perplexity, init = min(30, (len(rows) - 1) / 3), "pca" if x.shape[1] > 1 else "random"
+    points = TSNE(perplexity=perplexity, init=init, max_iter=500, random_state=seed % 2**32).fit_transform(x)
+    return rows, points, (100 * axes.explained_variance_ratio_).tolist()
+
+
+def same_group_shares(points, group, k=10):
+    """(of the k nearest neighbours of each point the share of the same group, that share by chance), in per cent."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k, (_, size) = min(k, len(points) - 1), np.unique(group, return_counts=True)
+    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    by_chance = (size * (size - 1)).sum() / (len(group) * (len(group) - 1))
+    return 100 * (group[nearest] == group[:, None]).mean(1), 100 * by_chance
 
 
 def sample_terms(folder, lang, n, seed):

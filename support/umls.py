@@ -119,7 +119,7 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
     Args:
         kept: TUIs and abbreviations of groups. table: a SemGroups.txt (GRP|name|TUI|type name).
     """
-    group_of = read_semantic_groups(table)
+    group_of, _ = read_semantic_groups(table)
     unknown = [k for k in kept if k not in group_of and k not in group_of.values()]
     if unknown:
         raise UserError(f"semantic_types: {', '.join(unknown)} not in {table}")
@@ -149,18 +149,21 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
 
 
 def read_semantic_groups(path):
-    """{TUI: abbreviation of its semantic group} of a SemGroups.txt. Raises: UserError naming file and row."""
-    group_of = {}
+    """({TUI: abbreviation of its semantic group}, {abbreviation: name}) of a SemGroups.txt.
+
+    Raises: UserError naming file and row.
+    """
+    group_of, name_of = {}, {}
     try:
         for row, line in enumerate(read_bytes(path).decode().split("\n"), 1):
             if line.strip():
                 fields = line.split("|")
                 if len(fields) != 4:
                     raise UserError(f"{path}, row {row}: {len(fields)} columns instead of 4 (GRP|name|TUI|type)")
-                group_of[fields[2]] = fields[0]
+                group_of[fields[2]], name_of[fields[0]] = fields[:2]
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read: {e}") from None
-    return group_of
+    return group_of, name_of
 
 
 def read_terms(umls, lats, group, skipped=None, nci=None):

@@ -1,4 +1,4 @@
-"""The last table of the demo: what pre-training learnt, and what it is worth for NER.
+"""The end of the demo: what pre-training learnt, what it is worth for NER, and the pictures to look at.
 
 python tests/demo_report.py demo
 """
@@ -14,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 
 KINDS = "untrained", "pretrained"  # folders of results
+PICTURES = {
+    "curves of the training": "kgi-fr/curves.png",
+    "map of the terms": "results/kgi-fr/map-fr.png",
+    "page of tagged text": "results/tagged.html",
+}
 
 
 def majority_baseline(folder):
@@ -60,6 +65,9 @@ def main(folder):
         f1 = [[r[kind][2] for r in scores] for scores in runs]
         cells = [f"{statistics.mean(x):.1f} ± {statistics.stdev(x):.1f}" for x in f1]
         print(f"{title:<36} {runs[0][0][key]:17.1f} {cells[0]:>15} {cells[1]:>15}")
+    print()
+    for title, path in PICTURES.items():
+        print(f"{title:<36} {Path(folder, path)}")
 
 
 if __name__ == "__main__":

@@ -322,15 +322,18 @@ def write_documents(folder, terms, n, seed=1):
 
 def write_corpus(folder, terms, n_train, n_test, seed=2):
     """ner/<lang>/{train,test}.txt in E3C's IOB layout. The test part speaks of other organs than the
-    training part and uses synonyms too, so that who has read about them before has the better of it."""
+    training part and uses synonyms too, so that who has read about them before has the better of it.
+    ner/<lang>.txt has the sentences of the test part as they would be in a text, one a line."""
     for lang in LANGS:
         rng = random.Random(f"{seed} {lang}")
         place = Path(folder, "ner", lang)
         place.mkdir(parents=True, exist_ok=True)
         for part, n, organs in (("train", n_train, SITES[::2]), ("test", n_test, SITES[1::2])):
             names = names_of(terms, lang, organs, synonyms=part == "test")
-            blocks = ["".join(f"{w} {t}\n" for w, t in sentence(rng, lang, names)) for _ in range(n)]
+            sentences = [sentence(rng, lang, names) for _ in range(n)]
+            blocks = ["".join(f"{w} {t}\n" for w, t in tokens) for tokens in sentences]
             (place / f"{part}.txt").write_text("\n".join(blocks) + "\n", encoding="utf-8")
+        place.with_name(f"{lang}.txt").write_text("\n".join(map(text_of, sentences)) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- a release as large as 2022AB

@@ -195,7 +195,16 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
         finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
+    drawn, draw_map = [], reports.draw_map
+    monkeypatch.setattr(reports, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
+    ((_, points, groups, strings, _, title),) = drawn
+    x = datasets.read_dataset_tables(dataset, "en")
+    full = {"ANAT": "Anatomy", "CONC": "Concepts & Ideas", "DISO": "Disorders", "PROC": "Procedures"}
+    preferred = x.terms.take(x.first_term[:-1]).to_pylist()
+    known = {(term, full[x.groups[g]]) for term, g in zip(preferred, x.group)}
+    assert len(points) == len({*zip(strings, groups)}) > 20 and {*zip(strings, groups)} <= known
+    assert all(x in title for x in ("t-SNE of discriminant axes", " other terms", "nearest neighbours: ", "kgi-s3"))
     (other / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     run_command(kgi, "map", other, "--data", other_data, "--terms", 200)
     assert asked[2:] == [(["cls"], 62), (["mean"], 7)]

@@ -2,15 +2,23 @@
 
 import json
 import os
+import re
+import shlex
+import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import configs
 import data
+import finetune
 import kgi
 from configs import UserError
 from support import files, reports
+from tests import demo_report
+from tests.conftest import ROOT
 from tests.training import call, set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -66,8 +74,101 @@ def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
 def test_a_map_on_a_full_disk_leaves_no_folder(tmp_path, full_disk):
     path = tmp_path / "x.png" / "kgi-fr" / "map-en.png"
     with full_disk(100), pytest.raises(UserError, match="x.png/kgi-fr/map-en.png: cannot be written: File too large"):
-        reports.draw_map(path, np.zeros((3, 2)), (1.0, 2.0), ["a", "b", "b"], "")
+        reports.draw_map(path, np.zeros((3, 2)), ["a", "b", "b"], ["x", "y", "z"], np.zeros(3), "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in a list."""
+    drawn, blank_figure = [], reports.blank_figure
+    monkeypatch.setattr(reports, "blank_figure", lambda size: drawn.append(blank_figure(size)) or drawn[-1])
+    return drawn
+
+
+def check_resolution(path, figure):
+    """200 dots an inch, as the file says (in dots a metre) and as it has them."""
+    content = path.read_bytes()
+    at = content.index(b"pHYs") + 4
+    assert struct.unpack(">II", content[16:24]) == tuple(200 * figure.get_size_inches())
+    assert struct.unpack(">II", content[at : at + 8]) == (7874, 7874)
+
+
+def legend_of(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()], [line.get_color() for line in legend.legend_handles]
+
+
+def test_curves_for_print(tmp_path, figures):
+    """Twelve runs, which lack a task in turn; two of them have one name."""
+    runs = [tmp_path / f"run-{k}" for k in range(11)] + [tmp_path / "old" / "run-0"]
+    values = {"mlm_loss": 3.0, "mlm_accuracy": 0.125, "lp_loss": 1.0, "lp_accuracy": 0.5}
+    for k, run in enumerate(runs):
+        run.mkdir(parents=True)
+        found = {key: x for key, x in values.items() if key[:2] != ("ml", "lp", "")[k % 3]}
+        lines = [{"step": step, **found, "valid": found} for step in (0, 9)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "x").mkdir()
+    check_resolution(reports.draw_curves(runs, tmp_path / "x" / "y.png", data.TASKS), *figures)
+    losses, accuracies = np.reshape(figures[0].axes, (2, 2))
+    assert [ax.get_title() for ax in losses] == ["masked language modelling", "link prediction"]
+    assert not any(ax.get_title() for ax in accuracies) and accuracies[0].get_ylabel() == "accuracy (%)"
+    for ax in figures[0].axes:
+        assert any(line.get_visible() for line in ax.get_xgridlines())
+        assert any(label.get_text() and label.get_visible() for label in ax.get_xticklabels())  # step numbers
+    for row, factor in ((losses, 1), (accuracies, 100)):
+        for ax, name in zip(row, ("mlm", "lp")):
+            want = factor * values[f"{name}_{'loss' if factor == 1 else 'accuracy'}"]
+            assert {y for line in ax.lines for y in line.get_ydata()} == {want} and len(ax.lines) == 16
+    names, colours = legend_of(figures[0])
+    assert names == [str(runs[0]), *(f"run-{k}" for k in range(1, 11)), str(runs[11])] and len({*colours}) == 12
+
+
+@pytest.mark.parametrize("n_groups", [2, 15])
+def test_a_map_for_print(tmp_path, figures, n_groups):
+    """A colour and a name for each group, and names of terms that lie among their own, without overlap."""
+    rng = np.random.default_rng(0)
+    names = [f"Group & number {k}" for k in range(n_groups)]
+    size = [300, 1, *range(10, 8 + n_groups)]
+    centres = 40 * np.stack([np.arange(n_groups) % 4, np.arange(n_groups) // 4], axis=1)
+    points = np.concatenate([centre + 3 * rng.normal(size=(n, 2)) for centre, n in zip(centres, size)])
+    groups = [name for name, n in zip(names, size) for _ in range(n)]
+    strings = [f"{group[-2:]} $_{'long ' * (8 * (i % 2))}{i}" for i, group in enumerate(groups)]
+    shares = np.arange(len(strings)) % 100.0
+    path = tmp_path / "new" / "map.png"
+    reports.draw_map(path, points, groups, strings, shares, "$ title")
+    check_resolution(path, *figures)
+    (ax,), (legend, colours) = figures[0].axes, legend_of(figures[0])
+    order = sorted(range(n_groups), key=lambda k: -size[k])
+    assert legend == [f"{names[k]} ({size[k]:,})" for k in order]
+    assert len({*colours}) == n_groups
+    assert [tuple(dots.get_facecolor()[0][:3]) for dots in ax.collections] == colours
+    assert [len(dots.get_offsets()) for dots in ax.collections] == [size[k] for k in order]
+    found = [(text.get_text().replace("\\", ""), text) for text in ax.texts]
+    labelled = [strings.index(text) if text in strings else -1 for text, _ in found]
+    of_group = [groups[i] for i in labelled]
+    assert -1 not in labelled and all(of_group.count(name) == min(3, n) for name, n in zip(names, size))
+    boxes = [text.get_window_extent() for _, text in found]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(tuple(text.xy) == tuple(points[i]) for i, (_, text) in zip(labelled, found))
+    of_largest = [shares[i] for i in labelled if groups[i] == names[0]]
+    assert min(of_largest) > 80  # of the names that are short enough, those among their own
+
+
+def test_long_terms_are_cut(tmp_path, figures):
+    reports.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "")
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["x" * 29 + "…"]
+
+
+def test_the_demo_draws_what_it_names():
+    """The last commands of `make demo` write the three files that its report names."""
+    recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].replace("\\\n", " ")
+    s = {}
+    for name, command, argv in re.findall(r"(kgi|finetune)\.py (plot|map|tag) (.*)", recipe):
+        module = {"kgi": kgi, "finetune": finetune}[name]
+        s[command] = configs.parse([command, *shlex.split(argv)], module.__doc__, module.COMMANDS)[1]
+    plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
+    assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
 
 
 DAMAGE = [b"\xff\xfe", b'{"step": "two", "loss": 1.0}', b"[1, 2]", b'{"step": 4, "lo', b"null", b'{"step": -1}',

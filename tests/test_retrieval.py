@@ -103,3 +103,61 @@ def test_a_homonym_in_the_other_language_is_one_string():
         same, np.array([0]), np.array([7]), same, np.array([0, 0, 1]), np.array([7, 8, 9])
     )
     assert found["at_1"] == 100
+
+
+def test_a_map_shows_groups_that_principal_components_hide():
+    """The groups differ on three of 40 axes, which have little variance; drawn terms have not told these axes."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 4, 320)
+    scale = np.concatenate([np.full(37, 5.0), np.full(3, 0.1)])
+    vectors = rng.normal(size=(320, 40)) * scale
+    vectors[:, 37:] += np.eye(4)[group, :3]
+    vectors = vectors @ np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    rows, points, axes = retrieval.map_of_groups(torch.from_numpy(vectors).float(), group, 0)
+    shares, by_chance = retrieval.same_group_shares(points, group[rows])
+    _, _, components = np.linalg.svd(vectors - vectors.mean(0))
+    of_pca, _ = retrieval.same_group_shares(vectors[rows] @ components[:2].T, group[rows])
+    assert shares.mean() > 95 and of_pca.mean() < by_chance + 10 < 45
+    assert (
+        points.shape == (160, 2) and len({*rows.tolist()}) == 160 and len(axes) == 3 and sum(axes) == pytest.approx(100)
+    )
+
+
+def test_a_map_shows_no_groups_where_there_are_none(monkeypatch):
+    """Axes that are fitted on terms separate these in many dimensions, whatever their groups; so others are drawn."""
+    rng = np.random.default_rng(0)
+    vectors, group = torch.from_numpy(rng.normal(size=(200, 60))).float(), rng.integers(0, 3, 200)
+    rows, points, _ = retrieval.map_of_groups(vectors, group, 1)
+    shares, by_chance = retrieval.same_group_shares(points, group[rows])
+    assert abs(shares.mean() - by_chance) < 8
+    monkeypatch.setattr(retrieval, "MAP_TERMS", 20)
+    assert len(retrieval.map_of_groups(vectors, group, 1)[0]) == 20
+
+
+@pytest.mark.parametrize("n, groups", [(6, 2), (40, 2), (7, 3)])
+def test_small_maps(n, groups):
+    vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(n, 5))).float()
+    rows, points, axes = retrieval.map_of_groups(vectors, np.arange(n) % groups, 2**32)
+    again = retrieval.map_of_groups(vectors, np.arange(n) % groups, 2**32)
+    assert np.array_equal(rows, again[0]) and np.array_equal(points, again[1])
+    shares, _ = retrieval.same_group_shares(points, np.arange(n)[rows] % groups)
+    assert np.isfinite(points).all() and points.shape == (n // 2, 2) and len(shares) == n // 2 and axes
+
+
+def test_maps_of_nothing():
+    for vectors, group in ((torch.ones(9, 2), np.zeros(9, int)), (torch.ones(3, 2), np.arange(3))):
+        with pytest.raises(UserError, match="terms of two semantic groups or more"):
+            retrieval.map_of_groups(vectors, group, 0)
+    with pytest.raises(UserError, match="not finite numbers"):
+        retrieval.map_of_groups(torch.full((9, 2), torch.nan), np.arange(9) % 2, 0)
+
+
+def test_shares_of_the_same_group_against_sorting():
+    rng = np.random.default_rng(0)
+    points, group = rng.normal(size=(30, 2)), rng.integers(0, 3, 30)
+    distance = ((points[:, None] - points) ** 2).sum(2) + 1e9 * np.eye(30)
+    want = [100 * np.mean(group[np.argsort(row)[:4]] == g) for row, g in zip(distance, group)]
+    shares, by_chance = retrieval.same_group_shares(points, group, k=4)
+    pairs = [(i, j) for i in range(30) for j in range(30) if i != j]
+    assert shares == pytest.approx(want)
+    assert by_chance == pytest.approx(100 * np.mean([group[i] == group[j] for i, j in pairs]))

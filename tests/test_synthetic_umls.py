@@ -37,6 +37,15 @@ def test_layout_and_warts(release):
     assert len(set(types)) < len(types) and named - set(types) and {c for p in pairs for c in p[::2]} - named
 
 
+def test_the_text_of_the_corpus(release):
+    """A line for each test sentence, of the same words."""
+    for lang in synthetic_umls.LANGS:
+        blocks = (release / "ner" / lang / "test.txt").read_text().strip().split("\n\n")
+        words = ["".join(line.split()[0] for line in block.split("\n")) for block in blocks]
+        lines = (release / "ner" / f"{lang}.txt").read_text().split("\n")
+        assert [line.replace(" ", "") for line in lines] == [*words, ""] and " ." not in "".join(lines)
+
+
 def test_any_size_without_end():
     names = set()
     for i, _, strings, links in itertools.islice(synthetic_umls.concepts(), 20_000):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -397,7 +398,7 @@ TAGGED = [
 
 def write_tagged(tmp_path, **settings):
     return tagging.write_tagged(
-        iter(TAGGED), configs.Tag(model="", **settings), ["O", "B-p", "I-p", "B-q <r", "B-none"]
+        iter(TAGGED), configs.Tag(**{"model": ""} | settings), ["O", "B-p", "I-p", "B-q <r", "B-none"]
     )
 
 
@@ -451,21 +452,67 @@ def test_columns_are_read_back(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_page_is_one_file_that_runs_nothing(tmp_path, monkeypatch):
-    write_tagged(tmp_path, out=str(tmp_path / "x"), html=str(tmp_path / "p.html"))
-    page = (tmp_path / "p.html").read_text(encoding="utf-8")
-    assert not re.search(r"<script|https?:|src=|url\(|@import", page)
-    body = page.split("<body>")[1]
-    assert '<mark class="t1" title="q &lt;r, score 0.5">&lt;script&gt;<small>q &lt;r</small></mark>' in body
-    assert "a &lt;b&gt; &amp; <mark" in body and "<h2>2</h2>\n<p></p>" in body
-    assert '<mark class="t0">p 1</mark><mark class="t1">q &lt;r 1</mark></div>' in body  # a type that never occurs: not
-    assert "3 documents, 2 entities" in body and "the first" not in body
-    assert re.sub(r"<small>.*?</small>|<h2>.*?</h2>|<[^>]*>", "", body.split("</div>")[1]).strip().split("\n\n")[0] == (
-        TEXT.replace("<", "&lt;").replace(">", "&gt;").replace("& ", "&amp; ")
-    )
+class Page(HTMLParser):
+    """Entries of the legend, marks with their words, and the text of documents, as a browser reads them."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.legend, self.marks, self.scripts, self.note, self.text = [], [], [], [], "", ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in ("meta", "input"):
+            self.open.append((tag, attributes))
+        if tag == "label" and attributes["class"] != "score":
+            self.legend.append({"class": attributes["class"], "text": ""})
+        elif tag == "input" and attributes["type"] == "checkbox":
+            self.legend[-1] |= attributes
+        elif tag == "input":
+            self.slider = attributes
+        elif tag == "mark":
+            self.marks.append(attributes | {"words": "", "type": ""})
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, text):
+        tags, attributes = [tag for tag, _ in self.open], self.open[-1][1] if self.open else {}
+        if "script" in tags:
+            self.scripts.append(text)
+        elif tags[-1:] == ["label"] and attributes["class"] != "score":
+            self.legend[-1]["text"] += text
+        elif attributes.get("class") == "note":
+            self.note += text
+        elif "mark" in tags:
+            self.marks[-1]["type" if tags[-1] == "small" else "words"] += text
+        if "p" in tags and tags[-1] != "small":
+            self.text += text
+
+
+def test_the_page_is_one_file(tmp_path, monkeypatch):
+    """It needs no other. Its only script is ours, whatever documents, types and the model's folder are called."""
+    where = {"out": str(tmp_path / "x"), "html": str(tmp_path / "p.html"), "model": "runs/<b>/kgi\udce9/model"}
+    write_tagged(tmp_path, **where)
+    content = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|src=|url\(|@import", content) and content.count("<script") == 1
+    assert "flex-wrap: wrap" in content and "nowrap" not in content  # twenty types are several lines
+    page = Page(tmp_path / "p.html")
+    assert page.scripts == [tagging.SCRIPT] and page.text == "".join(document.text for document in TAGGED)
+    hidden = {"type": "checkbox", "checked": None, "hidden": None}  # until the script runs
+    assert page.legend == [  # a type that never occurs: not
+        {"class": f"t{i}", "value": f"t{i}", "text": text} | hidden for i, text in enumerate(["p 1", "q <r 1"])
+    ]
+    assert page.marks == [
+        {"class": "t0", "data-score": "0.8", "title": "p, score 0.8", "words": "acute\n  pain", "type": "p"},
+        {"class": "t1", "data-score": "0.5", "title": "q <r, score 0.5", "words": "<script>", "type": "q <r"},
+    ]
+    assert (page.slider["min"], page.slider["max"], page.slider["value"]) == ("0", "1", "0")
+    assert page.note == "3 documents, 2 entities, tagged by <b>/kgi\ufffd"
     monkeypatch.setattr(tagging, "PAGE_CHARACTERS", 10)
-    write_tagged(tmp_path, out=str(tmp_path / "x"), html=str(tmp_path / "p.html"))
-    assert "the first 1 of 3 documents, 2 entities" in (tmp_path / "p.html").read_text()
+    write_tagged(tmp_path, **where | {"model": "other/tagger"})
+    assert Page(tmp_path / "p.html").note == "the first 1 of 3 documents, 2 entities, tagged by tagger"
 
 
 def test_a_long_document_and_one_without_words(results, tmp_path):
