@@ -397,7 +397,11 @@ def write_all(f, content, name="standard output"):
 
 def reject_lfs_pointer(path):
     """Raises UserError if Git LFS left a pointer in the place of the file."""
-    if Path(path).stat().st_size < 1000 and read_bytes(path).startswith(b"version https://git-lfs"):
+    if (
+        Path(path).is_file()
+        and Path(path).stat().st_size < 1000
+        and read_bytes(path).startswith(b"version https://git-lfs")
+    ):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
 
 

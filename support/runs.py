@@ -232,7 +232,9 @@ def find_misfit(value, like, name):
         return "" if value.shape == like.shape else f"{name} has shape {[*value.shape]}, not {[*like.shape]}"
     if like is None:
         return ""
-    if type(like) is int:
+    if type(like) is bool:
+        fits = type(value) is bool
+    elif type(like) is int:
         fits = type(value) is int and 0 <= value < 2**53
     else:
         fits = type(value) in (int, float) and abs(value) < 1e300
