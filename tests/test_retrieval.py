@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 
 from configs import UserError
 from support import retrieval
@@ -105,6 +106,14 @@ def test_a_homonym_in_the_other_language_is_one_string():
     assert found["at_1"] == 100
 
 
+@pytest.fixture
+def one_thread():
+    """For as few points as these, threads that wait for each other take longer than the work."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_map_shows_groups_that_principal_components_hide():
     """The groups differ on three of 40 axes, which have little variance; drawn terms have not told these axes."""
     rng = np.random.default_rng(0)
@@ -123,6 +132,7 @@ def test_a_map_shows_groups_that_principal_components_hide():
     )
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_map_shows_no_groups_where_there_are_none(monkeypatch):
     """Axes that are fitted on terms separate these in many dimensions, whatever their groups; so others are drawn."""
     rng = np.random.default_rng(0)
@@ -134,6 +144,7 @@ def test_a_map_shows_no_groups_where_there_are_none(monkeypatch):
     assert len(retrieval.map_of_groups(vectors, group, 1)[0]) == 20
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("n, groups", [(6, 2), (40, 2), (7, 3)])
 def test_small_maps(n, groups):
     vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(n, 5))).float()
