@@ -35,6 +35,11 @@ if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_quietly)
 
 
+# OpenMP reads it as torch is imported. Its threads wait in a loop, which beside another program costs most of the speed
+# (docs/measurements.md, "A busy machine").
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def setting(default, help, group="", least=0, most=10**15, choices=()):
     """A field: its default, its line of --help and the topic it is grouped under, its range or its choices."""
     metadata = {"help": help, "group": group, "least": least, "most": most, "choices": choices}

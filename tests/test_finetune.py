@@ -354,7 +354,7 @@ def test_what_fine_tuning_replaces(checkpoint, tmp_path):
     shutil.rmtree(out / "model")
     check()
     for what, message in (
-        (checkpoint, "r/model holds config.json, which this command did not write; move it away, or"),
+        (checkpoint, "r/model holds 1_Pooling, which this command did not write; move it away, or"),
         (tmp_path / "A", "r/model holds .*, which this command did not write"),
         (tmp_path / "whole" / "model", "r/model holds README.md, which this command did not write"),
     ):
