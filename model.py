@@ -1,6 +1,6 @@
 """The encoder, the heads of the tasks, and vectors of text.
 
-    python model.py embed runs/kgi-fr < terms.txt > vectors.npy                  one vector a line, at [CLS]
+    python model.py embed runs/kgi-fr terms.txt > vectors.npy                    one vector a line, at [CLS]
     python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
 
 "For training from scratch, we use the DistilBERT model configuration with 12 encoder layers and 12 attention heads"
@@ -10,6 +10,8 @@ with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-
     model = KGIBert(Config(vocab_size=30_522, max_positions=256));  save(model, "runs/x")
     model = load("DrBERT-4GB")
 """
+
+import configs  # isort: split
 
 import functools
 import io
@@ -23,7 +25,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import configs
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
 from support.files import progress, run_command, standard_output, write_all
@@ -293,7 +294,8 @@ def load_config(folder):
         return Config(**checkpoints.read_config(folder))
     except UserError as e:
         path = Path(folder, "config.json")
-        raise UserError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
+        names_it = str(e).startswith((str(path), str(folder)))
+        raise UserError(str(e) if names_it else f"{path}: {e}") from None
 
 
 def load(folder, dropout=None, heads=True, log=print):
@@ -396,9 +398,9 @@ def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
 
 
 def embed_lines(s):
-    """Lines of UTF-8 text on standard input -> a NumPy array (lines, dim) of float32 on standard output."""
-    if not sys.stdin or not sys.stdout:
-        raise UserError(f"standard {'output' if sys.stdin else 'input'} is closed; python model.py embed --help")
+    """Lines of UTF-8 text -> a NumPy array (lines, dim) of float32 on standard output."""
+    if not (s.terms or sys.stdin) or not sys.stdout:
+        raise UserError(f"standard {'input' if sys.stdout else 'output'} is closed; python model.py embed --help")
     if sys.stdout.isatty():
         raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
     log = functools.partial(print, file=sys.stderr)
@@ -406,7 +408,7 @@ def embed_lines(s):
     encoder = load(s.checkpoint, heads=False, log=log).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
-    ids, length = tokenizers.encode(tokenizer, read_lines(sys.stdin.buffer), "tokens")
+    ids, length = tokenizers.encode(tokenizer, read_lines(s.terms), "tokens")
     if (length > max_tokens).any():
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
     out = standard_output()
@@ -446,17 +448,20 @@ def longest_text(own, c, max_len=0):
     return limit - 2
 
 
-def read_lines(f):
-    """The lines of a binary file as strings with a space before them. Raises: UserError naming a line of bad UTF-8."""
-    content = f.read()
+def read_lines(path):
+    """The lines of a file, or of standard input if `path` is "", as strings with a space before them.
+
+    Raises: UserError naming a line of bad UTF-8.
+    """
+    content, name = Path(path).read_bytes() if path else sys.stdin.buffer.read(), path or "standard input"
     if not content:
-        raise UserError("nothing on standard input; give one term a line: python model.py embed CHECKPOINT < terms.txt")
+        raise UserError(f"nothing in {name}; give one term a line: python model.py embed CHECKPOINT terms.txt")
     lines = []
     for row, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"), 1):
         try:
             lines.append(" " + line.decode("utf-8").strip())
         except UnicodeDecodeError:
-            raise UserError(f"standard input, line {row}: not UTF-8") from None
+            raise UserError(f"{name}, line {row}: not UTF-8") from None
     return lines
 
 

@@ -2,13 +2,26 @@
 
 import json
 import math
+import shlex
+import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
 
+import configs
 from configs import UserError
-from support.files import write_atomic
+from support.files import name_of, write_atomic
+from support.tables import mean_and_deviation
 from support.texts import replace_surrogates
+
+
+def print_next(*commands, file=None):
+    """Prints the commands that a user may want next. Each is a tuple: a text with {}, and what is put there, quoted."""
+    for i, (text, *parts) in enumerate(commands):
+        quoted = (shlex.quote(replace_surrogates(str(part))) for part in parts)
+        print(f"{'next:' if i == 0 else '':<7}" + text.format(*quoted), file=file or sys.stdout, flush=True)
+
 
 # ---------------------------------------------------------------- a data set
 
@@ -53,6 +66,26 @@ def print_dataset_tables(manifest, tasks):
     for file, n in manifest["nci_rows_left_out"].items():
         print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
     print()
+
+
+def print_training(s, out, counts, tasks):
+    """Prints the command that trains on a data set, and a warning if the schedule of the build's config is too long.
+
+    Args: s: a configs.Data. out: the data set. counts: of its manifest. tasks: names of those trained by default.
+    """
+    train = configs.Train(**s.tables.get("train", {}))
+    n = sum(c["train"].get(task, 0) for c in counts.values() for task in train.tasks or tasks)
+    try:
+        if not train.time_budget:
+            configs.check_schedule(train, configs.count_steps(train, n), n)
+    except UserError as e:
+        print(f"warning: the training of {' '.join(s.files)} does not fit this data set and would be refused: {e}")
+    command, parts = "python kgi.py" + " {}" * len(s.files), [*s.files]
+    if Path(train.data) != Path(out):
+        command, parts = command + " --data {}", [*parts, out]
+    if s.tokenizer:
+        command, parts = command + " --init {}", [*parts, s.tokenizer]
+    print_next((command, *parts))
 
 
 def print_rows_and_total(row, table):
@@ -124,10 +157,18 @@ def draw_curves(runs, out, tasks):
     return out
 
 
-def draw_map(path, points, shares, groups, title):
+def check_picture(path, signature):
+    """Raises UserError if a picture that draw_map would replace is of another checkpoint."""
+    if path.exists() and f"Source\0{signature}".encode() not in path.read_bytes():
+        raise UserError(f"{path} is of another checkpoint, or of this one before more training; choose another --out")
+
+
+def draw_map(path, points, shares, groups, title, signature):
     """Draws terms as points, coloured by semantic group.
 
-    Args: points: (n, 2). shares: the variance along both axes, in per cent. groups: the group of each term.
+    Args:
+        points: (n, 2). shares: the variance along both axes, in per cent. groups: the group of each term.
+        signature: of the checkpoint, which is kept in the picture.
     """
     figure = blank_figure((11, 9))
     ax, groups = figure.subplots(), np.array(groups)
@@ -138,7 +179,7 @@ def draw_map(path, points, shares, groups, title):
     ax.set_title(as_drawn(title))
     ax.legend(markerscale=4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda f: figure.savefig(f, format="png"))
+    write_atomic(path, lambda f: figure.savefig(f, format="png", metadata={"Source": signature}))
 
 
 def as_drawn(name):
@@ -155,6 +196,14 @@ def blank_figure(size):
     return Figure(size, layout="constrained")
 
 
+def print_after_training(s, out):
+    """Prints what to do with a finished run. s: its configs.Train."""
+    finetune = ("python finetune.py {} --corpus CORPUS --data FOLDER", out)
+    if s.tables.get("finetune", {}).get("data"):
+        finetune = ("python finetune.py {}" + " {}" * len(s.files), out, *s.files)
+    print_next(finetune, ("python kgi.py evaluate {}", out), ("python kgi.py plot {}", out))
+
+
 def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     """The README.md of a run folder: what it was trained on and with, and its last validation, as Markdown.
 
@@ -166,12 +215,12 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     tasks, languages = [task for task in tasks if task.name in trained], manifest["languages"]
     has_text, has_graph = "mlm" in trained, trained != ["mlm"]
     sources = ["sequences from the UMLS knowledge graph"] * has_graph + ["documents"] * has_text
-    beginning = f"continues the training of `{Path(init).resolve().name}`" if init else "was trained from scratch"
+    beginning = f"continues the training of `{name_of(init)}`" if init else "was trained from scratch"
     licence = " (for the UMLS, that of the US National Library of Medicine)" if has_graph else ""
     lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
     lines += ["pipeline_tag: fill-mask"] * ("mlm" in config.extra_config["kgi_tasks"])
     lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * has_graph, "---", ""]
-    lines += [f"# {folder.resolve().name}", ""]
+    lines += [f"# {name_of(folder)}", ""]
     lines += [
         f"This is a UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023). It {beginning} on {' and on '.join(sources)}. "
         f"The encoder opens with any library that reads the layout `{config.family}`. `tokenizer.json` holds the "
@@ -194,12 +243,17 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     if validations:
         step, valid = validations[-1]["step"], validations[-1]["valid"]
         rows = [
-            [task.title, f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
+            [unit_of(task), f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
             for task in tasks
             if f"{task.name}_loss" in valid and f"{task.name}_accuracy" in valid
         ]
         lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
     return replace_surrogates("\n".join(lines))
+
+
+def unit_of(task):
+    """The title of a task where its accuracy stands, which for entity prediction is that of single tokens."""
+    return task.title + ", of tokens" * (task.name == "ep")
 
 
 def markdown_table(heads, rows):
@@ -211,39 +265,93 @@ def markdown_table(heads, rows):
 # ---------------------------------------------------------------- what was learnt
 
 
+def print_scores(runs, constant, unit, pos):
+    """Prints the scores of all seeds of a results folder as a table: mean ± deviation, interval, baseline, each type.
+
+    Args:
+        runs: of a scores.json. constant: the label of the baseline. unit: what the intervals resample. pos: whether
+        labels are parts of speech.
+    """
+
+    def row(name, threes, *rest):
+        name = name if len(name) <= 30 else name[:29] + "…"
+        cells = threes and [mean_and_deviation([three[i] for three in threes]) for i in range(3)]
+        print(
+            f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1")) + "{:>19}{:>11}".format(*rest)
+        )
+
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
+    print()
+    row(f"{seeds}, in per cent", [], "95 % interval", "constant")
+    titles = {"paper": "paper, mean over sequences", "entity": "tokens" if pos else "entities, strict"}
+    for (kind, title), baseline in zip(titles.items(), ("constant_baseline", "constant_baseline_entity")):
+        low, high = (statistics.mean(r["interval"][kind][i] for r in runs) for i in range(2))
+        row(title, [r[kind] for r in runs], f"[{low:.2f}, {high:.2f}]", f"{runs[0][baseline]:.2f}")
+    row("mean over " + ("labels" if pos else "types"), [r["macro"] for r in runs], "", "")
+    print(f"{'of each ' + ('label' if pos else 'type'):<100}{'gold':>11}")
+    n_gold = {kind: n for r in runs for kind, (*_, n) in r["labels"].items()}
+    for kind in sorted(n_gold):
+        row(f"  {kind}", [r["labels"][kind] for r in runs if kind in r["labels"]], "", f"{n_gold[kind]:,}")
+    of_seeds = ", mean of those of the seeds" if len(runs) > 1 else ""
+    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{of_seeds}")
+    print(f"constant: the F1 of always {constant}")
+
+
+def print_single_label(single_label, s, dim):
+    """Says which seeds predict one label alone, and why that is likely.
+
+    Args: single_label: {seed: label}. s: a configs.Finetune. dim: of the encoder.
+    """
+    if not single_label:
+        return
+    seeds = ("seed " if len(single_label) == 1 else "seeds ") + ", ".join(map(str, single_label))
+    why, advice = (
+        f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here",
+        "a higher --lr or more --epochs",
+    )
+    if dim < 768 and s.lr < 1e-4:
+        why, advice = (
+            f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}",
+            "--lr 5e-4 or more",
+        )
+    labels = " or ".join(sorted({*single_label.values()}))
+    print(f"\nwarning: {seeds} predicted {labels} alone, for every word.")
+    print(f"  The likely reason: {why}.\n  Try {advice}, with another --out.")
+
+
 def print_evaluation(record, tasks, relations):
     """Prints what kgi.py evaluate found. Args: tasks, relations: data.TASKS, data.RELATIONS."""
     titles = {task.name: task.title for task in tasks}
     for lang, x in record.get("mlm", {}).items():
-        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f}")
+        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f} %")
     if x := record.get("ep"):
-        print(f"  {titles['ep']}: {x['tokens']:.1f} of the tokens, {x['entities']:.1f} of the entities")
+        print(f"  {titles['ep']}: {x['tokens']:.1f} % of the tokens, {x['entities']:.1f} % of the entities")
     if x := record.get("lp"):
         confusion = np.array(x["confusion"])
         majority = 100 * confusion.sum(1).max() / confusion.sum()
         print(
-            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} (majority baseline {majority:.1f}), "
-            f"macro F1 {x['macro_f1']:.1f}"
+            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), "
+            f"macro F1 {x['macro_f1']:.1f} %"
         )
         names = relations[: len(confusion)]
         print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
         for name, row in zip(names, confusion.tolist()):
             print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
     if x := record.get("tc"):
-        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f}")
+        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f} %")
         for kind in ("corrupted_entities", "corrupted_relation"):
             if kind in x:
                 accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
                 negatives = f"negatives with {kind.replace('_', ' ')}"
-                print(f"    {negatives}: accuracy {accuracy:.1f}, ROC AUC against true ones {auc:.1f}")
+                print(f"    {negatives}: accuracy {accuracy:.1f} %, ROC AUC against true ones {auc:.1f} %")
     for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
         if x := record.get(name):
-            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f}")
+            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f} %")
     for lang, by_vectors in record["translations"].items():
         for how, x in by_vectors.items():
             if x:
                 what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
-                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f}")
+                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f} %")
     for lang, by_vectors in record["synonyms"].items():
         n = by_vectors["terms"]
         if not by_vectors["mean"]:
@@ -252,8 +360,8 @@ def print_evaluation(record, tasks, relations):
             if how != "terms" and x:
                 what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
                 print(
-                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f}, "
-                    f"at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
+                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f} %, "
+                    f"at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
                 )
 
 
@@ -280,7 +388,7 @@ def print_linking(record):
             if found:
                 cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
                 print(f"    {method:<45}" + "".join(f"{cell:<20}" for cell in cells).rstrip())
-    print("\n  accuracy in per cent [95 % bootstrap confidence interval, documents resampled]")
+    print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
 
 
 def format_score(scores, key):

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from configs import UserError
 from support import hardware
-from support.checkpoints import WEIGHT_FILES, read_torch
+from support.checkpoints import WEIGHT_FILES, read_config, read_torch, weight_files
+from support.datasets import RUN_FILE
 from support.files import read_launch, reject_lfs_pointer, write_atomic
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
@@ -274,10 +275,17 @@ def refuse_foreign_folder(out, records, n_damaged):
     # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
     foreign_metrics = n_damaged or any("valid" not in record and "mfu" not in record for record in records)
     names = ["config.json", "README.md", "tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
-    names += WEIGHT_FILES
+    names += [RUN_FILE, *WEIGHT_FILES]
     for name in names + ["metrics.jsonl"] * bool(foreign_metrics):
         if (out / name).exists():
             raise UserError(f"{out} holds a {name}, but no {CHECKPOINT} to resume from; choose another --out")
+
+
+def signature_of(checkpoint):
+    """What results say of the checkpoint that they are of: its path, and a hash of its files."""
+    read_config(checkpoint)  # says what is wrong with the folder
+    files = [Path(checkpoint, "config.json"), *weight_files(checkpoint)]
+    return {"checkpoint": str(Path(checkpoint).resolve()), "checkpoint sha256": digest(files)}
 
 
 def digest(paths):

@@ -66,3 +66,15 @@ def test_a_bad_text_is_reported_or_left_out(tmp_path, name, content, message, n_
 ])  # fmt: skip
 def test_what_is_json_lines(file, first_line, want):
     assert texts.is_json_lines(file, first_line) is want
+
+
+def test_a_language_that_e3c_lacks_is_named(tmp_path):
+    (tmp_path / "data_collection" / "French" / "layer3").mkdir(parents=True)
+    for lang, message in (
+        ("it", "no Italian in .*data_collection; give E3C=none .--e3c none. to build without documents"),
+        ("fr", "layer3 holds no .json file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            texts.read_e3c(tmp_path, lang, ["3"])
+    with pytest.raises(UserError, match="layer3 not found; E3C must point to the folder that holds data_collection"):
+        texts.read_e3c(tmp_path / "data_collection", "it", ["3"])
