@@ -93,7 +93,7 @@ bench: $(READY) ## [ARGS="--sizes 6x384 --repeat 3"]: training speed beside the 
 bench-gpu: $(READY) ## [ARGS="--gpu h100 --ranks 4"]: kernels, bytes and time of a step on a GPU, by counting, without one
 	$(PY) tests/gpu_counts.py $(ARGS)
 
-bench-data: $(READY) ## [ARGS="--repeat 3"]: the build at the full size of 2022AB, beside its floor
+bench-data: $(READY) ## [ARGS="--repeat 3"]: the build at the full size of 2022AB, beside its floor; writes 3.4 GB into .cache
 	$(PY) tests/bench.py data $(ARGS)
 
 clean: ## removes the demo and caches, keeps data sets, runs and results

@@ -1160,8 +1160,7 @@ def build(s):
     umls_folder, e3c_folder = find_sources(s)
     name, out = choose_output(s, langs)
     tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
-    run_folder = s.tables.get("train", {}).get("out", "")
-    before = print_replacement(out, manifest_settings(s), run_folder, log)
+    before = print_replacement(s, out, manifest_settings(s), log)
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = read_documents(s, langs, e3c_folder, skipped, log)
 
@@ -1203,7 +1202,7 @@ def build(s):
     manifest = make_manifest(s, name, langs, tokenizer, umls_folder, counts) | left_out
     write_dataset(out, writers, tokenizer, manifest)
     print_dataset_tables(manifest, TASKS)
-    print_replaced(before, out, manifest, run_folder, log)
+    print_replaced(s, out, before, manifest, log)
     log(f"wrote {out}")
     print_training(s, out, counts, PAPER_TASKS)
 

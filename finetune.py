@@ -458,7 +458,8 @@ def read_earlier_runs(out, signature, seeds):
                 for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
                     [percent(scores[i]) for i in range(3)]
                 [checked(int, scores[3]) for scores in r["labels"].values()]
-                [percent(x) for kind in ("paper", "entity") for x in (*r["interval"][kind], r["constant_baseline"])]
+                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
+                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
     except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
     check_results(out, before, signature)

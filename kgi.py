@@ -207,7 +207,7 @@ class Run:
     out: Path
     train: data.PretrainingDataset
     valid: data.PretrainingDataset
-    data: Path  # the data set
+    folder: Path  # of the data set
     tokenizer: bytes  # of the data set as it is now: it may be built again while the run goes on
     coefficients: torch.Tensor  # (tasks,), equation (2)
     model: models.KGIBert
@@ -785,7 +785,7 @@ def log_training(run, lr, eta):
     work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
     losses = summarise(run, state.statistics)
     if any(f"{name}_loss" not in losses for name in run.s.tasks):
-        del losses["loss"]  # a sum over some of the tasks cannot be compared with that over all
+        losses.pop("loss", None)  # a sum over some of the tasks cannot be compared with that over all
     achieved = work["flops"] / seconds
     raise_matmul_flops(run, achieved)
     speed = work["tokens"] / seconds
@@ -919,7 +919,7 @@ def export_checkpoint(run):
     }  # fmt: skip
     card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
     write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
-    write_run(folder, run.data, run.train.manifest, s.tables.get("finetune", {}))
+    write_run(folder, run.folder, run.train.manifest, s.tables.get("finetune", {}))
     checkpoints.write_pooling(folder, run.pooling, c.dim, c.max_positions)
     models.save(run.model, folder)
 

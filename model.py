@@ -455,7 +455,7 @@ def read_lines(path):
     """
     content, name = Path(path).read_bytes() if path else sys.stdin.buffer.read(), path or "standard input"
     if not content:
-        raise UserError(f"nothing in {name}; give one term a line: python model.py embed CHECKPOINT terms.txt")
+        raise UserError(f"{name} is empty; give one term a line: python model.py embed CHECKPOINT terms.txt")
     lines = []
     for row, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"), 1):
         try:

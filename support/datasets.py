@@ -224,19 +224,22 @@ def find_data(folder, checkpoint="", new_tokens=()):
 def data_of_run(run):
     """The data set that a run folder was trained on; "" if it does not say, or that one has another tokenizer now.
 
-    Says on standard error if it was built again since.
+    Says on standard error if it is no longer there, or was built again since.
     """
-    said = read_run(run)
+    if not (said := read_run(run)):
+        return ""
+    folder, was, what = said["data"], said["sha256"], f"{said['data']}, the data set of {run},"
     try:
-        now = read_manifest(said["data"])["sha256"] if said else {}
+        now = read_manifest(folder)["sha256"]
     except UserError:  # moved, or not what a build writes
+        print(f"{what} is not there any more", file=sys.stderr)
         return ""
-    if not said or now["tokenizer.json"] != said["sha256"].get("tokenizer.json"):
+    if now["tokenizer.json"] != was.get("tokenizer.json"):
+        print(f"{what} was built again with another tokenizer", file=sys.stderr)
         return ""
-    if now != said["sha256"]:
-        where = f"{said['data']} was built again since {run} was trained"
-        print(f"{where}: what is held out now may have been in its training", file=sys.stderr)
-    return said["data"]
+    if now != was:
+        print(f"{what} was built again: what is held out now may have been in its training", file=sys.stderr)
+    return folder
 
 
 def read_run(folder):
@@ -287,10 +290,10 @@ def how_to_build(checkpoint):
 # ---------------------------------------------------------------- what a build reads, and where it writes
 
 
-def print_replacement(out, settings, run_folder, log):
+def print_replacement(s, out, settings, log):
     """Says which settings of the data set in `out` a build changes, and which runs were trained on it, in time.
 
-    Args: settings: of the build. run_folder: of the build's config, may be "".
+    Args: s: a configs.Data. settings: those of it that a manifest keeps.
     Returns: the manifest of the data set that is there, None if there is none.
     """
     try:
@@ -303,21 +306,24 @@ def print_replacement(out, settings, run_folder, log):
     said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
     if said:
         log(f"{out} is replaced at the end of this build: {'; '.join(said)}")
-    if said and (runs := runs_on(before, run_folder)):
+    if said and (runs := runs_on(s, before)):
         log(f"{', '.join(runs)}: trained on the data set that is there now; to keep it, choose another --out")
     return before
 
 
-def print_replaced(before, out, manifest, run_folder, log):
-    """Says which runs were trained on a data set that is no longer there. manifest: of the one in its place."""
-    if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(before, run_folder)):
+def print_replaced(s, out, before, manifest, log):
+    """Says which runs were trained on a data set that is no longer there.
+
+    Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
+    """
+    if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
         log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs are others now")
 
 
-def runs_on(manifest, run_folder=""):
-    """The folders under runs/, and `run_folder`, of runs that were trained on a data set."""
-    places, found = [*sorted(Path("runs").glob("*")), *([Path(run_folder)] if run_folder else [])], {}
-    for place in places:
+def runs_on(s, manifest):
+    """The folders under runs/, and the one that the config of a build names, of runs on a data set."""
+    named, found = s.tables.get("train", {}).get("out"), {}
+    for place in [*sorted(Path("runs").glob("*")), *([Path(named)] if named else [])]:
         try:
             said = read_run(place)
         except UserError:

@@ -79,7 +79,7 @@ def print_training(s, out, counts, tasks):
         if not train.time_budget:
             configs.check_schedule(train, configs.count_steps(train, n), n)
     except UserError as e:
-        print(f"warning: the training of {' '.join(s.files)} does not fit this data set and would be refused: {e}")
+        print(f"warning: the training of {' '.join(s.files)} would be refused with this data set:\n  {e}")
     command, parts = "python kgi.py" + " {}" * len(s.files), [*s.files]
     if Path(train.data) != Path(out):
         command, parts = command + " --data {}", [*parts, out]

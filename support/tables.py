@@ -286,7 +286,7 @@ def tables_with_results(lines):
         rows = [row for row in rows if any(map(is_result, row[1:]))]
         columns = [0, *(i for i in range(1, len(head)) if any(is_result(row[i]) for row in rows))]
         if any(not row[0].startswith("*") for row in rows):  # not the baseline alone
-            head[0] = f"{caption}; {head[0]}"
+            head[0] = caption if head[0] == "model" else f"{head[0]}: {caption}"
             tables.append([[row[i] for i in columns] for row in (head, *rows)])
     return tables
 

@@ -722,7 +722,7 @@ def test_embed_in_pieces(texts, tmp_path):
 
 @pytest.mark.parametrize("stdin, args, message", [
     (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
-    (b"", [], "nothing on standard input"),
+    (b"", [], "standard input is empty; give one term a line"),
     (b"a", ["--pooling", "max"], "pooling = 'max' is not one of cls, mean"),
     (b"a", [], "the tokenizer has neither [MASK] nor <mask>"),
     (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),

@@ -250,9 +250,7 @@ def test_a_build_says_what_comes_next_and_what_it_replaces(release, tmp_path, mo
     build_from(config, release, out)
     shown = capsys.readouterr().out
     n = sum(datasets.read_manifest(out)["counts"]["en"]["train"].values())
-    warning = (
-        f"warning: the training of {config} does not fit this data set and would be refused: warmup = 40 steps, but"
-    )
+    warning = f"warning: the training of {config} would be refused with this data set:\n  warmup = 40 steps, but"
     assert f"{warning} the run has only {round(2 * n / 10)} (2 epochs of {n} examples); give a share" in shown
     assert shown.endswith(f"next:  python kgi.py {config} --data 'datasets/e n'\n") and "replaced" not in shown
     before = datasets.read_manifest(out)
@@ -294,12 +292,14 @@ def test_a_run_remembers_its_data_set_and_fine_tuning(dataset, tmp_path, capsys)
     assert out == f"epochs = 3: from [finetune] of the config of {run}\n" and err == ""
     datasets.write_run(run, dataset, {"sha256": manifest["sha256"] | {"train.arrow": "0"}}, {})
     assert datasets.data_of_run(run) == str(dataset)
-    assert f"{dataset} was built again since {run} was trained: what is held out" in capsys.readouterr().err
-    for other in ({"sha256": {"tokenizer.json": "0"}}, {"sha256": {}}):
-        datasets.write_run(run, dataset, other, {})
-        assert datasets.data_of_run(run) == ""
-    datasets.write_run(run, tmp_path / "moved", manifest, {})
-    assert datasets.data_of_run(run) == ""
+    assert f"{dataset}, the data set of {run}, was built again: what is held out" in capsys.readouterr().err
+    for place, other, message in (
+        (dataset, {"sha256": {"tokenizer.json": "0"}}, "was built again with another tokenizer\n"),
+        (dataset, {"sha256": {}}, "was built again with another tokenizer\n"),
+        (tmp_path / "moved", manifest, "is not there any more\n"),
+    ):
+        datasets.write_run(run, place, other, {})
+        assert datasets.data_of_run(run) == "" and capsys.readouterr().err.endswith(message)
     for said, message in (
         ({"data": 3}, "no finetune, sha256 in it"),
         ({"data": "", "sha256": {}, "finetune": {"l": 1}}, "unknown"),

@@ -993,7 +993,8 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
         argv = ["make", "-f", ROOT / "Makefile", "ablation", "VENV=env", "LANG=fr", "CORPORA=x=y", "ARGS=--lr 1"]
         p = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
         shown.append(p.stdout)
-        return p.returncode, [x.removeprefix("called ") for x in p.stdout.splitlines() if "called" in x and "v1-fr" in x]
+        called = [line for line in p.stdout.splitlines() if line.startswith("called ")]
+        return p.returncode, [line.removeprefix("called ") for line in called if "v1-fr" in line]
 
     (tmp_path / "env" / "bin").mkdir(parents=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
