@@ -36,10 +36,14 @@ $(READY): requirements.txt requirements-dev.txt requirements-plot.txt
 	grep -hv "^-r$$keep" $^ | $(PY) -m pip install --quiet --disable-pip-version-check -r /dev/stdin && \
 	if [ "$$keep" ]; then touch $@; else echo "$$($(TORCH_VERSION))" >$@; fi
 
+# given-CORPUS as a prerequisite: a command without that variable says how it is called, before anything is installed.
+given-%:
+	@$(if $($*),:,awk -F ':.*## ' '/^$(MAKECMDGOALS):/ {print "make $(MAKECMDGOALS) needs $*: make $(MAKECMDGOALS) " $$2}' Makefile; exit 1)
+
 setup: $(READY) ## the Python environment in .venv
 
-demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU
-	rm -rf demo
+demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a demo that was stopped goes on
+	@test ! -e demo/.done || rm -rf demo
 	$(PY) tests/synthetic_umls.py demo/sample
 	$(PY) data.py build configs/demo.toml
 	$(PY) kgi.py configs/demo.toml
@@ -50,6 +54,7 @@ demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU
 	$(PY) finetune.py tag demo/results/pretrained/model demo/sample/ner/fr.txt --out demo/results/entities.jsonl \
 	  --html demo/results/tagged.html
 	@$(PY) tests/demo_report.py demo
+	@touch demo/.done
 
 test: $(READY) ## the tests
 	$(PY) -m pytest -q
@@ -65,28 +70,28 @@ data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [TOKENIZER=dir] [EXCLUDE=dir] [CO
 train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training into runs/
 	@$(VENV)/bin/torchrun --nproc_per_node $(or $(RANKS),1) kgi.py $(CONFIG) $(ARGS)
 
-evaluate: $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pairs and synonyms
+evaluate: given-CHECKPOINT $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pairs and synonyms
 	@$(PY) kgi.py evaluate $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-map: $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a picture of its terms by semantic group
+map: given-CHECKPOINT $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a picture of its terms by semantic group
 	@$(PY) kgi.py map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-tag: $(READY) ## MODEL=results/../model INPUT=notes.txt [ARGS="--html page.html"]: the entities of texts
+tag: given-MODEL $(READY) ## MODEL=results/.. INPUT=notes.txt [ARGS="--html page.html"]: the entities of texts
 	@$(PY) finetune.py tag "$(MODEL)" "$(INPUT)" $(ARGS)
 
-link: $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
+link: given-CHECKPOINT given-CORPUS $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
 	@$(PY) kgi.py link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-plot: $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
+plot: given-RUN $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
 	@$(PY) kgi.py plot $(RUN) $(ARGS)
 
 list: $(READY) ## the evaluation corpora, and what their folders must hold
 	@$(PY) finetune.py list
 
-check: $(READY) ## CORPUS=meddocan DATA=dir [ARGS="--dataset datasets/es"]: what a corpus holds, what is lost
+check: given-CORPUS given-DATA $(READY) ## CORPUS=meddocan DATA=dir [ARGS="--dataset datasets/es"]: what a corpus holds, what is lost
 	@$(PY) finetune.py check --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
-ner: $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
+ner: given-CHECKPOINT given-CORPUS given-DATA $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
 tables: $(READY) ## [ARGS=--paper]: Tables 2, 3, 4, 6, 9, 10, 11 and what encoders know, from results/
@@ -103,7 +108,7 @@ bench: $(READY) ## [ARGS="--sizes 6x384 --repeat 3"]: training speed beside the 
 bench-gpu: $(READY) ## [ARGS="--gpu h100 --ranks 4"]: kernels, bytes and time of a step on a GPU, by counting, without one
 	$(PY) tests/gpu_counts.py $(ARGS)
 
-bench-data: $(READY) ## [ARGS="--repeat 3"]: the build at the full size of 2022AB, beside its floor
+bench-data: $(READY) ## [ARGS="--repeat 3"]: the build at the full size of 2022AB, beside its floor; writes 3.4 GB into .cache
 	$(PY) tests/bench.py data $(ARGS)
 
 clean: ## removes the demo and caches, keeps data sets, runs and results

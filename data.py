@@ -43,6 +43,8 @@ from support.datasets import (
     choose_languages,
     choose_output,
     find_sources,
+    print_replaced,
+    print_replacement,
     read_dataset_tables,
     read_examples,
     read_manifest,
@@ -57,7 +59,7 @@ from support.files import (
     write_all,
     write_atomic,
 )  # fmt: skip
-from support.reports import print_dataset_tables
+from support.reports import print_dataset_tables, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
 # qualifier, qualified by, broader, narrower)". SY is last, so that the six classes of link prediction are 0 to 5.
@@ -1166,6 +1168,7 @@ def build(s):
     umls_folder, e3c_folder = find_sources(s)
     name, out = choose_output(s, langs)
     tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
+    before = print_replacement(s, out, manifest_settings(s), log)
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = read_documents(s, langs, e3c_folder, skipped, log)
 
@@ -1207,7 +1210,9 @@ def build(s):
     manifest = make_manifest(s, name, langs, tokenizer, umls_folder, counts) | left_out
     write_dataset(out, writers, tokenizer, manifest)
     print_dataset_tables(manifest, TASKS)
+    print_replaced(s, out, before, manifest, log)
     log(f"wrote {out}")
+    print_training(s, out, counts, PAPER_TASKS)
 
 
 def read_and_sample(s, langs, umls_folder, cache, sizes, skipped, log):
@@ -1293,14 +1298,19 @@ def make_manifest(s, name, langs, tokenizer, umls_folder, counts):
             raise UserError(
                 f"the {split} split would be empty; use a larger release, sizes above 0 or another --valid_fraction"
             )
-    places = ("umls", "e3c", "text", "exclude", "out", "tokenizer", "semgroups")
     source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
     return {
-        "name": name, "languages": langs, "settings": {k: v for k, v in asdict(s).items() if k not in places},
+        "name": name, "languages": langs, "settings": manifest_settings(s),
         "special": special_token_ids(tokenizer), "vocab_size": tokenizers.vocab_size(tokenizer),
         "source_bytes": {path.name: path.stat().st_size for path in source_files},
         "counts": counts,
     }  # fmt: skip
+
+
+def manifest_settings(s):
+    """The settings of a build but for the places of files."""
+    places = ("umls", "e3c", "text", "exclude", "out", "tokenizer", "semgroups")
+    return {k: v for k, v in asdict(s).items() if k not in places}
 
 
 # ---------------------------------------------------------------- what a data set looks like
@@ -1327,6 +1337,7 @@ def show(s):
                 line = line[:600] + " ..." if len(line) > 600 else line
                 print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
         print(end="\n" if len(rows) else "")
+    print_next(("python kgi.py --data {}", s.dataset))
 
 
 def describe_targets(task, labels, kind, tokenizer):
@@ -1348,19 +1359,25 @@ def describe_targets(task, labels, kind, tokenizer):
 def write_dictionary(s):
     """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
     check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
-    lines = []
+    lines, n_concepts = [], 0
     for lang in choose_languages(s.dataset, s.lang):
         tables = read_dataset_tables(s.dataset, lang)
         cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
         names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
         lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
-    write_lines(s.out, lines)
+        n_concepts += len(tables.cui)
+    write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
+    if s.out:
+        print_next(("python kgi.py link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out))
 
 
 def write_ids(s):
     """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
     check_lines(s.out, rb"id\tcui\n", s.umls)
-    write_lines(s.out, ["id\tcui", *map("\t".join, umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"}))])
+    codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
+    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
+    if s.out:
+        print_next(("python kgi.py link CHECKPOINT --corpus CORPUS --ids {}", s.out))
 
 
 def check_lines(out, form, *inputs):
@@ -1371,13 +1388,14 @@ def check_lines(out, form, *inputs):
         raise UserError("standard output is closed; give --out")
 
 
-def write_lines(out, lines):
-    """Writes lines as UTF-8 to a file, or to standard output if `out` is ""."""
+def write_lines(out, lines, what):
+    """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
     content = "".join(f"{line}\n" for line in lines).encode()
     if out:
         write_atomic(out, lambda f: f.write(content))
     else:
         write_all(standard_output(), content)
+    print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
 
 
 COMMANDS = {

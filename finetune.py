@@ -7,7 +7,7 @@
     python finetune.py SapBERT-from-PubMedBERT-fulltext --data my-corpus             train and test in CoNLL or brat
     python finetune.py runs/kgi-fr --data my-corpus --untrained
     python finetune.py tables [--paper]                                              results/ as the paper's tables
-    python finetune.py tag results/kgi-fr/e3c/model --html page.html < notes.txt     entities of a document a line
+    python finetune.py tag results/kgi-fr/e3c --html page.html < notes.txt           entities of a document a line
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
 rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
@@ -51,19 +51,22 @@ from support.corpora import (
     strict_iob2,
     to_iob2,
 )  # fmt: skip
-from support.datasets import read_tokenizer
+from support.datasets import read_tokenizer, take_settings_of_run
 from support.files import (
     atomic_directory,
     check_output,
     folder_lock,
+    name_of,
     progress,
     run_command,
     write_atomic,
     write_json,
 )  # fmt: skip
 from support.hardware import autocast, choose_device
-from support.tables import checked, differing_settings, mean_and_deviation, percent, read_record, write_tables
+from support.reports import print_next, print_scores, print_single_label
+from support.tables import check_result_signature, checked, percent, read_record, write_tables
 
+F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
 RESAMPLES = 1000  # bootstrap samples of test documents for a confidence interval
 
 
@@ -350,6 +353,7 @@ def run(s):
     """Fine-tunes a checkpoint once a seed; scores and predictions are printed and written."""
     if s.precision == "fp16":
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; give auto, bf16 or fp32")
+    take_settings_of_run(s)
     device, dtype = choose_machine(s.device, s.precision)
     splits, issues = read_corpus(s.corpus, s.data)
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
@@ -369,7 +373,7 @@ def run(s):
     print_corpus(s, corpus, splits, issues, windows["train"], windows["test"], max_len, labels)
 
     record["signature"] = result_signature(s, encoder, tokenizer, max_len, train, test)
-    constant, results = frequency.most_common(1)[0][0], []
+    constant, single_label = frequency.most_common(1)[0][0], {}
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
         runs = read_earlier_runs(out, record["signature"], range(s.seed, s.seed + s.runs))
         for seed in range(s.seed, s.seed + s.runs):
@@ -377,19 +381,25 @@ def run(s):
             machine = special["pad"], device, dtype
             classifier = finetune_one_seed(s, seed, encoder, train, windows["train"], labels, *machine)
             predictions, _ = predict(classifier, test, windows["test"], labels, *machine)
-            results.append({"seed": seed} | score(test, predictions, corpus, constant))
+            runs[seed] = {"seed": seed} | score(test, predictions, corpus, constant)
             if "dev" in splits:
                 found, _ = predict(classifier, splits["dev"], windows["dev"], labels, *machine)
-                results[-1]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
-            runs[seed] = results[-1]
+                runs[seed]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
+            if len(predicted := {label for p in predictions for label in p}) == 1:
+                single_label[seed] = predicted.pop()
             details = describe_windows(s, max_len, test, corpus)
             record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
             write_predictions(out / f"predictions-{seed}.conll", test, predictions)
             record["runs"] = [runs[k] for k in sorted(runs)]
             write_json(out / "scores.json", record)
-            print(f"seed {seed}: {format_scores(results[-1:])}  ({time.monotonic() - began:.0f} s)", flush=True)
-    print_results(record["runs"], results, test, corpus, constant)
+            f1 = [f"{runs[seed][kind][2]:.2f} ({what})" for kind, what in F1_KINDS.items()]
+            print(f"seed {seed}: F1 {', '.join(f1)} in {time.monotonic() - began:.0f} s", flush=True)
+    unit = "documents" if test[0].text is not None or test[0].group else "sentences"
+    print_scores(record["runs"], constant, unit, corpus.pos)
+    print_single_label(single_label, s, encoder.config.dim)
     print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
+    of_all = [("python finetune.py tables",)] if not s.out else []  # elsewhere nobody knows what --results to give
+    print_next(("python finetune.py tag {} < notes.txt > entities.jsonl", out), *of_all)
 
 
 def choose_machine(device, precision):
@@ -418,11 +428,11 @@ def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len
 
 def describe_results(s, corpus):
     """(the results folder, the record of a run without its scores)."""
-    name, language = Path(s.checkpoint).resolve().name, language_of(s.corpus, s.data)
+    name, language = name_of(s.checkpoint), language_of(s.corpus, s.data)
     name += "-untrained" if s.untrained else ""
     task = s.corpus
     if not language or corpus.language != language:  # of several languages, or of your own: what tells which it is
-        task += f"-{language or Path(s.data).resolve().name}"
+        task += f"-{language or name_of(s.data)}"
     task += f"-{s.epochs}-epochs" if s.epochs > 1 else ""
     out = Path(s.out or Path("results", name, task))
     settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
@@ -464,15 +474,14 @@ def read_earlier_runs(out, signature, seeds):
         before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
         if isinstance(before, dict):
             for r in runs.values():
-                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"]):
+                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
                     [percent(scores[i]) for i in range(3)]
+                [checked(int, scores[3]) for scores in r["labels"].values()]
+                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
+                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
     except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    if not isinstance(before, dict):
-        raise UserError(f"{out} holds results without a record of all their settings; choose another --out")
-    if other := differing_settings(before, signature):
-        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {signature[k]}" for k in other)
-        raise UserError(f"{out} holds results of {changes}; choose another --out")
+    check_result_signature(out, before, signature)
     print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
     if again := sorted(runs.keys() & seeds):
         print(f"seeds {', '.join(map(str, again))} are replaced, each when its new result is whole", flush=True)
@@ -483,32 +492,6 @@ def write_predictions(path, documents, predictions):
     """A token a line: the token, its gold label and the predicted one, with TABs between; a blank line after each."""
     blocks = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(documents, predictions)]
     write_atomic(path, lambda f: f.write("".join(blocks).encode()))
-
-
-def format_scores(runs):
-    """Paper and entity (micro, macro over types) P / R / F1, as mean and standard deviation over the runs."""
-    kinds = ("paper", "entity", "macro")
-    scores = {kind: [mean_and_deviation([r[kind][i] for r in runs]) for i in range(3)] for kind in kinds}
-    return "  ".join(f"{kind} P/R/F1 " + " / ".join(three) for kind, three in scores.items())
-
-
-def print_results(runs, results, test, corpus, constant):
-    """The mean of all runs in the folder, confidence intervals, the baseline, and the scores of each type.
-
-    Args: results: of the seeds that were just run.
-    """
-    if len(runs) > 1:
-        print(f"mean of {len(runs)}: {format_scores(runs)}")
-    unit = "documents" if test[0].text is not None or test[0].group else "sentences"
-    for kind in ("paper", "entity"):
-        intervals = ", ".join("{:.2f} to {:.2f}".format(*r["interval"][kind]) for r in results)
-        print(f"95 % bootstrap confidence interval of the {kind} F1, {unit} resampled: {intervals}")
-    what, first = "token accuracy" if corpus.pos else "entity F1", results[0]
-    baseline = f"paper F1 {first['constant_baseline']:.2f}, {what} {first['constant_baseline_entity']:.2f}"
-    print(f"constant baseline (always {constant}): {baseline}")
-    print(f"\n{'of seed ' + str(first['seed']):<32} {'P':>7} {'R':>7} {'F1':>7} {'gold':>7}")
-    for kind, (p, r, f1, n) in first["labels"].items():
-        print(f"  {kind:<30} {p:7.2f} {r:7.2f} {f1:7.2f} {n:7,}")
 
 
 # ---------------------------------------------------------------- the tagger, and tagging text
@@ -631,13 +614,14 @@ def scored_entities(spans, labels, probabilities, pos):
 
 def tag(s):
     """Writes the entities of texts."""
+    s.model = tagging.find_tagger(s.model)
     tagging.check_outputs(s)
     tagger = load_tagger(s)
     began, beginnings = time.monotonic(), Counter()
     tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input), beginnings), s, tagger.labels)
     if not tagger.is_ours:
         tagging.print_scheme(tagger.scheme, beginnings)
-    tagging.print_tally(tally, began)
+    tagging.print_tally(tally, began, s)
 
 
 # ---------------------------------------------------------------- list, check and tables
@@ -651,6 +635,7 @@ def list_corpora(s):
         print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
         print(f"    --data: a folder that holds {c.holds}")
     print(TABLE_5_NOTE)
+    print_next(("python finetune.py check --corpus CORPUS --data FOLDER",))
 
 
 def check(s):
@@ -676,6 +661,7 @@ def check(s):
         print(f"{what:<{width}}" + "".join(f"{v:>10,}" if v != "-" else f"{v:>10}" for v in values.values()))
     if overlaps and overlaps["test"]:
         print("make data EXCLUDE=.., the folder or file of the test split, leaves them out of pre-training")
+    print_next(("python finetune.py CHECKPOINT --corpus {} --data {}", s.corpus, s.data))
 
 
 def count_corpus(corpus, splits, issues):

@@ -40,24 +40,36 @@ from tqdm import tqdm
 
 import data
 import model as models
-from configs import UserError
+from configs import UserError, check_schedule, warmup_steps
 from data import PAPER_TASKS, TASK_NAMES, TASKS
 from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
-from support.datasets import find_data, has_tokenizer_of, how_to_build, read_manifest, read_tokenizer, tokenizer_of
+from support.datasets import (
+    RUN_FILE,
+    data_of_run,
+    find_data,
+    has_tokenizer_of,
+    how_to_build,
+    read_manifest,
+    read_tokenizer,
+    tokenizer_of,
+    write_run,
+)  # fmt: skip
 from support.files import (
     append_line,
-    check_output,
     folder_lock,
     is_out_of_memory,
     made_folder,
+    name_of,
     progress,
     run_command,
     write_atomic,
     write_json,
 )  # fmt: skip
+from support.tables import check_results_file
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
+VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
 VALID_SHARE = 0.03  # of the time between validations that one may take, unless valid_examples says otherwise
 MIN_VALID_EXAMPLES = 1000  # whatever they cost: fewer say too little
 MAY_CHANGE_ON_RESUME = (
@@ -109,21 +121,6 @@ def learning_rate(step, steps, warmup, peak):
     Args: step: 0 to steps - 1. warmup: steps up to the peak.
     """
     return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
-def warmup_steps(s, steps):
-    """Steps up to the peak; a setting below 1 is a share of the run."""
-    return s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
-
-
-def check_schedule(s, steps, n_examples):
-    """Raises UserError if a run would end before its learning rate has reached the peak."""
-    if warmup_steps(s, steps) >= steps > 1:
-        length = f"{s.epochs:g} epochs of {n_examples:,} examples"
-        length = f"in {s.time_budget}" if s.time_budget else f"steps = {s.steps}" if s.steps else length
-        raise UserError(
-            f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); give a share, such as --warmup 0.5"
-        )
 
 
 def check_targets(s, steps, train):
@@ -242,6 +239,7 @@ class Run:
     out: Path
     train: data.PretrainingDataset
     valid: data.PretrainingDataset
+    folder: Path  # of the data set
     tokenizer: bytes  # of the data set as it is now: it may be built again while the run goes on
     coefficients: torch.Tensor  # (tasks,), equation (2)
     model: models.KGIBert
@@ -294,7 +292,7 @@ def set_up(s):
     if not len(train) or "sa" in absent:
         hint = "; build it with --sa_pairs" if "sa" in absent else ""
         raise UserError(f"{folder} has no examples of {', '.join(absent)}{hint}")
-    out = Path(s.out or Path("runs", f"kgi-{folder.resolve().name}"))
+    out = Path(s.out or Path("runs", f"kgi-{name_of(folder)}"))
     weights = coefficients(s, train.manifest)
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, folder, out, ranks) if s.init else (new_model(s, train, ranks), None)
@@ -305,13 +303,13 @@ def set_up(s):
     micro_tokens = s.micro_tokens or hardware.auto_micro_tokens(model.encoder.config, n_parameters, ranks.device)
     epoch = max(1, round(len(train) / s.batch_size))
     run = Run(
-        s, ranks, out, train, valid, tokenizer, weights, model, ranks.wrap(model),
+        s, ranks, out, train, valid, folder, tokenizer, weights, model, ranks.wrap(model),
         Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, valid_every=s.valid_every or epoch,
         save_every=s.save_every or s.valid_every or epoch, budget=budget,
         compiled=compiled,
     )  # fmt: skip
     if not s.time_budget:
-        run.state.steps = s.steps or max(1, round(s.epochs * len(train) / s.batch_size))
+        run.state.steps = configs.count_steps(s, len(train))
         check_schedule(s, run.state.steps, len(train))
         check_targets(s, run.state.steps, train)
     run.start_over()
@@ -684,8 +682,20 @@ def begin(run):
         ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout drops other units from here on")
     state.compiled = run.compiled
     if state.step == 0:
+        announce_validation(run)
         log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
     ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
+
+
+def announce_validation(run):
+    """A line before the first validation, which can take minutes: a log file shows no progress bar."""
+    rows = validation_rows(run)
+    length = np.minimum(np.diff(run.valid.offsets)[rows], run.valid.seq_len)
+    flops = hardware.training_flops(run.model.encoder.config, length, 0.15 * length.sum()) / 3  # forward alone
+    seconds = flops / (VALID_MFU * run.matmul_flops)
+    of_tokens = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
+    what = f"{len(rows):,} held-out examples before the first step"
+    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{of_tokens}")
 
 
 def validate_first(run):
@@ -694,9 +704,7 @@ def validate_first(run):
     validation = validate(run, rows)
     seconds = time.monotonic() - began
     last = "" if len(rows) == n else f"; all {n:,} at the end, in about {seconds * n / max(1, len(rows)):.0f} s"
-    run.ranks.print(
-        f"validation: {len(rows):,} held-out examples in {seconds:.1f} s, every {run.valid_every:,} steps{last}"
-    )
+    run.ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{last}")
     return validation
 
 
@@ -824,7 +832,7 @@ def time_steps(run, seconds_of, at_least, at_most):
 
 def finish(run):
     """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
-    ranks, state = run.ranks, run.state
+    s, ranks, state = run.s, run.ranks, run.state
     if not state.steps or state.step < state.steps or validation_is_due(run):
         saved = "saved; the same command resumes from there" if state.steps else "nothing to save"
         ranks.print(f"stopped by {run.stop_signal.name} after step {state.step:,}, {saved}")
@@ -837,6 +845,8 @@ def finish(run):
     if ranks.all_reduce_sum([float(had_none and ranks.is_first)])[0]:
         raise UserError(f"{run.out}: no step had a target, so nothing was trained; give a larger --mlm_probability")
     ranks.print(f"done: {run.out}")
+    if ranks.is_first:
+        reports.print_after_training(s, run.out)
     ranks.exit(0)
 
 
@@ -855,6 +865,8 @@ def log_training(run, lr, eta):
     state = run.state
     work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
     losses = summarise(run, state.statistics)
+    if any(f"{name}_loss" not in losses for name in run.s.tasks):
+        losses.pop("loss", None)  # a sum over some of the tasks cannot be compared with that over all
     achieved = work["flops"] / seconds
     raise_matmul_flops(run, achieved)
     speed = work["tokens"] / seconds
@@ -865,9 +877,9 @@ def log_training(run, lr, eta):
         "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
     }  # fmt: skip
     write_metrics(run, record)
-    by_task = [f"{name} {losses[f'{name}_loss']:.3f}" for name in TASK_NAMES if f"{name}_loss" in losses]
-    loss = f"loss {losses['loss']:.3f}" if losses else "no targets"
-    parts = [f"step {state.step:>6}/{state.steps}", loss, *by_task]
+    shown = {"loss": "loss"} | {name: f"{name}_loss" for name in run.s.tasks}
+    parts = [f"step {state.step:>6}/{state.steps}"] + ["no targets"] * (not losses)
+    parts += [f"{name} {losses[key]:.3f}" if key in losses else f"{name} -" for name, key in shown.items() if losses]
     parts += [f"{speed:,.0f} tokens/s", f"left {timedelta(seconds=round(eta))}"]
     run.ranks.print("  ".join(parts))
     state.begin_interval()
@@ -988,6 +1000,7 @@ def export_checkpoint(run):
     }  # fmt: skip
     card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
     write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
+    write_run(folder, run.folder, run.train.manifest, s.tables.get("finetune", {}))
     checkpoints.write_pooling(folder, run.pooling, c.dim, c.max_positions)
     models.save(run.model, folder)
 
@@ -999,7 +1012,7 @@ def is_exported(run):
     except UserError:
         return False
     same = all(torch.equal(x.cpu(), saved[name]) for name, x in run.model.state_dict().items())
-    return same and all((run.out / name).exists() for name in ("README.md", "tokenizer.json", "modules.json"))
+    return same and all((run.out / name).exists() for name in ("README.md", "tokenizer.json", "modules.json", RUN_FILE))
 
 
 # ---------------------------------------------------------------- what was learnt ("intrinsic evaluation", section 5)
@@ -1074,30 +1087,41 @@ def evaluate_tasks(model, folder, seed, dtype):
 def evaluate(s):
     """Measures what checkpoints know of the four tasks and of synonyms; printed, and kept in results/."""
     device, dtype = hardware.choose_device(s.device, s.precision)
-    names = [Path(checkpoint).resolve().name for checkpoint in s.checkpoints]
+    names = [name_of(checkpoint) for checkpoint in s.checkpoints]
     if len({*names}) < len(names):
         raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
     for checkpoint, name in zip(s.checkpoints, names):
-        began, folder = time.monotonic(), find_data(s.data, checkpoint, data.NEW_TOKENS)
+        began, folder = time.monotonic(), data_of(s, checkpoint)
         print(f"{checkpoint} on {folder}", flush=True)
-        path = Path(s.out, name, f"knowledge-{folder.resolve().name}.json")
-        check_output(path, RESULT)
+        path = Path(s.out, name, f"knowledge-{name_of(folder)}.json")
         with made_folder(path.parent):
-            record = evaluate_checkpoint(s, checkpoint, folder, device, dtype)
+            record = evaluate_checkpoint(s, checkpoint, folder, path, device, dtype)
             reports.print_evaluation(record, TASKS, data.RELATIONS)
             write_json(path, record)
         print(f"  -> {path} ({time.monotonic() - began:.0f} s)", flush=True)
+    reports.print_next(("python finetune.py tables --results {}", s.out), ("python kgi.py map {}", s.checkpoints[-1]))
 
 
-def evaluate_checkpoint(s, checkpoint, folder, device, dtype):
-    """The record of one checkpoint: its tasks (evaluate_tasks), and the retrieval of synonyms (evaluate_synonyms)."""
+def data_of(s, checkpoint):
+    """The data set of a command: the one that was asked for, the run's own, or the only one of its tokenizer."""
+    return find_data(s.data or data_of_run(checkpoint), checkpoint, data.NEW_TOKENS)
+
+
+def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
+    """The record of one checkpoint: its tasks (evaluate_tasks), and the retrieval of synonyms (evaluate_synonyms).
+
+    path: where it is going to be. Raises: UserError, before it takes long, if results of another checkpoint are there.
+    """
     c = models.load_config(checkpoint)
     tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
     # The model may have more rows than its tokenizer has entries.
     has_heads = tokenizer.to_str() == tokenizer_of(folder)
     model = models.load(checkpoint, heads=has_heads).to(device).eval()
     settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
-    record = {"checkpoint": str(checkpoint), "data": folder.resolve().name, "settings": settings}
+    of_data = {"data": str(folder.resolve()), "data sha256": read_manifest(folder)["sha256"]["valid.arrow"]}
+    signature = runs.signature_of(checkpoint) | of_data | {key: settings[key] for key in ("seed", "terms", "precision")}
+    check_results_file(path, signature)
+    record = {"checkpoint": str(checkpoint), "data": name_of(folder), "settings": settings, "signature": signature}
     if "kgi_tasks" in c.extra_config:
         record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
     seq_len = read_manifest(folder)["settings"]["seq_len"]
@@ -1168,15 +1192,15 @@ def flat_scores(record):
 def draw_map(s):
     """Draws the preferred terms of some concepts on a plane, by semantic group; each language on a map of its own."""
     device, dtype = hardware.choose_device(s.device, s.precision)
-    folder = find_data(s.data, s.checkpoint, data.NEW_TOKENS)
+    folder = data_of(s, s.checkpoint)
     encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
-    name = Path(s.checkpoint).resolve().name
+    name, signature = name_of(s.checkpoint), runs.signature_of(s.checkpoint)["checkpoint sha256"]
     _, group_names = umls.read_semantic_groups(Path(configs.__file__).with_name("SemGroups.txt"))
     for lang in read_manifest(folder)["languages"]:
         path = Path(s.out, name, f"map-{lang}.png")
-        check_output(path, reports.PICTURE)
+        reports.check_picture(path, signature)
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
@@ -1192,7 +1216,7 @@ def draw_map(s):
             f"10 nearest neighbours: {shares.mean():.1f} % of the same group, by chance {by_chance:.1f} %"
         )
         groups = [group_names.get(tables.groups[g], tables.groups[g]) for g in group]
-        reports.draw_map(path, points, groups, [strings[i] for i in rows], shares, title)
+        reports.draw_map(path, points, groups, [strings[i] for i in rows], shares, title, signature)
         print(path)
 
 
@@ -1202,7 +1226,7 @@ def link(s):
     if s.dictionary:
         dictionary = linking.read_dictionary(s.dictionary)
     else:
-        dictionary = linking.dictionary_of_dataset(find_data(s.data, s.checkpoint, data.NEW_TOKENS), s.lang)
+        dictionary = linking.dictionary_of_dataset(data_of(s, s.checkpoint), s.lang)
     if s.corpus:
         link_corpus(s, dictionary)
     else:
@@ -1212,9 +1236,9 @@ def link(s):
 def link_corpus(s, dictionary):
     """Scores the links of the mentions of a corpus; printed, and kept in results/."""
     began, task, path = time.monotonic(), linking.read_task(s, dictionary), linking.results_file(s)
-    check_output(path, RESULT)
+    check_results_file(path, signature := linking.results_signature(s) | runs.signature_of(s.checkpoint))
     with made_folder(path.parent):
-        record = {"checkpoint": s.checkpoint, "settings": asdict(s)} | score_links(s, task)
+        record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | score_links(s, task)
         reports.print_linking(record)
         write_json(path, record)
     print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
@@ -1278,7 +1302,7 @@ def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
     if s.keep_vectors:
         parts = ["\n".join(names), *poolings, str(max_tokens), str(dtype), tokenizer.to_str(), repr(encoder.config)]
         parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
-        path = linking.vectors_file(s.keep_vectors, Path(s.checkpoint).resolve().name, parts)
+        path = linking.vectors_file(s.keep_vectors, name_of(s.checkpoint), parts)
 
     def blocks():
         ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")

@@ -1,6 +1,6 @@
 """The encoder, the heads of the tasks, and vectors of text.
 
-    python model.py embed runs/kgi-fr < terms.txt > vectors.npy                  one vector a line, at [CLS]
+    python model.py embed runs/kgi-fr terms.txt > vectors.npy                    one vector a line, at [CLS]
     python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
 
 "For training from scratch, we use the DistilBERT model configuration with 12 encoder layers and 12 attention heads"
@@ -16,6 +16,7 @@ import configs  # isort: split
 import functools
 import io
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -294,7 +295,8 @@ def load_config(folder):
         return Config(**checkpoints.read_config(folder))
     except UserError as e:
         path = Path(folder, "config.json")
-        raise UserError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
+        names_it = str(e).startswith((str(path), str(folder)))
+        raise UserError(str(e) if names_it else f"{path}: {e}") from None
 
 
 def load(folder, dropout=None, heads=True, log=print):
@@ -397,9 +399,9 @@ def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
 
 
 def embed_lines(s):
-    """Lines of UTF-8 text on standard input -> a NumPy array (lines, dim) of float32 on standard output."""
-    if not sys.stdin or not sys.stdout:
-        raise UserError(f"standard {'output' if sys.stdin else 'input'} is closed; python model.py embed --help")
+    """Lines of UTF-8 text -> a NumPy array (lines, dim) of float32 on standard output."""
+    if not (s.terms or sys.stdin) or not sys.stdout:
+        raise UserError(f"standard {'input' if sys.stdout else 'output'} is closed; python model.py embed --help")
     if sys.stdout.isatty():
         raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
     log = functools.partial(print, file=sys.stderr)
@@ -407,7 +409,7 @@ def embed_lines(s):
     encoder = load(s.checkpoint, heads=False, log=log).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
-    ids, length = tokenizers.encode(tokenizer, read_lines(sys.stdin.buffer), "tokens")
+    ids, length = tokenizers.encode(tokenizer, read_lines(s.terms), "tokens")
     if (length > max_tokens).any():
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
     out = standard_output()
@@ -447,17 +449,23 @@ def longest_text(own, c, max_len=0):
     return limit - 2
 
 
-def read_lines(f):
-    """The lines of a binary file as strings with a space before them. Raises: UserError naming a line of bad UTF-8."""
-    reject_device(f, "standard input")
+def read_lines(path):
+    """The lines of a file, or of standard input if `path` is "", as strings with a space before them.
+
+    Raises: UserError naming a line of bad UTF-8.
+    """
+    name = path or "standard input"
+    with open(path, "rb") if path else nullcontext(sys.stdin.buffer) as f:
+        reject_device(f, name)
+        rows = [*split_rows(f)]
+    if not rows:
+        raise UserError(f"{name} is empty; give one term a line: python model.py embed CHECKPOINT terms.txt")
     lines = []
-    for row, line in enumerate(split_rows(f), 1):
+    for row, line in enumerate(rows, 1):
         try:
             lines.append(" " + line.decode("utf-8").strip())
         except UnicodeDecodeError:
-            raise UserError(f"standard input, line {row}: not UTF-8") from None
-    if not lines:
-        raise UserError("nothing on standard input; give one term a line: python model.py embed CHECKPOINT < terms.txt")
+            raise UserError(f"{name}, line {row}: not UTF-8") from None
     return lines
 
 

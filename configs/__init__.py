@@ -14,9 +14,9 @@ import difflib
 import os
 import signal
 import sys
-import tomllib
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -29,15 +29,30 @@ def end_quietly(*_):
     os._exit(130)
 
 
-# The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there.
+def missing_environment():
+    """What this Python lacks to run the programs, and what to do about it; "" if nothing."""
+    is_made = Path(__file__).resolve().parents[1].joinpath(".venv", ".ready").exists()
+    setup = "source .venv/bin/activate" if is_made else "make setup; source .venv/bin/activate"
+    if sys.version_info < (3, 11):  # noqa: UP036
+        return f"Python 3.11 or later is needed, and this is {sys.version.split()[0]}; first: {setup}"
+    packages = ("torch", "tokenizers", "numpy", "pyarrow", "seqeval", "sklearn", "tqdm")
+    missing = [name for name in packages if not find_spec(name)]
+    return f"{sys.executable} has no {', '.join(missing)}; first: {setup}" if missing else ""
+
+
+# The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there;
+# so did a Python without the packages.
 is_program = Path(sys.argv[0]).resolve() in Path(__file__).resolve().parents[1].glob("*.py")
 if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_quietly)
-
+if is_program and (fault := missing_environment()):
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {fault}")
 
 # OpenMP reads it as torch is imported. Its threads wait in a loop, which beside another program costs most of the speed
 # (docs/measurements.md, "A busy machine").
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import tomllib  # noqa: E402  (from Python 3.11 on)
 
 
 def setting(default, help, group="", least=0, most=10**15, choices=()):
@@ -68,8 +83,16 @@ PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda
 TAG_FORMATS = ("jsonl", "brat", "conll")
 
 
+class Settings:
+    """What configs.parse also says of the settings of a command."""
+
+    files = ()  # the TOML files that were given
+    given = frozenset()  # the names of the settings that they or the command line set
+    tables = {}  # {name of a table: {setting: value}} of these files, those of other commands too
+
+
 @dataclass
-class Data:
+class Data(Settings):
     """Build a data set from a UMLS release and clinical text."""
 
     lang: str = setting("", "en, fr ... (or a UMLS code such as FRE), several (en,it), or multi (en,fr,es)", "sources")
@@ -131,7 +154,7 @@ class Ids:
 
 
 @dataclass
-class Train:
+class Train(Settings):
     """Pre-train an encoder; defaults are the paper's v1 numbers (Table 8) but for warmup and clip."""
 
     data: str = setting("", "data set folder; default: the only one in datasets/ (with init: of its tokenizer)", "run")
@@ -192,7 +215,7 @@ class Evaluate:
     """Measure what checkpoints know of held-out pairs and documents, and of synonyms."""
 
     checkpoints: list[str] = argument("CHECKPOINT", "run folders, or folders of other checkpoints", many=True)
-    data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
+    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
     out: str = setting("results", "results go to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
     terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
@@ -205,7 +228,7 @@ class Map:
     """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    data: str = setting("", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer")
+    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
     out: str = setting("results", "the picture goes to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
     terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
@@ -238,7 +261,7 @@ class Link:
         "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
     )
     data: str = setting(
-        "", "data set folder; default: the only one in datasets/ of the checkpoint's tokenizer", "dictionary"
+        "", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer", "dictionary"
     )
     lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
@@ -263,8 +286,11 @@ class Plot:
 
 
 @dataclass
-class Finetune:
-    """Fine-tune a checkpoint on a corpus in one pass and score it (section 4.2)."""
+class Finetune(Settings):
+    """Fine-tune a checkpoint on a corpus in one pass and score it (section 4.2).
+
+    For a run folder, the training settings that are not given are those of [finetune] in the run's config.
+    """
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat", "corpus")
@@ -284,16 +310,18 @@ class Finetune:
 
 @dataclass
 class Tag:
-    """Mark the entities of texts: python finetune.py tag RESULTS/model < notes.txt > entities.jsonl"""
+    """Mark the entities of texts: python finetune.py tag RESULTS < notes.txt > entities.jsonl"""
 
-    model: str = argument("MODEL", "folder of a tagger, which fine-tuning writes to <results folder>/model")
+    model: str = argument("MODEL", "folder of a tagger, or a results folder of fine-tuning, which holds one in model/")
     input: str = argument(
         "INPUT", "a file with a document a line, a .jsonl, or a folder of .txt files; default: standard input",
         optional=True,
     )  # fmt: skip
     format: str = setting("jsonl", "JSON Lines, brat (.txt and .ann) or CoNLL columns", choices=TAG_FORMATS)
     out: str = setting("", "file that is written, of brat a new folder; default: standard output")
-    html: str = setting("", "also write a page with the entities highlighted, to this file")
+    html: str = setting(
+        "", "also write a page with the entities highlighted, to this file; a terminal then shows no other output"
+    )
     precision: str = setting(
         "", "number format of the matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32")
     )
@@ -324,9 +352,10 @@ class Tables:
 
 @dataclass
 class Embed:
-    """Turn lines of text into vectors: python model.py embed CHECKPOINT < terms.txt > vectors.npy"""
+    """Turn lines of text into vectors: python model.py embed CHECKPOINT terms.txt > vectors.npy"""
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
+    terms: str = argument("TERMS", "a file with a text a line; default: standard input", optional=True)
     pooling: str = setting(
         "",
         "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
@@ -346,6 +375,29 @@ TABLES = {
     "finetune": Finetune,
     "embed": Embed,
 }
+
+
+# ---------------------------------------------------------------- how long a training is
+
+
+def count_steps(s, n_examples):
+    """Optimizer steps of a training without a time budget. s: Train. n_examples: of the training split."""
+    return s.steps or max(1, round(s.epochs * n_examples / s.batch_size))
+
+
+def warmup_steps(s, steps):
+    """Steps up to the peak; a setting below 1 is a share of the run."""
+    return s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
+
+
+def check_schedule(s, steps, n_examples):
+    """Raises UserError if a run would end before its learning rate has reached the peak."""
+    if warmup_steps(s, steps) >= steps > 1:
+        length = f"{s.epochs:g} epochs of {n_examples:,} examples"
+        length = f"in {s.time_budget}" if s.time_budget else f"steps = {s.steps}" if s.steps else length
+        raise UserError(
+            f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); give a share, such as --warmup 0.5"
+        )
 
 
 # ---------------------------------------------------------------- the command line
@@ -374,12 +426,18 @@ def parse(argv, doc, commands, default=None):
     parser = build_parser(name, cls, commands, is_default=name == default)
     configs = [arg for arg in argv if arg.endswith(".toml") and not arg.startswith("--")]
     given = parser.parse_intermixed_args(normalise([arg for arg in argv if arg not in configs], cls))
-    values = {}
+    tables = {table: {} for table in TABLES}
     for path in configs:
-        values |= read_toml(path, cls)
-    values |= vars(given)
+        for table, values in read_toml(path).items():
+            tables[table] |= values
+    own = next((table for table, known in TABLES.items() if known is cls), "")
+    values = tables.get(own, {}) | vars(given)
     check_values(values, cls)
-    return function, cls(**values)
+    for table in tables.keys() - {own}:
+        check_values(tables[table], TABLES[table])
+    settings = cls(**values)
+    settings.files, settings.given, settings.tables = configs, {*values}, tables
+    return function, settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -466,10 +524,8 @@ METAVARS = {bool: "[true|false]", int: "N", float: "X", str: "TEXT"}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def read_toml(path, cls):
-    """The command's table of a TOML file; its other tables are checked too. Raises: UserError."""
-    if Path(path).exists() and not Path(path).is_file():  # a folder, or what may never end
-        raise UserError(f"{path}: not a file")
+def read_toml(path):
+    """The tables of a TOML file, {name: {setting: value}}, of the right types. Raises: UserError."""
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as e:
@@ -479,19 +535,24 @@ def read_toml(path, cls):
     for name, table in tables.items():
         if name not in TABLES or not isinstance(table, dict):
             raise UserError(f"{path}: '{name}' is not one of the tables {', '.join(TABLES)}")
-        fields = {f.name: f for f in dataclasses.fields(TABLES[name]) if "argument" not in f.metadata}
-        for key, value in table.items():
-            if key not in fields:
-                raise UserError(unknown_key(f"{path}, [{name}]", key, fields))
-            is_list, kind = item_type(fields[key].type)
-            items = value if is_list and type(value) is list else [value]
-            if kind is float:  # by way of a string, which is infinite where an int is too large
-                items = [float(str(item)) if type(item) is int else item for item in items]
-            if is_list != (type(value) is list) or any(type(item) is not kind for item in items):
-                what = f"a list, each item {TYPE_NAMES[kind]}" if is_list else TYPE_NAMES[kind]
-                raise UserError(f"{path}, [{name}]: {key} = {value!r} is not {what}")
-            table[key] = items if is_list else items[0]
-    return next((tables.get(name, {}) for name, known in TABLES.items() if known is cls), {})
+        check_types(path, name, table)
+    return tables
+
+
+def check_types(path, name, table):
+    """Raises UserError for a key of a table that is no setting, or a value of another type; ints become floats."""
+    fields = {f.name: f for f in dataclasses.fields(TABLES[name]) if "argument" not in f.metadata}
+    for key, value in table.items():
+        if key not in fields:
+            raise UserError(unknown_key(f"{path}, [{name}]", key, fields))
+        is_list, kind = item_type(fields[key].type)
+        items = value if is_list and type(value) is list else [value]
+        if kind is float:  # by way of a string, which is infinite where an int is too large
+            items = [float(str(item)) if type(item) is int else item for item in items]
+        if is_list != (type(value) is list) or any(type(item) is not kind for item in items):
+            what = f"a list, each item {TYPE_NAMES[kind]}" if is_list else TYPE_NAMES[kind]
+            raise UserError(f"{path}, [{name}]: {key} = {value!r} is not {what}")
+        table[key] = items if is_list else items[0]
 
 
 def check_values(values, cls):

@@ -13,6 +13,7 @@ n_runs() { # how many seeds a scores.json holds
   "$BIN/python" -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["runs"]))' "$1" 2>/dev/null || echo 0
 }
 
+n=0 total=$((5 * $(wc -w <<<"$SEEDS"))) # of runs
 train=("$BIN/python")
 [ "$RANKS" = 1 ] || train=("$BIN/torchrun" --nproc_per_node "$RANKS")
 base=$(basename "$CONFIG" .toml)
@@ -23,6 +24,8 @@ done
 for seed in $SEEDS; do
   for tasks in mlm ep-lp ep-tc tc-lp all; do
     run=$base-$tasks-s$seed
+    n=$((n + 1))
+    echo "run $n of $total: runs/$run"
     "${train[@]}" kgi.py "$CONFIG" "configs/ablation-$tasks.toml" --data "$DATA" --seed "$seed" --out "runs/$run" "$@"
     for corpus in $CORPORA; do
       name=${corpus%%=*} out=results/$run/${corpus%%=*}

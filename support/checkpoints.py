@@ -131,8 +131,10 @@ def read_config(folder):
     path, modules = Path(folder, "config.json"), modules_of(folder)
     if modules and modules[0][1]:  # the old layout of sentence-transformers
         raise UserError(f"{folder}: its encoder is in the folder {modules[0][1]}; give {Path(folder, modules[0][1])}")
+    if not path.is_file() and Path(folder, "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: its run has saved no checkpoint yet; wait for it, or start it again")
     if not path.is_file():
-        raise UserError(f"{path} not found; is {folder} a checkpoint folder?")
+        raise UserError(f"{path} not found; is {folder} a checkpoint folder?{tokenizers.how_to_download(folder)}")
     d = read_json(path)
     name = d.get("model_type")
     if type(name) is not str or name not in FAMILIES:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,16 @@ from tokenizers import Tokenizer
 import configs
 from configs import UserError
 from support import tokenizers, umls
-from support.files import atomic_directory, check_output, memory_map, read_bytes, write_atomic, write_json
+from support.files import (
+    atomic_directory,
+    check_output,
+    memory_map,
+    name_of,
+    read_bytes,
+    read_json,
+    write_atomic,
+    write_json,
+)  # fmt: skip
 
 SCHEMA = pa.schema(
     [(name, pa.uint8()) for name in ("task", "lang", "kind")]
@@ -23,6 +34,7 @@ FILES = {  # of a data set: how their beginning is recognised, as check_output h
     "manifest.json": rb'\{\s*"name": ".*",\s*"languages": ', "train.arrow": rb"(?s)ARROW1.{,2000}cuis",
     "valid.arrow": None, "tokenizer.json": None,
 }  # fmt: skip
+RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json; see find_misfit
     "name": str,
     "languages": [str],
@@ -222,6 +234,58 @@ def find_data(folder, checkpoint="", new_tokens=()):
     )
 
 
+def data_of_run(run):
+    """The data set that a run folder was trained on; "" if it does not say, or that one has another tokenizer now.
+
+    Says on standard error if it is no longer there, or was built again since.
+    """
+    if not (said := read_run(run)):
+        return ""
+    folder, was, what = said["data"], said["sha256"], f"{said['data']}, the data set of {run},"
+    try:
+        now = read_manifest(folder)["sha256"]
+    except UserError:  # moved, or not what a build writes
+        print(f"{what} is not there any more", file=sys.stderr)
+        return ""
+    if now["tokenizer.json"] != was.get("tokenizer.json"):
+        print(f"{what} was built again with another tokenizer", file=sys.stderr)
+        return ""
+    if now != was:
+        print(f"{what} was built again: what is held out now may have been in its training", file=sys.stderr)
+    return folder
+
+
+def read_run(folder):
+    """What a run folder remembers: {"data": its data set, "sha256": {file: hash}, "finetune": settings}.
+
+    It is {} for another folder, or a run of an older version. Raises: UserError if the file is not what a run writes.
+    """
+    path = Path(folder, RUN_FILE)
+    said = read_json(path) if path.is_file() else {}
+    if said and (misfit := find_misfit(said, {"data": str, "sha256": {str: str}, "finetune": {}})):
+        raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
+    if said:
+        configs.check_types(path, "finetune", said["finetune"])
+        configs.check_values(said["finetune"], configs.Finetune)
+    return said
+
+
+def take_settings_of_run(s):
+    """Makes settings of fine-tuning that were not given those of [finetune] in the config of the run, and says so."""
+    taken = {key: x for key, x in read_run(s.checkpoint).get("finetune", {}).items() if key not in s.given}
+    for key, value in taken.items():
+        setattr(s, key, value)
+    if taken:
+        print(f"{', '.join(f'{k} = {x}' for k, x in taken.items())}: from [finetune] of the config of {s.checkpoint}")
+
+
+def write_run(folder, data, manifest, finetune):
+    """Writes what read_run reads. finetune: {setting: value} of [finetune], of which those of the training are kept."""
+    of_training = {f.name for f in fields(configs.Finetune) if f.metadata.get("group") == "training"}
+    kept = {key: value for key, value in finetune.items() if key in of_training}
+    write_json(Path(folder, RUN_FILE), {"data": str(data), "sha256": manifest["sha256"], "finetune": kept})
+
+
 def tokenizer_of(folder):
     """The tokenizer of a data set, as a text that can be compared."""
     return Tokenizer.from_str(read_tokenizer(folder).decode()).to_str()
@@ -237,6 +301,50 @@ def how_to_build(checkpoint):
 
 
 # ---------------------------------------------------------------- what a build reads, and where it writes
+
+
+def print_replacement(s, out, settings, log):
+    """Says which settings of the data set in `out` a build changes, and which runs were trained on it, in time.
+
+    Args: s: a configs.Data. settings: those of it that a manifest keeps.
+    Returns: the manifest of the data set that is there, None if there is none.
+    """
+    try:
+        before = read_manifest(out)
+    except UserError:  # there is none, or it is damaged
+        return None
+    old = before["settings"]
+    changes = [key for key, value in settings.items() if old.get(key, value) != value]
+    said = [f"{key} was {old[key]}, now {settings[key]}" for key in changes]
+    said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
+    if said:
+        log(f"{out} is replaced at the end of this build: {'; '.join(said)}")
+    if said and (runs := runs_on(s, before)):
+        log(f"{', '.join(runs)}: trained on the data set that is there now; to keep it, choose another --out")
+    return before
+
+
+def print_replaced(s, out, before, manifest, log):
+    """Says which runs were trained on a data set that is no longer there.
+
+    Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
+    """
+    if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
+        log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs are others now")
+
+
+def runs_on(s, manifest):
+    """The folders under runs/, and the one that the config of a build names, of runs on a data set."""
+    named, found = s.tables.get("train", {}).get("out"), {}
+    for place in [*sorted(Path("runs").glob("*")), *([Path(named)] if named else [])]:
+        try:
+            said = read_run(place)
+        except UserError:
+            continue
+        if said and said["sha256"] == manifest["sha256"]:
+            found[str(place)] = None
+    return [*found]
+
 
 WHAT_TO_GET = """
   UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
@@ -263,7 +371,7 @@ def choose_output(s, langs):
     """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
     name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
     if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
-        name += f"-{Path(s.tokenizer).resolve().name}"
+        name += f"-{name_of(s.tokenizer)}"
     out = Path(s.out or Path("datasets", name))
     if s.text and len(langs) > 1 and "{lang}" not in s.text:
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")

@@ -361,6 +361,11 @@ def folder_lock(folder, message):
 # ---------------------------------------------------------------- streams, and how a command ends
 
 
+def name_of(path):
+    """The name of a file or folder; a symbolic link keeps its own."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def progress(what, total, unit=""):
     """A tqdm bar on a terminal, nothing elsewhere. total: a number, None if unknown, or something to iterate over."""
     options = {"desc": what, "disable": None, "leave": False, "dynamic_ncols": True}

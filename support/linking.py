@@ -26,7 +26,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -41,6 +41,7 @@ from support.datasets import choose_languages, read_dataset_tables
 from support.files import (
     check_output_file,
     folder_lock,
+    name_of,
     progress,
     read_utf8,
     reject_device,
@@ -600,9 +601,14 @@ def subsets(task):
 
 def results_file(s):
     """Where kgi.py link keeps its scores. The name has the protocol's settings that are not the default."""
-    parts = [Path(s.corpus).resolve().name] + [s.split] * (s.split != "test")
+    parts = [name_of(s.corpus)] + [s.split] * (s.split != "test")
     parts += [key for key in ("expand_abbreviations", "train_mentions") if getattr(s, key)]
-    return Path(s.out or "results", Path(s.checkpoint).resolve().name, f"linking-{'-'.join(parts)}.json")
+    return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
+
+
+def results_signature(s):
+    """What the scores depend on besides the checkpoint."""
+    return {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
 
 
 def linking_scores(ranks, documents):

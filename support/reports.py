@@ -2,16 +2,28 @@
 
 import json
 import math
+import shlex
+import statistics
+import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+import configs
 from configs import UserError
-from support.files import check_output_file, made_folder, read_bytes, write_atomic
+from support.files import check_output, check_output_file, made_folder, name_of, read_bytes, write_atomic
+from support.tables import mean_and_deviation
 from support.texts import replace_surrogates
 
 PICTURE = rb"(?s).*[Mm]atplotlib"  # how ours are recognised; see check_output
+
+
+def print_next(*commands, file=None):
+    """Prints the commands that a user may want next. Each is a tuple: a text with {}, and what is put there, quoted."""
+    for i, (text, *parts) in enumerate(commands):
+        quoted = (shlex.quote(replace_surrogates(str(part))) for part in parts)
+        print(f"{'next:' if i == 0 else '':<7}" + text.format(*quoted), file=file or sys.stdout, flush=True)
 
 
 # ---------------------------------------------------------------- a data set
@@ -57,6 +69,26 @@ def print_dataset_tables(manifest, tasks):
     for file, n in manifest["nci_rows_left_out"].items():
         print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
     print()
+
+
+def print_training(s, out, counts, tasks):
+    """Prints the command that trains on a data set, and a warning if the schedule of the build's config is too long.
+
+    Args: s: a configs.Data. out: the data set. counts: of its manifest. tasks: names of those trained by default.
+    """
+    train = configs.Train(**s.tables.get("train", {}))
+    n = sum(c["train"].get(task, 0) for c in counts.values() for task in train.tasks or tasks)
+    try:
+        if not train.time_budget:
+            configs.check_schedule(train, configs.count_steps(train, n), n)
+    except UserError as e:
+        print(f"warning: the training of {' '.join(s.files)} would be refused with this data set:\n  {e}")
+    command, parts = "python kgi.py" + " {}" * len(s.files), [*s.files]
+    if Path(train.data) != Path(out):
+        command, parts = command + " --data {}", [*parts, out]
+    if s.tokenizer:
+        command, parts = command + " --init {}", [*parts, s.tokenizer]
+    print_next((command, *parts))
 
 
 def print_rows_and_total(row, table):
@@ -137,18 +169,26 @@ def draw_curves(runs, out, tasks):
     return out
 
 
+def check_picture(path, signature):
+    """Raises UserError if a picture that draw_map would replace is of another checkpoint."""
+    check_output(path, PICTURE)
+    if path.exists() and f"Source\0{signature}".encode() not in path.read_bytes():
+        raise UserError(f"{path} is of another checkpoint, or of this one before more training; choose another --out")
+
+
 def names_of_runs(runs):
     """The name of each run folder, or its path where two have the same name."""
     names = [run.resolve().name for run in runs]
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
 
 
-def draw_map(path, points, groups, strings, shares, title):
+def draw_map(path, points, groups, strings, shares, title, signature):
     """Draws terms as points, a colour for each semantic group, some of them with their names.
 
     Args:
         path: the picture, a .png. points: (n, 2). groups: the name of the group of each term. strings: the terms.
         shares: (n,) of the neighbours of each term the share of its group: those with the highest get their names.
+        signature: of the checkpoint, which is kept in the picture.
     """
     figure, groups = blank_figure((10, 11)), np.array(groups)
     names, size = np.unique(groups, return_counts=True)
@@ -167,7 +207,7 @@ def draw_map(path, points, groups, strings, shares, title):
         fitting = (i for i in rows if label_term(ax, strings[i], points[i], colour, taken))
         list(islice(fitting, 3))
     with made_folder(path.parent):
-        write_atomic(path, lambda f: figure.savefig(f, format="png"))
+        write_atomic(path, lambda f: figure.savefig(f, format="png", metadata={"Source": signature}))
 
 
 def label_term(ax, text, point, colour, taken):
@@ -217,6 +257,14 @@ def add_legend(figure, names, colours, title=""):
     figure.legend(dots, [*map(as_drawn, names)], loc="outside lower center", title=title, ncols=4)
 
 
+def print_after_training(s, out):
+    """Prints what to do with a finished run. s: its configs.Train."""
+    finetune = ("python finetune.py {} --corpus CORPUS --data FOLDER", out)
+    if s.tables.get("finetune", {}).get("data"):
+        finetune = ("python finetune.py {}" + " {}" * len(s.files), out, *s.files)
+    print_next(finetune, ("python kgi.py evaluate {}", out), ("python kgi.py plot {}", out))
+
+
 def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     """The README.md of a run folder: what it was trained on and with, and its last validation, as Markdown.
 
@@ -228,12 +276,12 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     tasks, languages = [task for task in tasks if task.name in trained], manifest["languages"]
     has_text, has_graph = "mlm" in trained, trained != ["mlm"]
     sources = ["sequences from the UMLS knowledge graph"] * has_graph + ["documents"] * has_text
-    beginning = f"continues the training of `{Path(init).resolve().name}`" if init else "was trained from scratch"
+    beginning = f"continues the training of `{name_of(init)}`" if init else "was trained from scratch"
     licence = " (for the UMLS, that of the US National Library of Medicine)" if has_graph else ""
     lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
     lines += ["pipeline_tag: fill-mask"] * ("mlm" in config.extra_config["kgi_tasks"])
     lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * has_graph, "---", ""]
-    lines += [f"# {folder.resolve().name}", ""]
+    lines += [f"# {name_of(folder)}", ""]
     lines += [
         f"This is a UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023). It {beginning} on {' and on '.join(sources)}. "
         f"The encoder opens with any library that reads the layout `{config.family}`. `tokenizer.json` holds the "
@@ -256,12 +304,17 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     if validations:
         step, valid = validations[-1]["step"], validations[-1]["valid"]
         rows = [
-            [task.title, f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
+            [unit_of(task), f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
             for task in tasks
             if f"{task.name}_loss" in valid and f"{task.name}_accuracy" in valid
         ]
         lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
     return replace_surrogates("\n".join(lines))
+
+
+def unit_of(task):
+    """The title of a task where its accuracy stands, which for entity prediction is that of single tokens."""
+    return task.title + ", of tokens" * (task.name == "ep")
 
 
 def markdown_table(heads, rows):
@@ -273,39 +326,93 @@ def markdown_table(heads, rows):
 # ---------------------------------------------------------------- what was learnt
 
 
+def print_scores(runs, constant, unit, pos):
+    """Prints the scores of all seeds of a results folder as a table: mean ± deviation, interval, baseline, each type.
+
+    Args:
+        runs: of a scores.json. constant: the label of the baseline. unit: what the intervals resample. pos: whether
+        labels are parts of speech.
+    """
+
+    def row(name, threes, *rest):
+        name = name if len(name) <= 30 else name[:29] + "…"
+        cells = threes and [mean_and_deviation([three[i] for three in threes]) for i in range(3)]
+        print(
+            f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1")) + "{:>19}{:>11}".format(*rest)
+        )
+
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
+    print()
+    row(f"{seeds}, in per cent", [], "95 % interval", "constant")
+    titles = {"paper": "paper, mean over sequences", "entity": "tokens" if pos else "entities, strict"}
+    for (kind, title), baseline in zip(titles.items(), ("constant_baseline", "constant_baseline_entity")):
+        low, high = (statistics.mean(r["interval"][kind][i] for r in runs) for i in range(2))
+        row(title, [r[kind] for r in runs], f"[{low:.2f}, {high:.2f}]", f"{runs[0][baseline]:.2f}")
+    row("mean over " + ("labels" if pos else "types"), [r["macro"] for r in runs], "", "")
+    print(f"{'of each ' + ('label' if pos else 'type'):<100}{'gold':>11}")
+    n_gold = {kind: n for r in runs for kind, (*_, n) in r["labels"].items()}
+    for kind in sorted(n_gold):
+        row(f"  {kind}", [r["labels"][kind] for r in runs if kind in r["labels"]], "", f"{n_gold[kind]:,}")
+    of_seeds = ", mean of those of the seeds" if len(runs) > 1 else ""
+    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{of_seeds}")
+    print(f"constant: the F1 of always {constant}")
+
+
+def print_single_label(single_label, s, dim):
+    """Says which seeds predict one label alone, and why that is likely.
+
+    Args: single_label: {seed: label}. s: a configs.Finetune. dim: of the encoder.
+    """
+    if not single_label:
+        return
+    seeds = ("seed " if len(single_label) == 1 else "seeds ") + ", ".join(map(str, single_label))
+    why, advice = (
+        f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here",
+        "a higher --lr or more --epochs",
+    )
+    if dim < 768 and s.lr < 1e-4:
+        why, advice = (
+            f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}",
+            "--lr 5e-4 or more",
+        )
+    labels = " or ".join(sorted({*single_label.values()}))
+    print(f"\nwarning: {seeds} predicted {labels} alone, for every word.")
+    print(f"  The likely reason: {why}.\n  Try {advice}, with another --out.")
+
+
 def print_evaluation(record, tasks, relations):
     """Prints what kgi.py evaluate found. Args: tasks, relations: data.TASKS, data.RELATIONS."""
     titles = {task.name: task.title for task in tasks}
     for lang, x in record.get("mlm", {}).items():
-        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f}")
+        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f} %")
     if x := record.get("ep"):
-        print(f"  {titles['ep']}: {x['tokens']:.1f} of the tokens, {x['entities']:.1f} of the entities")
+        print(f"  {titles['ep']}: {x['tokens']:.1f} % of the tokens, {x['entities']:.1f} % of the entities")
     if x := record.get("lp"):
         confusion = np.array(x["confusion"])
         majority = 100 * confusion.sum(1).max() / confusion.sum()
         print(
-            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} (majority baseline {majority:.1f}), "
-            f"macro F1 {x['macro_f1']:.1f}"
+            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), "
+            f"macro F1 {x['macro_f1']:.1f} %"
         )
         names = relations[: len(confusion)]
         print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
         for name, row in zip(names, confusion.tolist()):
             print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
     if x := record.get("tc"):
-        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f}")
+        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f} %")
         for kind in ("corrupted_entities", "corrupted_relation"):
             if kind in x:
                 accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
                 negatives = f"negatives with {kind.replace('_', ' ')}"
-                print(f"    {negatives}: accuracy {accuracy:.1f}, ROC AUC against true ones {auc:.1f}")
+                print(f"    {negatives}: accuracy {accuracy:.1f} %, ROC AUC against true ones {auc:.1f} %")
     for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
         if x := record.get(name):
-            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f}")
+            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f} %")
     for lang, by_vectors in record["translations"].items():
         for how, x in by_vectors.items():
             if x:
                 what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
-                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f}")
+                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f} %")
     for lang, by_vectors in record["synonyms"].items():
         n = by_vectors["terms"]
         if not by_vectors["mean"]:
@@ -314,8 +421,8 @@ def print_evaluation(record, tasks, relations):
             if how != "terms" and x:
                 what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
                 print(
-                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f}, "
-                    f"at 5 {x['at_5']:.1f}, MRR {x['mrr']:.1f}"
+                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f} %, "
+                    f"at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
                 )
 
 
@@ -342,7 +449,7 @@ def print_linking(record):
             if found:
                 cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
                 print(f"    {method:<45}" + "".join(f"{cell:<20}" for cell in cells).rstrip())
-    print("\n  accuracy in per cent [95 % bootstrap confidence interval, documents resampled]")
+    print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
 
 
 def format_score(scores, key):

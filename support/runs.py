@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from configs import UserError
 from support import hardware
-from support.checkpoints import WEIGHT_FILES, read_torch
+from support.checkpoints import WEIGHT_FILES, read_config, read_torch, weight_files
+from support.datasets import RUN_FILE
 from support.files import check_output, errors_named, read_launch, reject_lfs_pointer, write_atomic
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
@@ -272,7 +273,7 @@ def refuse_foreign_folder(out, records, n_damaged):
     """
     # A run that ended before its first checkpoint leaves metrics.jsonl alone, with nothing to keep.
     foreign_metrics = n_damaged or any("valid" not in record and "mfu" not in record for record in records)
-    names = [*EXPORTED, "modules.json", "sentence_bert_config.json", "1_Pooling", *WEIGHT_FILES]
+    names = [*EXPORTED, "modules.json", "sentence_bert_config.json", "1_Pooling", RUN_FILE, *WEIGHT_FILES]
     for name in names + ["metrics.jsonl"] * bool(foreign_metrics):
         if (out / name).exists():
             raise UserError(f"{out} holds a {name}, but no {CHECKPOINT} to resume from; choose another --out")
@@ -282,6 +283,13 @@ def check_exported(out):
     """Raises UserError if files of other programs have taken the place of those that a run writes."""
     for name, form in EXPORTED.items():
         check_output(out / name, form)
+
+
+def signature_of(checkpoint):
+    """What results say of the checkpoint that they are of: its path, and a hash of its files."""
+    read_config(checkpoint)  # says what is wrong with the folder
+    files = [Path(checkpoint, "config.json"), *weight_files(checkpoint)]
+    return {"checkpoint": str(Path(checkpoint).resolve()), "checkpoint sha256": digest(files)}
 
 
 def digest(paths):

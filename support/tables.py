@@ -4,6 +4,7 @@ A result is a scores.json of finetune.py or a knowledge-*.json of kgi.py evaluat
 left out. The paper's rows and figures are in configs/tables.json.
 """
 
+import itertools
 import json
 import re
 import statistics
@@ -126,6 +127,26 @@ def differing_settings(before, now):
     return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
 
 
+def check_result_signature(where, before, now):
+    """Raises UserError if results are of another signature than `now`, such as another checkpoint, or of none."""
+    if not isinstance(before, dict):
+        raise UserError(f"{where} holds results without a record of all their settings; choose another --out")
+    if other := differing_settings(before, now):
+        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {now[k]}" for k in other)
+        raise UserError(f"{where} holds results of {changes}; choose another --out")
+
+
+def check_results_file(path, now):
+    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
+    if not path.exists():
+        return
+    try:
+        before = checked(dict, read_record(path)).get("signature")
+    except (UserError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
+    check_result_signature(path, before, now)
+
+
 def strip_seed_suffix(run):
     """A run's name without the seed of its pre-training, -s0, -s1 ..."""
     return re.sub(r"-s\d+(?=$|-untrained$)", "", run)
@@ -221,7 +242,7 @@ def baseline_row(found, language, corpora, columns):
 
 
 def write_tables(folder, with_paper):
-    """Writes all results below a folder as tables in Markdown into it, and prints their paths. Raises: UserError."""
+    """Writes all results below a folder as tables in Markdown into it, and prints what they hold. Raises: UserError."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; --results names the one that finetune.py writes to")
     found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
@@ -242,9 +263,51 @@ def write_tables(folder, with_paper):
             for part in layout["parts"]:
                 lines += score_table(part, found, metric, number, with_paper and metric == "paper")
         out[f"table-{number}.md"] = lines
+    out = {name: (lines, shown) for name, lines in out.items() if (shown := tables_with_results(lines))}
     for name in out:
         check_output(Path(folder, name), rb"# (Table \d|Corpora that are in no|What encoders know)")
-    for name, lines in out.items():
+    for name, (lines, shown) in out.items():
         path = Path(folder, name)
         write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))
-        print(path)
+        print(f"\n{path}: {lines[0].removeprefix('# ')}")
+        for rows in shown:
+            print_rows(rows)
+    if not out:
+        print(f"{folder}: no results in it yet; finetune.py CHECKPOINT --corpus CORPUS --data FOLDER writes some")
+
+
+def tables_with_results(lines):
+    """The tables in lines of Markdown, each a list of rows of cells, without rows and columns that hold no result."""
+    tables, caption = [], ""
+    for is_table, block in itertools.groupby(lines, key=lambda line: line.startswith("|")):
+        block = list(block)
+        if not is_table:
+            caption = next((line.split(".")[0] for line in block if line and not line.startswith("#")), caption)
+            continue
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in block)
+        rows = [row for row in rows if any(map(is_result, row[1:]))]
+        columns = [0, *(i for i in range(1, len(head)) if any(is_result(row[i]) for row in rows))]
+        if any(not row[0].startswith("*") for row in rows):  # not the baseline alone
+            head[0] = caption if head[0] == "model" else f"{head[0]}: {caption}"
+            tables.append([[row[i] for i in columns] for row in (head, *rows)])
+    return tables
+
+
+def is_result(cell):
+    return cell not in ("", "–") and not cell.startswith("– [")
+
+
+def print_rows(rows, most=120):
+    """Prints rows of cells in aligned columns; columns that do not fit into `most` characters come below the others."""
+    rows = [[re.sub(r"\*|</?u>", "", cell) for cell in row] for row in rows]
+    print(f"\n{rows[0][0]}")
+    width = [max(len(row[i]) for row in rows[1:] + rows[:1] * (i > 0)) + 2 for i in range(len(rows[0]))]
+    first = 1
+    while first < len(width):
+        last = first + 1
+        while last < len(width) and width[0] + sum(width[first : last + 1]) <= most:
+            last += 1
+        for i, row in enumerate(rows):
+            name = "" if i == 0 else row[0]
+            print(f"  {name:<{width[0] - 2}}" + "".join(f"{row[k]:>{width[k]}}" for k in range(first, last)))
+        first = last

@@ -31,6 +31,7 @@ from support.files import (
     write_all,
     write_atomic,
 )  # fmt: skip
+from support.reports import print_next
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
@@ -194,9 +195,10 @@ def write_tagged(tagged, s, labels):
     elif s.out:
         write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
     else:
-        out = standard_output()
+        out = None if s.html and sys.stdout.isatty() else standard_output()  # who asks for a page wants no lines there
         for document in counted:
-            write_all(out, FORMATS[s.format](document).encode())
+            if out:
+                write_all(out, FORMATS[s.format](document).encode())
     if s.html:
         page = format_page(tally, types, s.model)
         write_atomic(s.html, lambda f: f.write(page.encode()))
@@ -216,13 +218,23 @@ def count(tagged, tally, types):
             bar.update()
 
 
-def print_tally(tally, began):
-    """The last line of a run, on standard error. began: time.monotonic() when it began."""
+def find_tagger(folder):
+    """The folder of a tagger: the one that was given, or model/ in it, as a results folder has it."""
+    inner = Path(folder, "model")
+    return str(inner) if not Path(folder, "config.json").exists() and inner.is_dir() else folder
+
+
+def print_tally(tally, began, s):
+    """The last lines of a run, on standard error. began: time.monotonic() when it began. s: a configs.Tag."""
     rate = tally.n_documents / max(time.monotonic() - began, 1e-9)
     print(
         f"{tally.n_documents:,} documents, {tally.entities.total():,} entities, {rate:,.1f} documents/s",
         file=sys.stderr,
     )
+    for path in filter(None, (s.out, s.html)):
+        print(f"wrote {path}", file=sys.stderr)
+    if s.out and s.format == "jsonl":
+        print_next(("python kgi.py link CHECKPOINT {} --out links.jsonl", s.out), file=sys.stderr)
 
 
 def print_scheme(scheme, beginnings):

@@ -38,7 +38,10 @@ def read_e3c(folder, lang, layers):
         raise UserError(f"E3C has no documents in language {lang}; give E3C=none to build without documents")
     texts, issues = [], Counter()
     for layer in layers:
-        place = Path(folder, "data_collection", name, f"layer{layer}")
+        collection = Path(folder, "data_collection")
+        place = collection / name / f"layer{layer}"
+        if collection.is_dir() and not (collection / name).is_dir():
+            raise UserError(f"no {name} in {collection}; give E3C=none (--e3c none) to build without documents")
         if not place.is_dir():
             raise UserError(f"{place} not found; E3C must point to the folder that holds data_collection/")
         files = sorted(place.glob("*.json"))

@@ -4,6 +4,7 @@ In, whichever files a checkpoint folder has: tokenizer.json; else vocab.txt (BER
 merges.txt (RoBERTa's byte-level BPE). Out: tokenizer.json and the two small files that other libraries read with it.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def load(folder, new_tokens=(), max_entries=None):
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the checkpoint folder it is in")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a run folder, or the folder of a downloaded checkpoint")
+        advice = "give a run folder, or the folder of a downloaded checkpoint"
+        raise UserError(f"{folder}: no such folder; {advice}{how_to_download(folder)}")
     tokenizer = read_files(folder)
     if read_input_settings(folder)["do_lower_case"]:
         lower_case(tokenizer)
@@ -63,6 +65,14 @@ def load(folder, new_tokens=(), max_entries=None):
                 f"{folder}: its vocabulary has holes or repeats, so new tokens would share ids with old ones"
             )
     return tokenizer
+
+
+def how_to_download(name):
+    """What to do if `name` is that of a model on the Hugging Face hub, not of a folder; "" if it cannot be one."""
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and not set(Path(name).parts) & {"..", "runs", "results"}
+    if not is_name or Path(name).exists() or (Path(name).parent != Path() and Path(name).parent.exists()):
+        return ""
+    return f". To download that model: git lfs install && git clone https://huggingface.co/{name}"
 
 
 def read_files(folder):

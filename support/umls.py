@@ -234,7 +234,8 @@ def read_codes(umls, sources):
         hint = rrf.missing_files_hint(umls)
         raise UserError(f"MRCONSO.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
     if not (found := set().union(*read_rrf(umls, "MRCONSO", parse_block))):
-        raise UserError(f"{rrf.find_rrf(umls, 'MRCONSO')[0]}: no row of the sources {' '.join(sources)}")
+        advice = "take the full release, or a subset of MetamorphoSys with these sources"
+        raise UserError(f"{rrf.find_rrf(umls, 'MRCONSO')[0]}: no row of the sources {' '.join(sources)}; {advice}")
     return sorted(found)
 
 

@@ -112,6 +112,7 @@ def bench_data(folder, scale, repeat):
     made = folder / f"made-{scale:g}"
     if not made.is_file():
         began = time.time()
+        print(f"writing {3.4 * scale:.1f} GB into {folder}, once", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         synthetic_umls.write_full(folder, scale)
         made.touch()

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import configs  # noqa: E402
 import data  # noqa: E402
+import kgi  # noqa: E402
+import model as models  # noqa: E402
+from support.reports import unit_of  # noqa: E402
 
 KINDS = "untrained", "pretrained"  # folders of results
 PICTURES = {
@@ -48,15 +52,25 @@ def pairs_of(dataset):
     return batch.label, relations, dataset.kind[triples] == data.TRUE
 
 
-def main(folder):
+def whole_entities(folder, config):
+    """Accuracy of entity prediction in per cent if all tokens of an entity must be right: before and after training."""
+    run = kgi.set_up(configs.parse([config], kgi.__doc__, kgi.COMMANDS, "train")[1])
+    both = run.model, models.load(run.out, log=lambda _: None)
+    return [kgi.evaluate_tasks(m.eval(), Path(folder, "fr"), 0, None)["ep"]["entities"] for m in both]
+
+
+def main(folder, config="configs/demo.toml"):
     baseline = majority_baseline(Path(folder, "fr"))
     lines = Path(folder, "kgi-fr", "metrics.jsonl").read_text().splitlines()
     valid = [r["valid"] for r in map(json.loads, lines) if "valid" in r]
-    print(f"\n{'held-out pairs and documents':<36} {'majority baseline':>17} {'before':>15} {'after':>15}")
+    print(f"\n{'held-out, accuracy in per cent':<36} {'majority baseline':>17} {'before':>15} {'after':>15}")
     for task in (task for task in data.TASKS if task.in_paper):
         before, after = (100 * v[f"{task.name}_accuracy"] for v in (valid[0], valid[-1]))
-        print(f"{task.title + ', accuracy':<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
-    print(f"\n{'one-shot NER, F1':<36} {'constant baseline':>17} {'untrained':>15} {'pre-trained':>15}")
+        print(f"{unit_of(task):<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
+        if task.name == "ep":
+            before, after = whole_entities(folder, config)
+            print(f"{'entity prediction, of entities':<36} {'':>17} {before:15.1f} {after:15.1f}")
+    print(f"\n{'one-shot NER, F1 in per cent':<36} {'constant baseline':>17} {'untrained':>15} {'pre-trained':>15}")
     runs = [json.loads(Path(folder, "results", kind, "scores.json").read_text())["runs"] for kind in KINDS]
     for kind, title, key in (
         ("paper", "macro, averaged over sequences", "constant_baseline"),

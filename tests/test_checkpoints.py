@@ -679,6 +679,35 @@ def test_embed(texts, tmp_path, family, monkeypatch, capsys):
             assert np.abs(vector - want.detach().numpy()).max() < 1e-5
 
 
+def test_embed_takes_a_file(texts, tmp_path, monkeypatch):
+    start = checkpoint(tmp_path / "start", "bert", texts)
+    (tmp_path / "terms.txt").write_text("foie\nrein\n")
+    want = embedded(monkeypatch, start, b"foie\nrein\n")
+    assert np.array_equal(embedded(monkeypatch, start, b"other\n", tmp_path / "terms.txt"), want)
+    (tmp_path / "terms.txt").write_bytes(b"foie\n\xff")
+    with pytest.raises(UserError, match="terms.txt, line 2: not UTF-8"):
+        embedded(monkeypatch, start, b"", tmp_path / "terms.txt")
+
+
+def test_folders_that_hold_no_checkpoint_say_what_to_do(tmp_path, monkeypatch):
+    """A model of the hub is downloaded first; a run that has saved nothing yet is no other folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    (tmp_path / "runs" / "new" / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="^runs/new: its run has saved no checkpoint yet; wait for it, or"):
+        models.load_config("runs/new")
+    clone = "To download that model: git lfs install && git clone https://huggingface.co/"
+    for name in ("bert-base-uncased", "Dr-BERT/DrBERT-4GB"):
+        for load in (models.load_config, tokenizers.load):
+            with pytest.raises(UserError) as e:
+                load(name)
+            assert str(e.value).endswith(f"{clone}{name}")
+    for name in ("runs/x", "runs", "a/b/c", "/x", "../x"):
+        with pytest.raises(UserError) as e:
+            models.load_config(name)
+        assert "huggingface" not in str(e.value)
+
+
 def test_embed_in_pieces(texts, tmp_path):
     """More texts than are computed at a time."""
     start = checkpoint(tmp_path / "start", "distilbert", texts)
@@ -693,7 +722,7 @@ def test_embed_in_pieces(texts, tmp_path):
 
 @pytest.mark.parametrize("stdin, args, message", [
     (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
-    (b"", [], "nothing on standard input"),
+    (b"", [], "standard input is empty; give one term a line"),
     (b"a", ["--pooling", "max"], "pooling = 'max' is not one of cls, mean"),
     (b"a", [], "the tokenizer has neither [MASK] nor <mask>"),
     (b"a", ["--max_len", "2"], "max_len = 2 leaves no room"),

@@ -1,5 +1,6 @@
 """configs/__init__.py: defaults, TOML files, the command line, --help, and the messages about mistakes."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -337,3 +338,53 @@ def test_make_data_takes_lang_from_the_command_line_alone(env, argv, passed):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"LANG": env}
     out = subprocess.run(["make", "-n", "data", *argv], cwd=ROOT, env=env, capture_output=True, text=True).stdout
     assert " ".join(out.split("data.py build")[1].replace("\\", "").split()) == passed
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_python_without_the_packages_is_one_line(program):
+    """What to do, in place of a traceback."""
+    p = subprocess.run([sys.executable, "-S", program], cwd=ROOT, capture_output=True, text=True)
+    what = (
+        f"{program}: error: {sys.executable} has no torch, tokenizers, numpy, pyarrow, seqeval, sklearn, tqdm; first: "
+    )
+    assert p.returncode == 1 and p.stdout == "" and p.stderr.count("\n") == 1
+    assert p.stderr.startswith(what) and p.stderr.endswith("source .venv/bin/activate\n")
+
+
+def test_an_older_python_is_one_line(monkeypatch):
+    """All that it reads before the line is Python that it can read."""
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert configs.missing_environment().startswith("Python 3.11 or later is needed, and this is 3.")
+    for path in [Path(configs.__file__), *(ROOT / program for program in PROGRAMS)]:
+        ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def test_what_files_say_to_other_commands(tmp_path):
+    """A build knows the training of its files, and a training the fine-tuning; what was given can be told apart."""
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("[data]\nlang = 'fr'\n[train]\nlr = 1\nepochs = 3\n[finetune]\nlr = 5e-4\n")
+    two.write_text("[train]\nepochs = 2\n")
+    s = parse("data.py", "build", one, two, "--seed", 0)
+    assert (s.tables["train"], s.given, s.files) == ({"lr": 1.0, "epochs": 2.0}, {"lang", "seed"}, [str(one), str(two)])
+    assert parse("kgi.py", one).tables["finetune"] == {"lr": 5e-4} and configs.Train().tables == {}
+    two.write_text("[train]\nepochs = -2\n")
+    with pytest.raises(UserError, match="epochs = -2.0 must be between"):
+        parse("data.py", "build", two)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
+@pytest.mark.parametrize("goal, given, missing", [
+    ("tag", [], "MODEL"), ("ner", ["CHECKPOINT=runs/x", "CORPUS=e3c"], "DATA"), ("check", ["CORPUS=e3c"], "DATA"),
+    ("map", [], "CHECKPOINT"), ("evaluate", [], "CHECKPOINT"), ("link", ["CHECKPOINT=x"], "CORPUS"),
+    ("plot", [], "RUN"),
+])  # fmt: skip
+def test_make_names_the_variable_that_is_missing(tmp_path, goal, given, missing):
+    """Before it makes an environment; with all of them it is not asked for any."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != missing}
+    make = ["make", goal, *given, f"VENV={tmp_path / 'env'}"]
+    p = subprocess.run(make, cwd=ROOT, env=env, capture_output=True, text=True)
+    line = p.stdout.splitlines()[0]
+    assert p.returncode != 0 and line.startswith(f"make {goal} needs {missing}: make {goal} ") and f"{missing}=" in line
+    assert not (tmp_path / "env").exists()
+    p = subprocess.run([*make, f"{missing}=x", "-n"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert "needs" not in p.stdout and p.returncode == 0

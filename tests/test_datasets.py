@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -265,3 +266,78 @@ def test_a_folder_whose_name_is_not_utf_8(release, tmp_path):
         assert p.returncode == 0 and message in p.stdout, p.stderr
     p = command("data.py", "show", out)
     assert p.returncode == 0 and "link prediction" in p.stdout, p.stderr
+
+
+def build_from(config, release, out, *more):
+    """A small build as `data.py build` does it, with a TOML file."""
+    few = [f"--{k}={v}" for k, v in (FEW | {"vocab_size": 300, "seq_len": 64, "lang": "en"}).items()]
+    argv = ["build", config, *few, f"--umls={release}", f"--e3c={release / 'E3C'}", f"--out={out}", *more]
+    function, s = configs.parse([*map(str, argv)], data.__doc__, data.COMMANDS)
+    function(s)
+
+
+def test_a_build_says_what_comes_next_and_what_it_replaces(release, tmp_path, monkeypatch, capsys):
+    """A warm-up that the data do not reach, before any training; and runs on a data set, before it is replaced."""
+    monkeypatch.chdir(tmp_path)
+    config, out = tmp_path / "x.toml", Path("datasets") / "e n"
+    config.write_text("[train]\nepochs = 2\nbatch_size = 10\nwarmup = 40\nout = 'elsewhere/b'\n")
+    build_from(config, release, out)
+    shown = capsys.readouterr().out
+    n = sum(datasets.read_manifest(out)["counts"]["en"]["train"].values())
+    warning = f"warning: the training of {config} would be refused with this data set:\n  warmup = 40 steps, but"
+    assert f"{warning} the run has only {round(2 * n / 10)} (2 epochs of {n} examples); give a share" in shown
+    assert shown.endswith(f"next:  python kgi.py {config} --data 'datasets/e n'\n") and "replaced" not in shown
+    before = datasets.read_manifest(out)
+    for run, manifest in (
+        ("runs/a", before),
+        ("elsewhere/b", before),
+        ("runs/c", {"sha256": {}}),
+        ("elsewhere/d", before),
+    ):
+        Path(run).mkdir(parents=True)
+        datasets.write_run(run, out, manifest, {})
+    Path("runs/broken").mkdir()
+    Path("runs/broken/kgi.json").write_text("[")
+    build_from(config, release, out)
+    assert "replaced" not in capsys.readouterr().out  # by the same
+    config.write_text("[train]\ndata = 'datasets/e n'\nout = 'elsewhere/b'\n")
+    build_from(config, release, out, "--seed=1", "--semantic_types", "DISO", "CONC", "PROC", "ANAT")
+    shown = capsys.readouterr().out
+    first = "datasets/e n is replaced at the end of this build: semantic_types has changed; seed was 0, now 1\n"
+    assert first in shown.split("samples drawn")[0] and "warning" not in shown
+    assert "runs/a, elsewhere/b: trained on the data set that is there now; to keep it, choose another --out" in shown
+    assert "runs/a, elsewhere/b: trained on what was in datasets/e n before; cannot resume" in shown
+    assert shown.endswith(f"next:  python kgi.py {config}\n") and "elsewhere/d" not in shown
+
+
+def test_a_run_remembers_its_data_set_and_fine_tuning(dataset, tmp_path, capsys):
+    """Only the settings of the training are kept; a data set that was built again is used, and said to be another."""
+    run, manifest = tmp_path / "run", datasets.read_manifest(dataset)
+    run.mkdir()
+    finetune = {"lr": 5e-4, "epochs": 3, "runs": 4, "data": "x", "out": "y"}
+    datasets.write_run(run, dataset, manifest, finetune)
+    assert datasets.read_run(run)["finetune"] == {"lr": 5e-4, "epochs": 3}
+    assert datasets.data_of_run(run) == str(dataset) and datasets.data_of_run(tmp_path) == ""
+    s = configs.Finetune(str(run), lr=1.0)
+    s.given = {"lr"}
+    datasets.take_settings_of_run(s)
+    assert (s.lr, s.epochs, s.runs) == (1.0, 3, 1)
+    out, err = capsys.readouterr()
+    assert out == f"epochs = 3: from [finetune] of the config of {run}\n" and err == ""
+    datasets.write_run(run, dataset, {"sha256": manifest["sha256"] | {"train.arrow": "0"}}, {})
+    assert datasets.data_of_run(run) == str(dataset)
+    assert f"{dataset}, the data set of {run}, was built again: what is held out" in capsys.readouterr().err
+    for place, other, message in (
+        (dataset, {"sha256": {"tokenizer.json": "0"}}, "was built again with another tokenizer\n"),
+        (dataset, {"sha256": {}}, "was built again with another tokenizer\n"),
+        (tmp_path / "moved", manifest, "is not there any more\n"),
+    ):
+        datasets.write_run(run, place, other, {})
+        assert datasets.data_of_run(run) == "" and capsys.readouterr().err.endswith(message)
+    for said, message in (
+        ({"data": 3}, "no finetune, sha256 in it"),
+        ({"data": "", "sha256": {}, "finetune": {"l": 1}}, "unknown"),
+    ):
+        (run / "kgi.json").write_text(json.dumps(said))
+        with pytest.raises(UserError, match=f"kgi.json.*{message}"):
+            datasets.read_run(run)

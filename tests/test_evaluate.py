@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +17,7 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import datasets, files, reports, tables, tokenizers
+from support import datasets, files, linking, reports, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -231,3 +232,83 @@ def test_mistakes(run, dataset, argv, message):
     names = {"RUN": run.out, "DATA": dataset}
     with pytest.raises(UserError, match=message):
         run_command(kgi, *(names.get(a, a) for a in argv))
+
+
+def copied(run, place):
+    """A run folder without what only a resumed run needs."""
+    return shutil.copytree(run.out, place, ignore=shutil.ignore_patterns("checkpoint*"))
+
+
+def test_a_run_knows_its_data_set(run, dataset, tmp_path, monkeypatch, capsys):
+    """Also among several that have its tokenizer; of a run that does not say, it is as for other checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(dataset, tmp_path / "datasets" / name)
+    monkeypatch.setattr(
+        kgi, "evaluate_checkpoint", lambda s, checkpoint, folder, *_: {"synonyms": {}, "translations": {}}
+    )
+    run_command(kgi, "evaluate", run.out, "--device", "cpu")
+    shown = capsys.readouterr().out
+    assert f"{run.out} on {dataset}\n" in shown
+    assert shown.endswith(f"next:  python finetune.py tables --results results\n       python kgi.py map {run.out}\n")
+    seen = []
+    monkeypatch.setattr(kgi.linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
+    monkeypatch.setattr(kgi.models, "load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(kgi, "find_data", lambda folder, *_: seen.append(Path(folder)))
+    for argv in (["link", run.out], ["map", run.out]):
+        with pytest.raises(ZeroDivisionError):
+            run_command(kgi, *argv, "--device", "cpu")
+    assert seen == [dataset, None, dataset]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    older = copied(run, tmp_path / "older")
+    (older / "kgi.json").unlink()
+    with pytest.raises(UserError, match="several data sets found; choose one with --data: datasets/a, datasets/b"):
+        run_command(kgi, "evaluate", older, "--device", "cpu")
+
+
+def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, monkeypatch):
+    """Neither those of evaluate nor pictures: found out before anything is computed. A link keeps its own name."""
+    monkeypatch.chdir(tmp_path)
+    run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")
+    run_command(kgi, "map", run.out, "--terms", 200, "--device", "cpu")
+    path, picture = tmp_path / "results/kgi-s3/knowledge-en.json", tmp_path / "results/kgi-s3/map-en.png"
+    before = path.read_bytes(), picture.read_bytes()
+    other = copied(run, tmp_path / "other" / "kgi-s3")
+    changed = models.load(other)
+    changed.mlm_bias.data += 1
+    models.save(changed, other)
+    monkeypatch.setattr(kgi, "evaluate_tasks", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(models, "embed_terms", lambda *_: pytest.fail("computed"))
+    for argv, message in (
+        (
+            ["evaluate", other, "--terms", 200],
+            f"holds results of checkpoint {run.out}, now {other}; choose another --out",
+        ),
+        (["evaluate", run.out, "--terms", 300], "holds results of terms 200, now 300; choose another --out"),
+        (["map", other, "--terms", 200], "map-en.png is of another checkpoint"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_command(kgi, *argv, "--device", "cpu")
+    assert (path.read_bytes(), picture.read_bytes()) == before
+    for content in ("[]", "{", json.dumps({"scores": {}})):
+        path.write_text(content)
+        with pytest.raises(UserError, match="not a file of results and is not overwritten|without a record of all"):
+            run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")
+        assert path.read_text() == content
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    path.write_bytes(before[0])
+    run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")  # again the same
+    (tmp_path / "latest").symlink_to(other)
+    run_command(kgi, "map", "latest/", "--terms", 200, "--device", "cpu")
+    assert (tmp_path / "results/latest/map-en.png").is_file() and path.read_bytes() == before[0]
+    assert linking.results_file(configs.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
+
+
+def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
+    signature = linking.results_signature(configs.Link("x", corpus="c")) | kgi.runs.signature_of(run.out)
+    (tmp_path / "linking.json").write_text(json.dumps({"signature": signature}))
+    tables.check_results_file(tmp_path / "linking.json", signature)
+    with pytest.raises(UserError, match="holds results of checkpoint sha256 .*, now 0; choose another --out"):
+        tables.check_results_file(tmp_path / "linking.json", signature | {"checkpoint sha256": "0"})

@@ -230,11 +230,8 @@ def test_the_command(release, checkpoint, tmp_path):
     base = ["finetune.py", checkpoint, *corpus, "--device", "cpu", "--lr", "1e-3"]
     p = command(*base, "--runs", 2, "--out", tmp_path / "two")
     assert p.returncode == 0, p.stderr
-    assert (
-        "mean of 2: paper P/R/F1" in p.stdout
-        and "constant baseline (always O)" in p.stdout
-        and "40 + 40 sequences" in p.stdout
-    )
+    assert "2 seeds, in per cent" in p.stdout and "40 + 40 sequences" in p.stdout
+    assert f"next:  python finetune.py tag {tmp_path / 'two'} < notes.txt" in p.stdout
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
     run_command(*base[1:], "--seed", 1, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
@@ -269,13 +266,17 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
         return capsys.readouterr().out
 
     shown = tune("--runs", 2)
-    assert "constant baseline (always B-x): paper F1 33.33, entity F1 66.67" in shown and "holds seeds" not in shown
+    assert "the F1 of always B-x" in shown and "holds seeds" not in shown
+    assert [line.split()[-1] for line in shown.splitlines() if "95 % interval" in line or "[" in line][1:3] == [
+        "33.33",
+        "66.67",
+    ]
     (out / "predictions-mine.conll").write_text("mine")
     (out / "predictions-7.conll").write_text("mine too")
     two = json.loads((out / "scores.json").read_text())["runs"]
     shown = tune("--seed", 1, "--runs", 2)
     assert f"{out.relative_to(tmp_path)} holds seeds 0, 1 of the same settings" in shown
-    assert "seeds 1 are replaced, each when its new result is whole" in shown and "mean of 3: " in shown
+    assert "seeds 1 are replaced, each when its new result is whole" in shown and "3 seeds, in " in shown
     record = json.loads((out / "scores.json").read_text())
     assert [r["seed"] for r in record["runs"]] == [0, 1, 2] and record["runs"][:2] == two
     tune("--max_len", 64)  # what 0 means with this checkpoint
@@ -416,3 +417,32 @@ def test_a_mistake_is_one_line(tmp_path):
     assert (
         p.returncode != 0 and p.stderr.startswith("finetune.py: error: --data 'nowhere'") and p.stderr.count("\n") == 1
     )
+
+
+def test_a_tagger_that_finds_nothing_says_why(checkpoint, tmp_path, capsys):
+    """The settings that a run remembers are its defaults; those that are given are not replaced."""
+    run = shutil.copytree(checkpoint, tmp_path / "run")
+    data = write_corpus(tmp_path / "A", **{"train.txt": "foie B-x\n" + "va O\n" * 30})
+    argv = [run, "--data", data, "--device", "cpu", "--seed", 4, "--out"]
+    run_command(*argv, tmp_path / "one")
+    shown = capsys.readouterr().out
+    assert re.search("warning: seed 4 predicted (O|B-x) alone, for every word", shown)
+    assert "the learning rate 2e-05 suits encoders of dim 768, and this one has 32." in shown
+    assert (
+        "next:  python finetune.py tag" in shown and "finetune.py tables" not in shown
+    )  # --out is no part of results/
+    said = json.loads((run / "kgi.json").read_text())
+    (run / "kgi.json").write_text(json.dumps(said | {"finetune": {"lr": 5e-2, "epochs": 20, "max_len": 32}}))
+    run_command(*argv, tmp_path / "two", "--epochs", 40)
+    shown = capsys.readouterr().out
+    assert f"lr = 0.05, max_len = 32: from [finetune] of the config of {run}\n" in shown and "warning" not in shown
+    settings = json.loads((tmp_path / "two" / "scores.json").read_text())["settings"]
+    assert (settings["lr"], settings["epochs"], settings["max_len"]) == (0.05, 40, 32)
+
+
+def test_a_link_to_a_checkpoint_keeps_its_own_name(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best").symlink_to(checkpoint)
+    for given in ("best", "best/", "./x/../best"):
+        s = configs.Finetune(given, data="A")
+        assert str(finetune.describe_results(s, corpora.CORPORA["custom"])[0]) == "results/best/custom-A"

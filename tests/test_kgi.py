@@ -907,7 +907,9 @@ def test_a_finished_run_is_done_at_once(dataset, baseline, monkeypatch, capsys):
     monkeypatch.setattr(hardware, "measure_matmul_flops", None)
     before = {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"}
     train(dataset, baseline)
-    assert capsys.readouterr().out == f"done: {baseline}\n"
+    want = [f"done: {baseline}", f"next:  python finetune.py {baseline} --corpus CORPUS --data FOLDER"]
+    want += [f"       python kgi.py {command} {baseline}" for command in ("evaluate", "plot")]
+    assert capsys.readouterr().out.splitlines() == want
     assert {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"} == before
     other = models.load(baseline)
     other.mlm_bias.data += 1
@@ -984,6 +986,57 @@ def test_lines_of_the_log_fit_120_columns(dataset, tmp_path, capsys):
     assert "mlm 12.345 " in training and "1,200,000 tokens/s  left 10 days, 21:36:00" in training
     assert "mlm 12.345 (100.0 %)" in validation
     assert max(len(training), len(validation)) <= 120
+
+
+def test_an_interval_without_a_task_shows_no_sum(dataset, tmp_path, capsys):
+    """A sum over some of the tasks is none that can be compared, in metrics.jsonl neither."""
+    few = {"batch_size": 3, "steps": 12, "valid_every": 12, "tasks": ["mlm", "lp"]}
+    train(dataset, tmp_path, **few)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
+    records, n_partial = training_lines(tmp_path), 0
+    for line, record in zip(shown, records, strict=True):
+        losses = {key: record.get(f"{key}_loss") for key in few["tasks"]}
+        parts = [f"{key} -" if x is None else f"{key} {x:.3f}" for key, x in losses.items()]
+        is_whole = None not in losses.values()
+        n_partial += not is_whole
+        assert ("loss" in record) == is_whole
+        assert "  ".join([f"loss {record['loss']:.3f}" if is_whole else "loss -", *parts]) in line
+    assert 0 < n_partial < 12
+
+
+def test_a_log_file_shows_the_first_validation_before_it_is_made(dataset, tmp_path, monkeypatch, capsys):
+    """With how long it may take: here at a third of 1e11 operations a second."""
+    run = set_up(dataset, tmp_path)
+    tmp_path.mkdir(exist_ok=True)
+    monkeypatch.setattr(kgi.hardware, "training_flops", lambda c, length, n: 6e9 * len(length))
+    monkeypatch.setattr(kgi, "validate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        kgi.begin(run)
+    n = len(kgi.validation_rows(run))
+    last = capsys.readouterr().out.splitlines()[-1]
+    seconds = round(6e9 * n / 3 / (kgi.VALID_MFU * 1e11))
+    assert seconds > 5
+    what = f"validation: {n:,} held-out examples before the first step"
+    assert last == f"{what}, in about {seconds} s; the accuracy of ep is of tokens"
+
+
+def test_a_finished_run_says_what_comes_next_and_remembers_its_config(dataset, tmp_path, capsys):
+    """The corpus of the config's [finetune] is named by the file, and its settings are kept for fine-tuning."""
+    config = tmp_path / "my config.toml"
+    config.write_text("[train]\nlayers = 1\nsteps = 1\nwarmup = 1\n[finetune]\ndata = 'ner'\nlr = 5e-4\nepochs = 2\n")
+    sizes = ["--heads", 2, "--dim", 32, "--ffn", 64, "--batch_size", 9, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        call(config, "--data", dataset, "--out", tmp_path / "run", *sizes)
+    shown = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0
+    assert shown[-3:] == [
+        f"next:  python finetune.py {tmp_path / 'run'} '{config}'",
+        f"       python kgi.py evaluate {tmp_path / 'run'}",
+        f"       python kgi.py plot {tmp_path / 'run'}",
+    ]
+    said = datasets.read_run(tmp_path / "run")
+    assert said["data"] == str(dataset) and said["finetune"] == {"lr": 5e-4, "epochs": 2}
+    assert said["sha256"] == datasets.read_manifest(dataset)["sha256"]
 
 
 def test_a_time_budget_too_short_is_found_out_early(dataset, tmp_path, monkeypatch):
@@ -1087,14 +1140,21 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
         (tmp_path / "env" / "bin" / "python").chmod(0o755)
         argv = ["make", "-f", ROOT / "Makefile", "ablation", "VENV=env", "LANG=fr", "CORPORA=x=y", "ARGS=--lr 1"]
         p = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
-        return p.returncode, [x.removeprefix("called ") for x in p.stdout.splitlines() if "v1-fr" in x]
+        shown.append(p.stdout)
+        called = [line for line in p.stdout.splitlines() if line.startswith("called ")]
+        return p.returncode, [line.removeprefix("called ") for line in called if "v1-fr" in line]
 
     (tmp_path / "env" / "bin").mkdir(parents=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-plot.txt", "env/.ready"):
         (tmp_path / name).touch()
+    shown = []
     code, called = make()
     assert code == 0 and len(called) == 15
+    names = [f"runs/v1-fr-{tasks}-s0" for tasks in ("mlm", "ep-lp", "ep-tc", "tc-lp", "all")]
+    of_runs = [line for line in shown[0].splitlines() if line.startswith("run ")]
+    assert of_runs == [f"run {i} of 5: {name}" for i, name in enumerate(names, 1)]
+    assert shown[0].splitlines()[-1] == "called finetune.py tables"
     assert called[0] == (
         "kgi.py configs/v1-fr.toml configs/ablation-mlm.toml --data datasets/fr --seed 0 --out runs/v1-fr-mlm-s0 --lr 1"
     )
@@ -1110,3 +1170,23 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
     assert [x for x in make()[1] if "v1-fr-mlm" in x] == called[:3]
     code, called = make(fails="runs/v1-fr-mlm-s0 --lr 1")  # made with other settings
     assert code != 0 and len(called) == 1
+
+
+def test_a_demo_that_was_stopped_goes_on(tmp_path):
+    """What is there stays, to be resumed; only a demo that came to its end is made anew."""
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    stub = PYTHON.format(python=sys.executable, fails="configs/demo.toml --out") + "mkdir -p demo\n"
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-plot.txt", "env/.ready"):
+        (tmp_path / name).touch()
+
+    def make(stub):
+        (tmp_path / "env" / "bin" / "python").write_text(stub)
+        (tmp_path / "env" / "bin" / "python").chmod(0o755)
+        return subprocess.run(["make", "-f", ROOT / "Makefile", "demo", "VENV=env"], cwd=tmp_path, capture_output=True)
+
+    assert make(stub).returncode != 0  # in fine-tuning
+    checkpoint = tmp_path / "demo" / "checkpoint.pt"
+    checkpoint.touch()
+    assert make(stub).returncode != 0 and checkpoint.exists()
+    assert make(stub.replace("--out", "nothing")).returncode == 0 and checkpoint.exists()
+    assert make(stub.replace("--out", "nothing")).returncode == 0 and not checkpoint.exists()

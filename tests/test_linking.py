@@ -723,7 +723,7 @@ def test_results_of_other_protocols_have_other_names():
     assert linking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
 
 
-def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
+def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
     """data.py dictionary writes what kgi.py link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
     found = command("data.py", "dictionary", dataset)
     tables = datasets.read_dataset_tables(dataset, "en")
@@ -731,8 +731,16 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path):
     assert found.returncode == 0, found.stderr
     assert len(lines) == len(tables.terms)
     assert lines[0] == f"C{tables.cui[0]:07d}\t{tables.terms[0]}"
+    assert found.stderr == f"{len(lines):,} names of {len(tables.cui):,} concepts -> standard output\n"
+    capsys.readouterr()
     for _ in range(2):
         data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
+        out, err = capsys.readouterr()
+        assert (
+            out
+            == f"next:  python kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl\n"
+        )
+        assert err == f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = linking.read_dictionary(tmp_path / "out.tsv"), linking.dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
@@ -763,7 +771,10 @@ def test_codes_of_a_release(tmp_path):
     assert (tmp_path / "ids.tsv").read_text() == want
     assert linking.read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
     for rows, message in (
-        (mrconso[4:5], "MRCONSO.RRF: no row of the sources MSH OMIM"),
+        (
+            mrconso[4:5],
+            "MRCONSO.RRF: no row of the sources MSH OMIM; take the full release, or a subset of MetamorphoSys",
+        ),
         ([], "MRCONSO.RRF is neither"),
     ):
         other = write(tmp_path / f"other{len(rows)}", rows, [], [])

@@ -3,9 +3,10 @@
 import itertools
 
 import numpy as np
+import pytest
 
 import configs
-from tests import synthetic_umls
+from tests import bench, synthetic_umls
 from tests.conftest import graph_of
 
 
@@ -70,3 +71,11 @@ def test_the_size_of_2022ab(tmp_path):
         assert np.abs(found / (0.005 * np.array(size)) - 1).max() < 0.02
         degree = np.sort(np.bincount(g.h))[::-1]
         assert degree[0] > 20 * degree.mean() and 10 < np.mean([len(t) for t in g.terms.to_pylist()]) < 60
+
+
+def test_bench_data_says_what_it_writes_and_where(tmp_path, monkeypatch, capsys):
+    """Before it does."""
+    monkeypatch.setattr(synthetic_umls, "write_full", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.bench_data(tmp_path / "x", 0.5, 1)
+    assert capsys.readouterr().out == f"writing 1.7 GB into {tmp_path / 'x'}, once\n"

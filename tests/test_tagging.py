@@ -546,6 +546,20 @@ def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tm
     assert re.fullmatch(rf"2,000 documents, {n_entities:,} entities, [\d.,]+ documents/s\n", err.decode())
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_page_alone_leaves_a_terminal_in_peace(results, tmp_path, capsysbinary, monkeypatch, is_terminal):
+    """What is redirected has the lines all the same. The results folder stands for the tagger in it."""
+    source, page = write_text(tmp_path / "x.txt", "fever\n"), tmp_path / "page.html"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    run_command("tag", results, source, "--html", page, "--device", "cpu")
+    out, err = capsysbinary.readouterr()
+    assert (out == b"") == is_terminal and err.endswith(f"wrote {page}\n".encode()) and b"fever" in page.read_bytes()
+    run_command("tag", results, source, "--html", page, "--out", tmp_path / "o.jsonl", "--device", "cpu")
+    out, err = capsysbinary.readouterr()
+    last = f"next:  python kgi.py link CHECKPOINT {tmp_path / 'o.jsonl'} --out links.jsonl\n"
+    assert out == b"" and err.decode().endswith(f"wrote {tmp_path / 'o.jsonl'}\nwrote {page}\n{last}")
+
+
 @pytest.mark.parametrize("argv, message", [
     (["MODEL", "HERE/latin.txt"], "latin.txt, row 3: byte 0xe9 is not UTF-8"),
     (["MODEL", "HERE/latin"], "a.txt, row 2: not UTF-8; convert the file"),

@@ -113,7 +113,7 @@ def test_line_ends(tmp_path, monkeypatch, end):
     assert [record["text"] for record in linking.read_records(str(lines))] == ["fièvre", "", "foie"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.read_bytes())))
     assert [record["text"] for record in linking.read_records("")] == ["fièvre", "", "foie"]
-    assert model.read_lines(io.BytesIO(lines.read_bytes())) == [" fièvre", " ", " foie"]
+    assert model.read_lines(lines) == [" fièvre", " ", " foie"]
     rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
     assert texts.read_text(rows)[0] == [text for _, text in tagging.read_texts(str(rows))] == ["a", "b"]
     assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5"), configs.Train) == {"lr": 0.5}
@@ -129,3 +129,15 @@ def test_line_ends(tmp_path, monkeypatch, end):
     (document,) = corpora.read_brat(tmp_path / "brat", None, Counter())
     assert document.text == "\ufeff" + end.join(["Le foie", "va", ""]) and document.breaks == (2,)
     assert document.gold == [("X", ((4, 10 + len(end)),))]
+
+
+def test_a_language_that_e3c_lacks_is_named(tmp_path):
+    (tmp_path / "data_collection" / "French" / "layer3").mkdir(parents=True)
+    for lang, message in (
+        ("it", "no Italian in .*data_collection; give E3C=none .--e3c none. to build without documents"),
+        ("fr", "layer3 holds no .json file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            texts.read_e3c(tmp_path, lang, ["3"])
+    with pytest.raises(UserError, match="layer3 not found; E3C must point to the folder that holds data_collection"):
+        texts.read_e3c(tmp_path / "data_collection", "it", ["3"])
