@@ -692,7 +692,7 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [
-    lambda: linking.read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(sys.stdin.buffer),
+    lambda: linking.read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(""),
     lambda: linking.read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):

@@ -74,7 +74,7 @@ def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
 def test_a_map_on_a_full_disk_leaves_no_folder(tmp_path, full_disk):
     path = tmp_path / "x.png" / "kgi-fr" / "map-en.png"
     with full_disk(100), pytest.raises(UserError, match="x.png/kgi-fr/map-en.png: cannot be written: File too large"):
-        reports.draw_map(path, np.zeros((3, 2)), ["a", "b", "b"], ["x", "y", "z"], np.zeros(3), "")
+        reports.draw_map(path, np.zeros((3, 2)), ["a", "b", "b"], ["x", "y", "z"], np.zeros(3), "", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -136,7 +136,7 @@ def test_a_map_for_print(tmp_path, figures, n_groups):
     strings = [f"{group[-2:]} $_{'long ' * (8 * (i % 2))}{i}" for i, group in enumerate(groups)]
     shares = np.arange(len(strings)) % 100.0
     path = tmp_path / "new" / "map.png"
-    reports.draw_map(path, points, groups, strings, shares, "$ title")
+    reports.draw_map(path, points, groups, strings, shares, "$ title", "")
     check_resolution(path, *figures)
     (ax,), (legend, colours) = figures[0].axes, legend_of(figures[0])
     order = sorted(range(n_groups), key=lambda k: -size[k])
@@ -156,7 +156,7 @@ def test_a_map_for_print(tmp_path, figures, n_groups):
 
 
 def test_long_terms_are_cut(tmp_path, figures):
-    reports.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "")
+    reports.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "", "")
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["x" * 29 + "…"]
 
 
