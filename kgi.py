@@ -865,8 +865,6 @@ def log_training(run, lr, eta):
     state = run.state
     work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
     losses = summarise(run, state.statistics)
-    if any(f"{name}_loss" not in losses for name in run.s.tasks):
-        losses.pop("loss", None)  # a sum over some of the tasks cannot be compared with that over all
     achieved = work["flops"] / seconds
     raise_matmul_flops(run, achieved)
     speed = work["tokens"] / seconds
@@ -877,9 +875,11 @@ def log_training(run, lr, eta):
         "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
     }  # fmt: skip
     write_metrics(run, record)
-    shown = {"loss": "loss"} | {name: f"{name}_loss" for name in run.s.tasks}
+    shown = {name: losses.get(f"{name}_loss") for name in run.s.tasks}
+    # A sum over some of the tasks cannot be compared with one over all.
+    shown = {"loss": None if None in shown.values() else losses["loss"]} | shown
     parts = [f"step {state.step:>6}/{state.steps}"] + ["no targets"] * (not losses)
-    parts += [f"{name} {losses[key]:.3f}" if key in losses else f"{name} -" for name, key in shown.items() if losses]
+    parts += [f"{name} -" if loss is None else f"{name} {loss:.3f}" for name, loss in shown.items() if losses]
     parts += [f"{speed:,.0f} tokens/s", f"left {timedelta(seconds=round(eta))}"]
     run.ranks.print("  ".join(parts))
     state.begin_interval()
@@ -1236,7 +1236,7 @@ def link(s):
 def link_corpus(s, dictionary):
     """Scores the links of the mentions of a corpus; printed, and kept in results/."""
     began, task, path = time.monotonic(), linking.read_task(s, dictionary), linking.results_file(s)
-    check_results_file(path, signature := linking.results_signature(s) | runs.signature_of(s.checkpoint))
+    check_results_file(path, signature := linking.results_signature(s, task) | runs.signature_of(s.checkpoint))
     with made_folder(path.parent):
         record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | score_links(s, task)
         reports.print_linking(record)

@@ -606,9 +606,11 @@ def results_file(s):
     return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
 
 
-def results_signature(s):
-    """What the scores depend on besides the checkpoint."""
-    return {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
+def results_signature(s, task):
+    """What the scores depend on besides the checkpoint. task: a LinkingTask."""
+    texts = "\n".join([*task.queries, *task.dictionary.names]).encode("utf-8", "surrogatepass")
+    kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
+    return kept | {"dictionary sha256": hashlib.sha256(texts).hexdigest()}
 
 
 def linking_scores(ranks, documents):

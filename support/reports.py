@@ -337,9 +337,8 @@ def print_scores(runs, constant, unit, pos):
     def row(name, threes, *rest):
         name = name if len(name) <= 30 else name[:29] + "…"
         cells = threes and [mean_and_deviation([three[i] for three in threes]) for i in range(3)]
-        print(
-            f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1")) + "{:>19}{:>11}".format(*rest)
-        )
+        line = f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1"))
+        print((line + "{:>19}{:>11}".format(*rest)).rstrip())
 
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
     print()

@@ -367,10 +367,9 @@ def test_the_language_of_a_corpus_is_its_folders(tmp_path):
 
 def test_list_explains_the_counts_of_table_5(capsys):
     finetune.list_corpora(configs.ListCorpora())
-    assert (
-        "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types"
-        in capsys.readouterr().out.splitlines()[-1]
-    )
+    *_, note, following = capsys.readouterr().out.splitlines()
+    assert "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types" in note
+    assert following == "next:  python finetune.py check --corpus CORPUS --data FOLDER"
 
 
 def test_hidden_files_are_not_read(tmp_path):

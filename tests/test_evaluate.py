@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -307,7 +308,9 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
 
 
 def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
-    signature = linking.results_signature(configs.Link("x", corpus="c")) | kgi.runs.signature_of(run.out)
+    names = SimpleNamespace(names=["a"])
+    of_task = linking.results_signature(configs.Link("x", corpus="c"), SimpleNamespace(queries=["b"], dictionary=names))
+    signature = of_task | kgi.runs.signature_of(run.out)
     (tmp_path / "linking.json").write_text(json.dumps({"signature": signature}))
     tables.check_results_file(tmp_path / "linking.json", signature)
     with pytest.raises(UserError, match="holds results of checkpoint sha256 .*, now 0; choose another --out"):

@@ -565,21 +565,26 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
     embed, calls = models.embed, []
     monkeypatch.setattr(models, "embed", lambda *args: calls.append(1) or embed(*args))
 
-    def n_embedded(*argv, folder=checkpoint):
+    def n_embedded(*argv, folder=checkpoint, out="results"):
         calls.clear()
         run_command(kgi, "link", folder, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu",
-            "--pooling", "mean", "--keep_vectors", "kept", *argv)  # fmt: skip
-        return len(calls) - 1, json.loads(Path("results/random/linking-corpus.json").read_text())["scores"]
+            "--pooling", "mean", "--keep_vectors", "kept", "--out", out, *argv)  # fmt: skip
+        return len(calls) - 1, json.loads(Path(out, "random/linking-corpus.json").read_text())["scores"]
 
     first = n_embedded()
     assert first[0] == 1 and n_embedded() == (0, first[1]) and len([*Path("kept").iterdir()]) == 1
-    assert n_embedded("--precision", "bf16")[0] == n_embedded("--pooling", "cls")[0] == 1
+    with pytest.raises(UserError, match="linking-corpus.json holds results of precision auto, now bf16"):
+        n_embedded("--precision", "bf16")
+    assert not calls  # found out before the names are embedded
+    assert n_embedded("--precision", "bf16", out="a")[0] == n_embedded("--pooling", "cls", out="b")[0] == 1
     model = models.load("same-name/random")
     model.encoder.word.weight.data += 1
     models.save(model, "same-name/random")
-    assert n_embedded(folder="same-name/random")[0] == 1
+    assert n_embedded(folder="same-name/random", out="c")[0] == 1
     small[1].write_text(NAMES + "D7\tgout\n")
-    assert n_embedded()[0] == 1 and len([*Path("kept").iterdir()]) == 5
+    with pytest.raises(UserError, match="holds results of dictionary sha256"):
+        n_embedded()
+    assert n_embedded(out="d")[0] == 1 and len([*Path("kept").iterdir()]) == 5
 
 
 @pytest.mark.parametrize("seed", range(4))
