@@ -200,7 +200,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     drawn, draw_map = [], reports.draw_map
     monkeypatch.setattr(reports, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
     run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
-    ((_, points, groups, strings, _, title),) = drawn
+    ((_, points, groups, strings, _, title, _),) = drawn
     x = datasets.read_dataset_tables(dataset, "en")
     full = {"ANAT": "Anatomy", "CONC": "Concepts & Ideas", "DISO": "Disorders", "PROC": "Procedures"}
     preferred = x.terms.take(x.first_term[:-1]).to_pylist()

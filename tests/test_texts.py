@@ -116,7 +116,7 @@ def test_line_ends(tmp_path, monkeypatch, end):
     assert model.read_lines(lines) == [" fièvre", " ", " foie"]
     rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
     assert texts.read_text(rows)[0] == [text for _, text in tagging.read_texts(str(rows))] == ["a", "b"]
-    assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5"), configs.Train) == {"lr": 0.5}
+    assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
     assert linking.read_ids(there("ids.tsv", "id\tcui", "D1\tC1", "D2\tC2")) == {"D1": ["C1"], "D2": ["C2"]}
     columns = corpora.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())
     assert [d.tokens for d in columns] == [["a", "b"], ["c"]]
