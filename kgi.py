@@ -80,7 +80,6 @@ VALID_PAIRS = 128  # pairs of names in a batch of a validation
 MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a rectangle (docs/measurements.md)
 ROW_MULTIPLE = {"cpu": 8, "cuda": 1}  # of packed rows: a CPU compiles its products for each new shape
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
-RESULT = rb'\{\s*"checkpoint": '  # how the files of evaluate and link are recognised; see check_output
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 

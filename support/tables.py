@@ -138,6 +138,7 @@ def check_result_signature(where, before, now):
 
 def check_results_file(path, now):
     """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
+    check_output(path, rb'\{\s*"checkpoint": ')
     if not path.exists():
         return
     try:
