@@ -72,7 +72,7 @@ def how_to_download(name):
     is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and not set(Path(name).parts) & {"..", "runs", "results"}
     if not is_name or Path(name).exists() or (Path(name).parent != Path() and Path(name).parent.exists()):
         return ""
-    return f". To download that model: git lfs install && git clone https://huggingface.co/{name}"
+    return f" (to download that model: git lfs install && git clone https://huggingface.co/{name})"
 
 
 def read_files(folder):

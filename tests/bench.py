@@ -3,6 +3,7 @@
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
     python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
     python tests/bench.py search [--names 4000000] [--repeat 3]
+    python tests/bench.py busy [--repeat 3]                                           (after make demo)
 
 data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
 pyarrow.csv (the floor: no build can do without reading) and builds the English data set at the sizes of Table 1, with
@@ -16,10 +17,15 @@ width. A useful token is one that is not padding. This is for a CPU; where torch
 search: the exact search of kgi.py link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
 ones as the test split of NCBI-Disease has. Beside it are the products of the same matrices alone. Four million names
 take 13 GB of memory.
+
+busy: whole commands on what make demo has left, alone and beside one process that never sleeps, with the spin count of
+OpenMP that libgomp has by itself, with ours, and with none. Training is also run with two ranks of one thread each.
 """
 
 import argparse
 import hashlib
+import itertools
+import os
 import re
 import resource
 import shutil
@@ -381,6 +387,53 @@ def bench_search(n_names, repeat):
     print(f"{memory:.1f} GB of memory")
 
 
+def bench_busy(repeat):
+    """Seconds of commands for each spin count, quiet and busy in turn."""
+    demo = ROOT / "demo"
+    if not (demo / ".done").exists():
+        sys.exit("run make demo first")
+    with tempfile.TemporaryDirectory() as folder:
+        text, names = Path(folder, "notes.txt"), Path(folder, "names.txt")
+        text.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 20)
+        names.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 40)
+        training = ["kgi.py", "configs/demo.toml", "--steps", "200", "--valid_every", "200"]
+        two_ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", *training]
+        commands = {
+            "train": training,
+            "train, two ranks": two_ranks,
+            "finetune": ["finetune.py", "demo/kgi-fr", "configs/demo.toml", "--runs", "3"],
+            "tag": ["finetune.py", "tag", "demo/results/pretrained", str(text)],
+            "embed": ["model.py", "embed", "demo/kgi-fr", str(names)],
+        }
+        print(f"{'seconds, median of ' + str(repeat):<26}" + "".join(f"{x:>10}" for x in ("300000", "1000", "0") * 2))
+        print(f"{'spin count of OpenMP':<26}{'quiet':>10}{'':20}{'busy':>10}")
+        for name, argv in commands.items():
+            took = {}
+            for _, spin, busy in itertools.product(range(repeat), ("300000", "1000", "0"), (False, True)):
+                out = ["--out", tempfile.mkdtemp(dir=folder) + "/out"] * (name not in ("tag", "embed"))
+                took.setdefault((busy, spin), []).append(seconds_of_command([*argv, *out], spin, busy))
+            print(f"{name:<26}" + "".join(f"{statistics.median(x):10.1f}" for _, x in sorted(took.items(), key=order)))
+
+
+def order(item):
+    (busy, spin), _ = item
+    return busy, -int(spin)
+
+
+def seconds_of_command(argv, spin, busy):
+    """Wall seconds of a command of this project. busy: beside a process that never sleeps."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    began = time.monotonic()
+    try:
+        env = os.environ | {"GOMP_SPINCOUNT": spin}
+        subprocess.run([sys.executable, *argv], cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+        return time.monotonic() - began
+    finally:
+        if other:
+            other.kill()
+            other.wait()
+
+
 def layers_and_dim(text):
     layers, dim = map(int, text.split("x"))  # a ValueError is argparse's to tell
     return layers, dim
@@ -392,7 +445,7 @@ if __name__ == "__main__":
 
         sys.exit(bench_gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "train", "search"])
+    parser.add_argument("what", choices=["data", "train", "search", "busy"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
@@ -403,5 +456,7 @@ if __name__ == "__main__":
         bench_data(args.folder, args.scale, args.repeat)
     elif args.what == "search":
         bench_search(args.names, args.repeat)
+    elif args.what == "busy":
+        bench_busy(args.repeat)
     else:
         bench_train(args.sizes, args.repeat)

@@ -696,12 +696,12 @@ def test_folders_that_hold_no_checkpoint_say_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "runs" / "new" / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="^runs/new: its run has saved no checkpoint yet; wait for it, or"):
         models.load_config("runs/new")
-    clone = "To download that model: git lfs install && git clone https://huggingface.co/"
+    clone = "(to download that model: git lfs install && git clone https://huggingface.co/"
     for name in ("bert-base-uncased", "Dr-BERT/DrBERT-4GB"):
         for load in (models.load_config, tokenizers.load):
             with pytest.raises(UserError) as e:
                 load(name)
-            assert str(e.value).endswith(f"{clone}{name}")
+            assert str(e.value).endswith(f" {clone}{name})")
     for name in ("runs/x", "runs", "a/b/c", "/x", "../x"):
         with pytest.raises(UserError) as e:
             models.load_config(name)
