@@ -394,14 +394,14 @@ def bench_busy(repeat):
         sys.exit("run make demo first")
     with tempfile.TemporaryDirectory() as folder:
         text, names = Path(folder, "notes.txt"), Path(folder, "names.txt")
-        text.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 20)
-        names.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 40)
-        training = ["kgi.py", "configs/demo.toml", "--steps", "200", "--valid_every", "200"]
+        text.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 10)
+        names.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 20)
+        training = ["kgi.py", "configs/demo.toml", "--steps", "60", "--valid_every", "60"]
         two_ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", *training]
         commands = {
             "train": training,
             "train, two ranks": two_ranks,
-            "finetune": ["finetune.py", "demo/kgi-fr", "configs/demo.toml", "--runs", "3"],
+            "finetune": ["finetune.py", "demo/kgi-fr", "configs/demo.toml", "--runs", "1"],
             "tag": ["finetune.py", "tag", "demo/results/pretrained", str(text)],
             "embed": ["model.py", "embed", "demo/kgi-fr", str(names)],
         }
