@@ -526,6 +526,8 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 
 def read_toml(path):
     """The tables of a TOML file, {name: {setting: value}}, of the right types. Raises: UserError."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device might never end
+        raise UserError(f"{path}: not a file")
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as e:

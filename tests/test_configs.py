@@ -259,6 +259,14 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         parse("kgi.py", tmp_path / "x.toml")
 
 
+def test_only_files_are_read_as_toml(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.toml", tmp_path / "zero.toml", tmp_path):
+        with pytest.raises(UserError, match=f"{path}: not a file"):
+            configs.read_toml(path)
+
+
 def test_mistakes_in_tables_of_other_commands_are_found_too(tmp_path):
     (tmp_path / "x.toml").write_text("[train]\nlr = 1\n[finetune]\nrun = 3\n")
     with pytest.raises(UserError, match=r"x.toml, \[finetune\]: unknown setting 'run'; did you mean 'runs'"):
