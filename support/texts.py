@@ -61,7 +61,7 @@ def read_e3c(folder, lang, layers):
 def read_text(path, skipped=None):
     """Documents of --text, in UTF-8.
 
-    A .jsonl file has one in the field "text" of each line, a folder one in each .txt file, any other file one a line.
+    JSON Lines have one in the field "text" of each line, a folder one in each .txt file, any other file one a line.
 
     Args: skipped: as in rrf.report_bad_row. Returns: (texts, Counter of issues). Raises: UserError with file and row.
     """
@@ -71,21 +71,28 @@ def read_text(path, skipped=None):
         raise UserError(f"{path}: neither a file nor a folder with .txt files; --text names documents to train on")
     with progress(f"text {path.name}", sum(f.stat().st_size for f in files), "B") as bar:
         for file in files:
+            is_json = path.is_file() and is_json_lines(file, first_line(file))
             with open(file, "rb") as f:
                 for row, content in enumerate([f.read()] if path.is_dir() else split_rows(f), 1):
                     bar.update(len(content) + 1)
-                    text = decode_document(content, file, row, skipped)
+                    text = decode_document(content, file, row, skipped, is_json)
                     issues["empty texts"] += text == ""
                     texts += [text] if text else []
     return texts, issues
 
 
-def decode_document(content, file, row, skipped):
+def first_line(file):
+    """The first line of a file that is not blank, "" if there is none."""
+    with open(file, "rb") as f:
+        return next(filter(bytes.strip, split_rows(f)), b"").decode("utf-8", "replace")
+
+
+def decode_document(content, file, row, skipped, is_json):
     """The text of one document of --text; None, reported, if it is malformed."""
     content = content.removeprefix(b"\xef\xbb\xbf") if row == 1 else content
     try:
         text = decode_utf8(content, file, row).strip()
-        return clean_text(parse_json_line(text, file, row)["text"]) if text and is_json_lines(file) else text
+        return clean_text(parse_json_line(text, file, row)["text"]) if text and is_json else text
     except UserError as e:
         report_bad_row(skipped, file.name, str(e))
 

@@ -80,9 +80,15 @@ def test_what_begins_as_json_is_never_read_as_text(tmp_path):
     """Broken or too deep in its first line: an error names it; each command that takes lines or JSON Lines does so."""
     for first in ('{"text": "fever', '{"text": fever}', '{"x":' * 10**5, "[" * 10**5, '[{"text": "a"}]'):
         (tmp_path / "x.txt").write_text(f'{first}\n{{"text": "b"}}\n')
-        for read in (lambda path: [*tagging.read_texts(path)], linking.read_records):
+        for read in (lambda path: [*tagging.read_texts(path)], linking.read_records, texts.read_text):
             with pytest.raises(UserError, match='x.txt, row 1: not a JSON object with a field "text"'):
                 read(str(tmp_path / "x.txt"))
+
+
+def test_json_lines_to_train_on_may_have_any_name(tmp_path):
+    (tmp_path / "x.txt").write_text('\n{"text": "a"}\n{"text": "b"}\n')
+    assert texts.read_text(tmp_path / "x.txt")[0] == ["a", "b"]
+    assert texts.read_text(tmp_path)[0] == ['{"text": "a"}\n{"text": "b"}']  # of a folder each .txt file is a document
 
 
 def test_blank_lines_do_not_hide_json_lines(tmp_path):
