@@ -428,7 +428,7 @@ def read_launch():
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         text = os.environ.get(name)
         if text is not None and not re.fullmatch("[0-9]{1,6}", text):
-            raise UserError(f"{name} = '{text}' in the environment is not a number; unset it, or start with torchrun")
+            raise UserError(f"{name} = '{text}' in the environment is no number from 0 on; unset it, or use torchrun")
         values[name] = None if text is None else int(text)
     rank, world, local_rank, local_world = values.values()
     rank, world, local_rank = rank or 0, 1 if world is None else world, local_rank or 0

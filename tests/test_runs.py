@@ -234,7 +234,7 @@ TWO = {"WORLD_SIZE": "2", "RANK": "1"}
 
 
 @pytest.mark.parametrize("variables, message", [
-    ({"RANK": "x"}, "RANK = 'x' in the environment is not a number; unset it, or start with torchrun"),
+    ({"RANK": "x"}, "RANK = 'x' in the environment is no number from 0 on; unset it, or use torchrun"),
     ({"WORLD_SIZE": ""}, "WORLD_SIZE = '' in the"), ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' in the"),
     ({"LOCAL_WORLD_SIZE": "4(x2)"}, "LOCAL_WORLD_SIZE = '4(x2)' in the"), ({"RANK": "²"}, "RANK = '²' in the"),
     ({"RANK": "9" * 5000}, "RANK = '999"), ({"WORLD_SIZE": "0"}, "RANK = 0 in the environment is not below WORLD_SIZE"),
