@@ -443,11 +443,11 @@ def print_linking(record):
         if not (x := scores.get(subset)):
             continue
         title = f"{title} ({x['mentions']:,})"
-        print(f"\n  {title:<49}{'at 1':<20}{'at 5':<20}MRR")
+        print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
         for method, found in x["methods"].items():
             if found:
                 cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
-                print(f"    {method:<45}" + "".join(f"{cell:<20}" for cell in cells).rstrip())
+                print(f"    {method:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
 
 
