@@ -678,7 +678,7 @@ def begin(run):
         warm_up(run)
     if state.step and state.compiled != run.compiled:
         now, before = ("", "not ") if run.compiled else ("no longer ", "")
-        ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout drops other units from here on")
+        ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout masks differ from here on")
     state.compiled = run.compiled
     if state.step == 0:
         announce_validation(run)

@@ -330,7 +330,7 @@ def print_replaced(s, out, before, manifest, log):
     Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
     """
     if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
-        log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs are others now")
+        log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs have changed")
 
 
 def runs_on(s, manifest):

@@ -67,7 +67,7 @@ def print_dataset_tables(manifest, tasks):
     for file, n in manifest["malformed_rows_left_out"].items():
         print(f"\n{file}: {n:,} malformed or missing rows left out")
     for file, n in manifest["nci_rows_left_out"].items():
-        print(f"\n{file}: {n:,} rows left out, of concepts that the NCI Metathesaurus numbers (CL and digits)")
+        print(f"\n{file}: {n:,} rows left out, of concepts with NCI Metathesaurus ids (CL and digits)")
     print()
 
 

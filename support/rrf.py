@@ -148,7 +148,7 @@ class Rows:
     Attributes:
         start: (n,) first byte of each row. line: (n,) its line within the block. pipes: (n, columns) positions of `|`.
         faults: [(line within the block, ", column X: what is wrong")]; such rows are left out.
-        nci_lines: arrays of lines whose concept the NCI Metathesaurus numbers (CL and digits); these too.
+        nci_lines: arrays of lines of concepts with NCI Metathesaurus ids (CL and digits); these too.
         n_lines: lines of the block, malformed ones too. n_found: those that are not empty.
     """
 

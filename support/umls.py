@@ -60,7 +60,7 @@ class Release(NamedTuple):
 
     tables: list[Tables]  # of each language
     skipped: dict  # {file: malformed rows left out, and those missing of what MRFILES.RRF states}
-    nci: dict  # {file: rows left out whose concept the NCI Metathesaurus numbers}
+    nci: dict  # {file: rows left out, of concepts with NCI Metathesaurus ids}
     unsaved: list[Tables]  # those that were not in the cache
     source: dict  # what they were made from, for save_tables
 

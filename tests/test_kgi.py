@@ -240,7 +240,7 @@ def test_what_may_change_on_resume_is_what_the_readme_says(dataset, tmp_path, co
         kgi.resume(run)
         kgi.begin(run)
         one_step(run)
-        told = f"the encoder is {change}: dropout drops other units from here on"
+        told = f"the encoder is {change}: dropout masks differ from here on"
         assert (told in capsys.readouterr().out) if change else ("up to here" not in capsys.readouterr().out)
 
 
