@@ -677,6 +677,9 @@ def read_corpus(name, folder):
                         check_type(kind, f"{path}, document {d.name}")
             elif split != "dev":
                 raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
+            else:  # its names may be others than those that are known
+                unread = [p for p in Path(folder).glob("[!.]*") if re.search("dev|valid", p.name.lower())]
+                issues["train"]["files that look like a dev split: not read"] += len(unread)
     for split, documents in splits.items():
         splits[split] = [d for d in documents if d.tokens]
         n_empty = len(documents) - len(splits[split])

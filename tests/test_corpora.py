@@ -142,6 +142,13 @@ def test_names_of_splits(tmp_path, names):
         assert {p: shown(d) for p, d in corpora.read_corpus("custom", folder)[0].items()} == want
 
 
+def test_a_file_like_a_dev_split_that_is_not_read_is_counted(tmp_path):
+    for name in ("train.tsv", "validation_set.tsv", "test.tsv"):
+        (tmp_path / name).write_text("a\tO\n")
+    splits, issues = corpora.read_corpus("custom", tmp_path)
+    assert [*splits] == ["train", "test"] and issues["train"]["files that look like a dev split: not read"] == 1
+
+
 def test_cas_sg(tmp_path):
     """DEFT's training part, and its test part in halves; ten of thirteen types, the others counted."""
     entities = "sosy Douleur", "date lundi"
