@@ -395,9 +395,9 @@ def train(s):
     try:
         with lock if run.ranks.is_first else nullcontext():
             resume(run)
-            is_done = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
+            at_end = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
             try:
-                if not is_done:
+                if not at_end or validation_is_due(run):
                     runs.check_exported(run.out)
                     begin(run)
                 training_loop(run)
@@ -416,8 +416,9 @@ def training_loop(run):
     """One step after another, until the last one. Raises: runs.Interrupted, on all ranks, if a signal asks to stop."""
     s, state, bar = run.s, run.state, progress_bar(run)
     first_step, loop_began = state.step, time.monotonic()
-    if validation_is_due(run):
+    if validation_is_due(run):  # a signal interrupted it
         log_validation(run, validate(run, validation_rows(run)))
+        save_checkpoint(run)
     while state.step < state.steps:
         # Batch: the same examples whatever the layout, each masked by (seed, epoch, example).
         step_began = time.monotonic()
@@ -683,7 +684,8 @@ def begin(run):
     if state.step == 0:
         announce_validation(run)
         log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
-    ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
+    steps = f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each"
+    ranks.print(steps if run.state.step < run.state.steps else "the last validation is made up for")
 
 
 def announce_validation(run):
@@ -966,15 +968,17 @@ def resume(run):
         run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
         if content["scaler"]:  # empty if that run had none
             run.scaler.load_state_dict(content["scaler"])
-        run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
-        step = run.state.step
+        step = content["state"]["step"]
+        older = {"validated": step, "compiled": run.compiled}  # an older version validated before it saved
+        run.state, run.fell_back = TrainState(**older | content["state"]), bool(faults)
         if faults:
             run.ranks.print(f"{faults[0]}; resuming from the previous checkpoint, of step {step:,}")
         if n_damaged:
             run.ranks.print(f"{metrics}: {n_damaged:,} damaged lines are dropped")
         elif not records and step:
             run.ranks.print(f"{metrics} is missing: what it held up to step {step:,} is lost")
-        records = [record for record in records if step and record["step"] <= step]
+        known = {True: run.state.validated, False: step}
+        records = [record for record in records if step and record["step"] <= known["valid" in record]]
     else:
         runs.refuse_foreign_folder(run.out, records, n_damaged)
         records = []  # of a run that ended before its first checkpoint

@@ -211,6 +211,23 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, c
         same_but_for_rounding(tmp_path / "eager", out)
 
 
+def test_a_last_validation_that_is_made_up_for_needs_no_compiler(dataset, tmp_path, compiler, monkeypatch, capsys):
+    train(dataset, tmp_path, layout="packed", layers=1, steps=1)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["state"]["validated"] = 0
+    torch.save(content, tmp_path / "checkpoint.pt")
+    compiler.fault = OSError("no gcc")
+    run = compiled_run(dataset, tmp_path, steps=1)
+    run.s.compile = "auto"
+    monkeypatch.setattr(kgi, "set_up", lambda s: run)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        kgi.train(run.s)
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "runs uncompiled" in shown and "the last validation is made up for" in shown
+    assert [(r["step"], "valid" in r) for r in lines(tmp_path)] == [(0, True), (1, False), (1, True)]
+
+
 def test_a_full_gpu_is_not_a_fault_of_the_compiler(dataset, tmp_path, compiler):
     compiler.fault = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     run = compiled_run(dataset, tmp_path)
@@ -563,7 +580,8 @@ def test_a_signal_saves_the_last_finished_step_and_exits(
     assert [r["step"] for r in lines(out)] == ([0, 4, 6] if finished == 6 else [0])
     assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"] == finished
     assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
-    train(dataset, out, **few)
+    for _ in range(2):  # a run that is done stays as it is
+        train(dataset, out, **few)
     assert same_weights(whole, out)
     for x, y in zip(lines(whole), lines(out), strict=True):
         assert {k: v for k, v in x.items() if k not in MEASURED} == {k: v for k, v in y.items() if k not in MEASURED}
