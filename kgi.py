@@ -835,8 +835,9 @@ def finish(run):
     """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
     s, ranks, state = run.s, run.ranks, run.state
     if not state.steps or state.step < state.steps or validation_is_due(run):
-        saved = "saved; the same command resumes from there" if state.steps else "nothing to save"
-        ranks.print(f"stopped by {run.stop_signal.name} after step {state.step:,}, {saved}")
+        # Steps that only measured how long one takes do not count.
+        when = f"after step {state.step:,}, saved; the same command resumes from there" if state.steps else ""
+        ranks.print(f"stopped by {run.stop_signal.name} {when or 'before the first step, nothing to save'}")
         ranks.exit(EXIT_REQUEUE)
     if ranks.is_first and not is_exported(run):  # killed before the model was written
         runs.check_exported(run.out)

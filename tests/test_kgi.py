@@ -710,8 +710,11 @@ def test_one_slow_step_does_not_spoil_a_time_budget(dataset, tmp_path, monkeypat
     assert 0.9 * left < 2 * run.state.steps < left and run.state.steps > 400
 
 
-def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch):
-    """After the checkpoint that measures how long one takes: measured again, not a run of no steps."""
+def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch, capsys):
+    """After the checkpoint that measures how long one takes: measured again, not a run of no steps.
+
+    A signal in the second of these steps leaves nothing to save.
+    """
     clock = Clock()
     monkeypatch.setattr(kgi, "time", clock)
     monkeypatch.setattr(kgi, "update", clock.slow(kgi.update, 5))
@@ -724,6 +727,16 @@ def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path,
         m.setattr(kgi, "check_schedule", killed)
         kgi.train(settings(dataset, tmp_path, **few))
     assert runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]["steps"] == 0
+    run, seed_dropout = set_up(dataset, tmp_path, **few), kgi.seed_dropout
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as end:
+        m.setattr(kgi, "set_up", lambda s: run)
+        m.setattr(run.stop_signal, "number", 0)
+        m.setattr(kgi, "seed_dropout", lambda run, i: (
+            seed_dropout(run, i), setattr(run.stop_signal, "number", run.state.step and signal.SIGTERM)
+        ))  # fmt: skip
+        kgi.train(run.s)
+    assert end.value.code == 75
+    assert "stopped by SIGTERM before the first step, nothing to save\n" in capsys.readouterr().out
     train(dataset, tmp_path, **few | {"time_budget": "50s"})  # another budget may be given
     state = runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]
     assert state["step"] == state["steps"] > 0
