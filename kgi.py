@@ -248,6 +248,7 @@ class Run:
     init: str | None  # a hash of the checkpoint that it started from
     pooling: checkpoints.Pooling  # of texts, as other libraries are told
     began: float
+    present: list  # names of the tasks that the data set has examples of
     valid_every: int
     save_every: int
     budget: int | None  # seconds of --time_budget
@@ -287,7 +288,8 @@ def set_up(s):
     budget = runs.budget_seconds(s.time_budget) if s.time_budget else None
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     tokenizer = read_tokenizer(folder)
-    absent = [name for name in s.tasks if name not in trained_tasks(train)]
+    present = trained_tasks(train)
+    absent = [name for name in s.tasks if name not in present]
     if not len(train) or "sa" in absent:
         hint = "; build it with --sa_pairs" if "sa" in absent else ""
         raise UserError(f"{folder} has no examples of {', '.join(absent)}{hint}")
@@ -303,8 +305,8 @@ def set_up(s):
     epoch = max(1, round(len(train) / s.batch_size))
     run = Run(
         s, ranks, out, train, valid, folder, tokenizer, weights, model, ranks.wrap(model),
-        Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, valid_every=s.valid_every or epoch,
-        save_every=s.save_every or s.valid_every or epoch, budget=budget,
+        Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, present,
+        valid_every=s.valid_every or epoch, save_every=s.save_every or s.valid_every or epoch, budget=budget,
         compiled=compiled,
     )  # fmt: skip
     if not s.time_budget:
@@ -877,7 +879,7 @@ def log_training(run, lr, eta):
         "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
     }  # fmt: skip
     write_metrics(run, record)
-    shown = {name: losses.get(f"{name}_loss") for name in run.s.tasks}
+    shown = {name: losses.get(f"{name}_loss") for name in run.s.tasks if name in run.present}
     # A sum over some of the tasks cannot be compared with one over all.
     shown = {"loss": None if None in shown.values() else losses["loss"]} | shown
     parts = [f"step {state.step:>6}/{state.steps}"] + ["no targets"] * (not losses)

@@ -24,7 +24,7 @@ import model as models
 from configs import UserError
 from support import datasets, hardware, runs
 from support.arrays import concat_ranges
-from tests.conftest import ROOT, build, command
+from tests.conftest import FEW, ROOT, build, command
 from tests.training import (
     args,
     call,
@@ -1032,6 +1032,13 @@ def test_an_interval_without_a_task_shows_no_sum(dataset, tmp_path, capsys):
         n_partial += not is_whole
         assert "  ".join([f"loss {record['loss']:.3f}" if is_whole else "loss -", *parts]) in line
     assert 0 < n_partial < 12
+
+
+def test_a_data_set_without_documents_has_a_sum(release, tmp_path, capsys):
+    train(build(release, tmp_path / "built", e3c="none", **FEW), tmp_path / "run", steps=2, valid_every=2)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
+    for line, record in zip(shown, training_lines(tmp_path / "run"), strict=True):
+        assert f"loss {record['loss']:.3f}  ep {record['ep_loss']:.3f}" in line
 
 
 def test_a_log_file_shows_the_first_validation_before_it_is_made(dataset, tmp_path, monkeypatch, capsys):
