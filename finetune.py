@@ -654,7 +654,7 @@ def check(s):
             rows[what] = {split: count_split_entities(docs, windows[split]) for split, docs in splits.items()}
         overlaps, comparable = find_contamination(splits, dataset, tokenizer)
         rows[f"of {texts.NGRAM_SIZE + texts.MIN_NGRAMS - 1} words or more"] = comparable
-        rows[f"  of these, overlapping with training documents of {Path(s.dataset).name}"] = overlaps
+        rows[f"  of these, overlapping with training documents of {name_of(s.dataset)}"] = overlaps
     width = max(map(len, rows)) + 2
     print(f"{corpus.title}, {s.data}\n{'':<{width}}" + "".join(f"{split:>10}" for split in splits))
     for what, values in rows.items():

@@ -248,6 +248,7 @@ class Run:
     init: str | None  # a hash of the checkpoint that it started from
     pooling: checkpoints.Pooling  # of texts, as other libraries are told
     began: float
+    present: list  # names of the tasks that the data set has examples of
     valid_every: int
     save_every: int
     budget: int | None  # seconds of --time_budget
@@ -287,7 +288,8 @@ def set_up(s):
     budget = runs.budget_seconds(s.time_budget) if s.time_budget else None
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     tokenizer = read_tokenizer(folder)
-    absent = [name for name in s.tasks if name not in trained_tasks(train)]
+    present = trained_tasks(train)
+    absent = [name for name in s.tasks if name not in present]
     if not len(train) or "sa" in absent:
         hint = "; build it with --sa_pairs" if "sa" in absent else ""
         raise UserError(f"{folder} has no examples of {', '.join(absent)}{hint}")
@@ -303,8 +305,8 @@ def set_up(s):
     epoch = max(1, round(len(train) / s.batch_size))
     run = Run(
         s, ranks, out, train, valid, folder, tokenizer, weights, model, ranks.wrap(model),
-        Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, valid_every=s.valid_every or epoch,
-        save_every=s.save_every or s.valid_every or epoch, budget=budget,
+        Batches(s, train, ranks, micro_tokens), stop_signal, init, pooling, began, present,
+        valid_every=s.valid_every or epoch, save_every=s.save_every or s.valid_every or epoch, budget=budget,
         compiled=compiled,
     )  # fmt: skip
     if not s.time_budget:
@@ -395,9 +397,9 @@ def train(s):
     try:
         with lock if run.ranks.is_first else nullcontext():
             resume(run)
-            is_done = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
+            at_end = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
             try:
-                if not is_done:
+                if not at_end or validation_is_due(run):
                     runs.check_exported(run.out)
                     begin(run)
                 training_loop(run)
@@ -416,8 +418,9 @@ def training_loop(run):
     """One step after another, until the last one. Raises: runs.Interrupted, on all ranks, if a signal asks to stop."""
     s, state, bar = run.s, run.state, progress_bar(run)
     first_step, loop_began = state.step, time.monotonic()
-    if validation_is_due(run):
+    if validation_is_due(run):  # a signal interrupted it
         log_validation(run, validate(run, validation_rows(run)))
+        save_checkpoint(run)
     while state.step < state.steps:
         # Batch: the same examples whatever the layout, each masked by (seed, epoch, example).
         step_began = time.monotonic()
@@ -683,7 +686,8 @@ def begin(run):
     if state.step == 0:
         announce_validation(run)
         log_validation(run, validate_first(run) if state.steps else fit_steps_to_budget(run))
-    ranks.print(f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each")
+    steps = f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each"
+    ranks.print(steps if run.state.step < run.state.steps else "the last validation is made up for")
 
 
 def announce_validation(run):
@@ -833,8 +837,9 @@ def finish(run):
     """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
     s, ranks, state = run.s, run.ranks, run.state
     if not state.steps or state.step < state.steps or validation_is_due(run):
-        saved = "saved; the same command resumes from there" if state.steps else "nothing to save"
-        ranks.print(f"stopped by {run.stop_signal.name} after step {state.step:,}, {saved}")
+        # Steps that only measured how long one takes do not count.
+        when = f"after step {state.step:,}, saved; the same command resumes from there" if state.steps else ""
+        ranks.print(f"stopped by {run.stop_signal.name} {when or 'before the first step, nothing to save'}")
         ranks.exit(EXIT_REQUEUE)
     if ranks.is_first and not is_exported(run):  # killed before the model was written
         runs.check_exported(run.out)
@@ -874,7 +879,7 @@ def log_training(run, lr, eta):
         "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
     }  # fmt: skip
     write_metrics(run, record)
-    shown = {name: losses.get(f"{name}_loss") for name in run.s.tasks}
+    shown = {name: losses.get(f"{name}_loss") for name in run.s.tasks if name in run.present}
     # A sum over some of the tasks cannot be compared with one over all.
     shown = {"loss": None if None in shown.values() else losses["loss"]} | shown
     parts = [f"step {state.step:>6}/{state.steps}"] + ["no targets"] * (not losses)
@@ -966,15 +971,17 @@ def resume(run):
         run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
         if content["scaler"]:  # empty if that run had none
             run.scaler.load_state_dict(content["scaler"])
-        run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
-        step = run.state.step
+        step = content["state"]["step"]
+        older = {"validated": step, "compiled": run.compiled}  # an older version validated before it saved
+        run.state, run.fell_back = TrainState(**older | content["state"]), bool(faults)
         if faults:
             run.ranks.print(f"{faults[0]}; resuming from the previous checkpoint, of step {step:,}")
         if n_damaged:
             run.ranks.print(f"{metrics}: {n_damaged:,} damaged lines are dropped")
         elif not records and step:
             run.ranks.print(f"{metrics} is missing: what it held up to step {step:,} is lost")
-        records = [record for record in records if step and record["step"] <= step]
+        known = {True: run.state.validated, False: step}
+        records = [record for record in records if step and record["step"] <= known["valid" in record]]
     else:
         runs.refuse_foreign_folder(run.out, records, n_damaged)
         records = []  # of a run that ended before its first checkpoint

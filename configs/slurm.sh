@@ -6,8 +6,8 @@
 #
 # There is one task per GPU and no torchrun. So the signal reaches every rank, and the exit status reaches this script.
 # Two minutes before the time limit the run saves and exits with 75. The script then requeues the job, which resumes. A
-# step, a validation and a checkpoint together must take less than two minutes. Since Slurm 22.05 srun has to be told
-# the cores of a task, or each has one. A minute after the first task has ended it ends the others.
+# micro-batch and a checkpoint together must take less than two minutes. Since Slurm 22.05 srun has to be told the cores
+# of a task, or each has one. A minute after the first task has ended it ends the others.
 export MASTER_PORT=29500 MASTER_ADDR
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=60 bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID

@@ -306,7 +306,7 @@ def append_line(path, line):
 
 @contextmanager
 def errors_named(path):
-    """Has a file that cannot be written end in a UserError that names it."""
+    """Has a file that cannot be written end in a UserError that names it. An error that names an input stays."""
     try:
         yield
     except BrokenPipeError:  # `| head` has seen enough
@@ -314,8 +314,17 @@ def errors_named(path):
     except (OSError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and not re.search("unexpected pos|PytorchStreamWriter", str(e)):
             raise  # torch.save has these for a full disk
+        if isinstance(named := getattr(e, "filename", None), str | os.PathLike) and not is_part_of(named, path):
+            raise
         why = getattr(e, "strerror", None) or f"is the disk full? ({e})"
         raise UserError(f"{path}: cannot be written: {why}") from None
+
+
+def is_part_of(path, out):
+    """Whether a path is an output, beside it under a name of its own (name_beside), in either, or a folder of it."""
+    path, out = (Path(os.path.realpath(x)) for x in (path, out))
+    is_beside = any(p.parent == out.parent and p.name.startswith(f".{out.name}.") for p in (path, *path.parents))
+    return is_beside or path.is_relative_to(out) or out.is_relative_to(path)
 
 
 @contextmanager

@@ -610,6 +610,8 @@ def results_signature(s, task):
     """What the scores depend on besides the checkpoint. task: a LinkingTask."""
     texts = "\n".join([*task.queries, *task.dictionary.names]).encode("utf-8", "surrogatepass")
     kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
+    for key in ("corpus", "ids", "dictionary", "data"):  # "NCBI/" is "NCBI"
+        kept[key] = kept[key] and str(Path(kept[key]).resolve())
     return kept | {"dictionary sha256": hashlib.sha256(texts).hexdigest()}
 
 

@@ -178,7 +178,7 @@ def check_picture(path, signature):
 
 def names_of_runs(runs):
     """The name of each run folder, or its path where two have the same name."""
-    names = [run.resolve().name for run in runs]
+    names = [name_of(run) for run in runs]
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
 
 

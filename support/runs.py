@@ -188,7 +188,7 @@ def find_fault(content, like):
     signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
     if type(signature) is not dict or not is_plain(signature):
         return "signature does not hold the settings of a run"
-    # One of an older version lacks what was added to the state since; that begins with its default.
+    # One of an older version lacks what was added to the state since.
     needed = {"step", "steps", "statistics", "work"}.union(state if type(state) is dict else ())
     if misfit := find_misfit(state, {key: x for key, x in like["state"].items() if key in needed}, "state"):
         return misfit

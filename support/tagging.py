@@ -8,6 +8,7 @@ Offsets are code points of the text as it is, as in brat. Documents are written 
 
 import html
 import json
+import os
 import re
 import sys
 import time
@@ -384,7 +385,9 @@ def format_page(tally, types, model):
         if tally.entities[kind]
     )
     shown = f"the first {len(tally.page):,} of " if len(tally.page) < tally.n_documents else ""
-    note = f"{shown}{tally.n_documents:,} documents, {tally.entities.total():,} entities, tagged by {name_of(model)}"
+    note = (
+        f"{shown}{tally.n_documents:,} documents, {tally.entities.total():,} entities, tagged by {tagger_name(model)}"
+    )
     return (
         '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n'
         f"<title>Entities</title>\n<style>{STYLE}{colours}</style>\n</head>\n<body>\n<h1>Entities</h1>\n"
@@ -393,7 +396,7 @@ def format_page(tally, types, model):
     )
 
 
-def name_of(tagger):
+def tagger_name(tagger):
     """The name of a tagger's folder to show; of RESULTS/model it is that of RESULTS and of the folder around it."""
-    path = Path(tagger).resolve()
+    path = Path(os.path.abspath(tagger))
     return replace_surrogates("/".join(path.parts[-3:-1]) if path.name == "model" else path.name)

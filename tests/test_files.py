@@ -144,6 +144,20 @@ def test_write_atomic_names_a_folder_that_is_not_there(tmp_path):
         files.write_atomic(tmp_path / "none" / "x", lambda f: None)
 
 
+def test_an_input_that_is_gone_is_named_and_not_the_output(tmp_path, monkeypatch):
+    """Where it is read while the output is written, as the tagger does."""
+    monkeypatch.chdir(tmp_path)
+    for gone in ("gone", "in/gone"):
+        with pytest.raises(FileNotFoundError, match=f"'{gone}'"):
+            files.write_atomic("x", lambda f, gone=gone: open(gone))
+        with pytest.raises(FileNotFoundError, match=f"'{gone}'"), files.atomic_directory("out", FORM):
+            open(gone)
+    for inner in ("a/b", "c"):
+        with pytest.raises(UserError, match="^out: cannot be written: "), files.atomic_directory("out", FORM) as new:
+            (new / inner).mkdir() if inner == "a/b" else os.rmdir(new / inner)
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_writers_of_a_file_do_not_mix(tmp_path):
     """The second begins and ends while the first writes. The one that ends last is there, whole."""
     path = tmp_path / "x"

@@ -24,7 +24,7 @@ import model as models
 from configs import UserError
 from support import datasets, hardware, runs
 from support.arrays import concat_ranges
-from tests.conftest import ROOT, build, command
+from tests.conftest import FEW, ROOT, build, command
 from tests.training import (
     args,
     call,
@@ -209,6 +209,23 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, c
         kgi.training_loop(run)
         assert "compiled" not in capsys.readouterr().out and not run.state.compiled
         same_but_for_rounding(tmp_path / "eager", out)
+
+
+def test_a_last_validation_that_is_made_up_for_needs_no_compiler(dataset, tmp_path, compiler, monkeypatch, capsys):
+    train(dataset, tmp_path, layout="packed", layers=1, steps=1)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["state"]["validated"] = 0
+    torch.save(content, tmp_path / "checkpoint.pt")
+    compiler.fault = OSError("no gcc")
+    run = compiled_run(dataset, tmp_path, steps=1)
+    run.s.compile = "auto"
+    monkeypatch.setattr(kgi, "set_up", lambda s: run)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        kgi.train(run.s)
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "runs uncompiled" in shown and "the last validation is made up for" in shown
+    assert [(r["step"], "valid" in r) for r in lines(tmp_path)] == [(0, True), (1, False), (1, True)]
 
 
 def test_a_full_gpu_is_not_a_fault_of_the_compiler(dataset, tmp_path, compiler):
@@ -564,7 +581,8 @@ def test_a_signal_saves_the_last_finished_step_and_exits(
     assert [r["step"] for r in lines(out)] == ([0, 4, 6] if finished == 6 else [0])
     assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"] == finished
     assert signal.getsignal(number) == signal.SIG_DFL  # a second one would have ended it at once
-    train(dataset, out, **few)
+    for _ in range(2):  # a run that is done stays as it is
+        train(dataset, out, **few)
     assert same_weights(whole, out)
     for x, y in zip(lines(whole), lines(out), strict=True):
         assert {k: v for k, v in x.items() if k not in MEASURED} == {k: v for k, v in y.items() if k not in MEASURED}
@@ -693,8 +711,11 @@ def test_one_slow_step_does_not_spoil_a_time_budget(dataset, tmp_path, monkeypat
     assert 0.9 * left < 2 * run.state.steps < left and run.state.steps > 400
 
 
-def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch):
-    """After the checkpoint that measures how long one takes: measured again, not a run of no steps."""
+def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path, monkeypatch, capsys):
+    """After the checkpoint that measures how long one takes: measured again, not a run of no steps.
+
+    A signal in the second of these steps leaves nothing to save.
+    """
     clock = Clock()
     monkeypatch.setattr(kgi, "time", clock)
     monkeypatch.setattr(kgi, "update", clock.slow(kgi.update, 5))
@@ -707,6 +728,16 @@ def test_killed_while_the_steps_of_a_time_budget_are_measured(dataset, tmp_path,
         m.setattr(kgi, "check_schedule", killed)
         kgi.train(settings(dataset, tmp_path, **few))
     assert runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]["steps"] == 0
+    run, seed_dropout = set_up(dataset, tmp_path, **few), kgi.seed_dropout
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as end:
+        m.setattr(kgi, "set_up", lambda s: run)
+        m.setattr(run.stop_signal, "number", 0)
+        m.setattr(kgi, "seed_dropout", lambda run, i: (
+            seed_dropout(run, i), setattr(run.stop_signal, "number", run.state.step and signal.SIGTERM)
+        ))  # fmt: skip
+        kgi.train(run.s)
+    assert end.value.code == 75
+    assert "stopped by SIGTERM before the first step, nothing to save\n" in capsys.readouterr().out
     train(dataset, tmp_path, **few | {"time_budget": "50s"})  # another budget may be given
     state = runs.read_checkpoint(tmp_path / "checkpoint.pt")["state"]
     assert state["step"] == state["steps"] > 0
@@ -1002,6 +1033,13 @@ def test_an_interval_without_a_task_shows_no_sum(dataset, tmp_path, capsys):
         n_partial += not is_whole
         assert "  ".join([f"loss {record['loss']:.3f}" if is_whole else "loss -", *parts]) in line
     assert 0 < n_partial < 12
+
+
+def test_a_data_set_without_documents_has_a_sum(release, tmp_path, capsys):
+    train(build(release, tmp_path / "built", e3c="none", **FEW), tmp_path / "run", steps=2, valid_every=2)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
+    for line, record in zip(shown, training_lines(tmp_path / "run"), strict=True):
+        assert f"loss {record['loss']:.3f}  ep {record['ep_loss']:.3f}" in line
 
 
 def test_a_log_file_shows_the_first_validation_before_it_is_made(dataset, tmp_path, monkeypatch, capsys):
