@@ -43,7 +43,7 @@ given-%:
 setup: $(READY) ## the Python environment in .venv
 
 demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a demo that was stopped goes on
-	@test ! -e demo/.done || rm -rf demo
+	@test ! -e demo/.done || { cd demo && rm -rf sample fr tables kgi-fr results .done; }
 	$(PY) tests/synthetic_umls.py demo/sample
 	$(PY) data.py build configs/demo.toml
 	$(PY) kgi.py configs/demo.toml

@@ -215,7 +215,10 @@ def atomic_directory(out, form):
         put_right(real)
         check_output(out, form)
         with made_beside(real, is_folder=True) as (new, _):
-            yield new
+            try:
+                yield new
+            except UserError as e:  # of a file in it, which the user knows by the name that it was to have
+                raise UserError(str(e).replace(str(new), str(out))) from None
             check_output(out, form)
             try:
                 exchange(new, real)
@@ -495,6 +498,8 @@ def run_command(doc, commands, default=None):
     """
     if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
         sys.stdout.reconfigure(errors="replace")
+    if sys.stderr:
+        sys.stderr.reconfigure(errors="replace")
     try:
         if signal.getsignal(signal.SIGINT) is configs.end_quietly:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1211,7 +1211,7 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
 
 
 def test_a_demo_that_was_stopped_goes_on(tmp_path):
-    """What is there stays, to be resumed; only a demo that came to its end is made anew."""
+    """What is there stays, to be resumed; a demo that came to its end is made again, and files of a user stay."""
     (tmp_path / "env" / "bin").mkdir(parents=True)
     stub = PYTHON.format(python=sys.executable, fails="configs/demo.toml --out") + "mkdir -p demo\n"
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-plot.txt", "env/.ready"):
@@ -1223,8 +1223,11 @@ def test_a_demo_that_was_stopped_goes_on(tmp_path):
         return subprocess.run(["make", "-f", ROOT / "Makefile", "demo", "VENV=env"], cwd=tmp_path, capture_output=True)
 
     assert make(stub).returncode != 0  # in fine-tuning
-    checkpoint = tmp_path / "demo" / "checkpoint.pt"
+    checkpoint, mine = tmp_path / "demo" / "kgi-fr" / "checkpoint.pt", tmp_path / "demo" / "notes.txt"
+    checkpoint.parent.mkdir()
     checkpoint.touch()
+    mine.touch()
     assert make(stub).returncode != 0 and checkpoint.exists()
     assert make(stub.replace("--out", "nothing")).returncode == 0 and checkpoint.exists()
     assert make(stub.replace("--out", "nothing")).returncode == 0 and not checkpoint.exists()
+    assert mine.exists()
