@@ -23,8 +23,8 @@ help: ## this list
 TORCH_VERSION := $(PY) -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null
 
 $(READY): requirements.txt requirements-dev.txt requirements-plot.txt
-	@if [ -z "$(VENV)" ] || [ -L "$(VENV)" ] || { [ ! -e $@ ] && [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ]; }; then \
-	  echo "'$(VENV)' is a link, or not a folder that make setup has made; remove it, or give another one, such as: VENV=env"; \
+	@if [ $(words $(VENV)) != 1 ] || [ -L "$(VENV)" ] || { [ ! -e $@ ] && [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ]; }; then \
+	  echo "'$(VENV)' is a link, has spaces, or is not a folder that make setup has made; remove it, or give another one, such as: VENV=env"; \
 	  exit 1; fi
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, and $(PYTHON) is " \

@@ -1368,7 +1368,9 @@ def write_dictionary(s):
         n_concepts += len(tables.cui)
     write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
     if s.out:
-        print_next(("python kgi.py link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out))
+        print_next(
+            ("python kgi.py link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
+        )
 
 
 def write_ids(s):
@@ -1377,7 +1379,7 @@ def write_ids(s):
     codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
     write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
     if s.out:
-        print_next(("python kgi.py link CHECKPOINT --corpus CORPUS --ids {}", s.out))
+        print_next(("python kgi.py link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
 
 
 def check_lines(out, form, *inputs):

@@ -244,8 +244,8 @@ def data_of_run(run):
     folder, was, what = said["data"], said["sha256"], f"{said['data']}, the data set of {run},"
     try:
         now = read_manifest(folder)["sha256"]
-    except UserError:  # moved, or not what a build writes
-        print(f"{what} is not there any more", file=sys.stderr)
+    except UserError as e:  # moved, not readable, or not what a build writes
+        print(f"{what} is not used: {e}", file=sys.stderr)
         return ""
     if now["tokenizer.json"] != was.get("tokenizer.json"):
         print(f"{what} was built again with another tokenizer", file=sys.stderr)

@@ -16,7 +16,8 @@ from support.files import check_output, check_output_file, made_folder, name_of,
 from support.tables import mean_and_deviation
 from support.texts import replace_surrogates
 
-PICTURE = rb"(?s).*[Mm]atplotlib"  # how ours are recognised; see check_output
+MADE_BY = "KGI, a program for UMLS-KGI-BERT"  # in each picture
+PICTURE = f"(?s).*{MADE_BY}".encode()  # how ours are recognised; see check_output
 
 
 def print_next(*commands, file=None):
@@ -165,7 +166,9 @@ def draw_curves(runs, out, tasks):
     if out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
     check_output_file(out, PICTURE)
-    write_atomic(out, lambda f: figure.savefig(f, format=out.suffix[1:].lower()))
+    kind = out.suffix[1:].lower()
+    made_by = {"Software" if kind == "png" else "Creator": MADE_BY}
+    write_atomic(out, lambda f: figure.savefig(f, format=kind, metadata=made_by))
     return out
 
 
@@ -206,8 +209,9 @@ def draw_map(path, points, groups, strings, shares, title, signature):
         rows = sorted(np.flatnonzero(groups == name), key=lambda i: (len(strings[i]) > 30, -shares[i]))[:50]
         fitting = (i for i in rows if label_term(ax, strings[i], points[i], colour, taken))
         list(islice(fitting, 3))
+    made_by = {"Software": MADE_BY, "Source": signature}
     with made_folder(path.parent):
-        write_atomic(path, lambda f: figure.savefig(f, format="png", metadata={"Source": signature}))
+        write_atomic(path, lambda f: figure.savefig(f, format="png", metadata=made_by))
 
 
 def label_term(ax, text, point, colour, taken):
@@ -365,15 +369,14 @@ def print_single_label(single_label, s, dim):
     if not single_label:
         return
     seeds = ("seed " if len(single_label) == 1 else "seeds ") + ", ".join(map(str, single_label))
-    why, advice = (
-        f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here",
-        "a higher --lr or more --epochs",
-    )
     if dim < 768 and s.lr < 1e-4:
-        why, advice = (
-            f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}",
-            "--lr 5e-4 or more",
-        )
+        why = f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}"
+        advice = "--lr 5e-4 or more"
+    elif s.lr > 1e-3:
+        why, advice = f"a learning rate of {s.lr:g} is too high for this corpus", "--lr 5e-4"
+    else:
+        why = f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here"
+        advice = "a higher --lr or more --epochs"
     labels = " or ".join(sorted({*single_label.values()}))
     print(f"\nwarning: {seeds} predicted {labels} alone, for every word.")
     print(f"  The likely reason: {why}.\n  Try {advice}, with another --out.")

@@ -162,7 +162,7 @@ def parse_knowledge(record):
         scores = {k: x for k, x in scores.items() if k.split("_")[0] in ("synonyms", *trained)}
     terms = checked(int, checked(dict, record["settings"])["terms"])
     name = Path(checked(str, record["checkpoint"])).name
-    return f"{checked(str, record['data'])}, {terms:,} terms", name, scores
+    return f"{checked(str, record['data'])}, {terms:,} terms at most", name, scores
 
 
 # ---------------------------------------------------------------- Markdown

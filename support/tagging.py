@@ -40,7 +40,10 @@ CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 4_000_000
 PAGE_CHARACTERS = 5_000_000  # text on a web page: browsers become slow with more
 LINE_ENDS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what brat cannot have inside a fragment
 # How the beginning of what was written before is recognised; see check_output.
-RECORDS = rb'\{"id": .*"entities": \[(\]|\{"start": )|-DOCSTART-\n'
+RECORDS = (
+    rb'\{"id": .*"entities": \[(\]\}\n|\{"start": )'
+    rb"|-DOCSTART-\n\n(-DOCSTART-|[^\t\n]+\t\d+\t\d+\t[01]\.\d{4}\t|\Z)"
+)
 PAGE = rb"(?s)<!DOCTYPE html>.{,200}<title>Entities</title>"
 
 

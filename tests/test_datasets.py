@@ -330,7 +330,7 @@ def test_a_run_remembers_its_data_set_and_fine_tuning(dataset, tmp_path, capsys)
     for place, other, message in (
         (dataset, {"sha256": {"tokenizer.json": "0"}}, "was built again with another tokenizer\n"),
         (dataset, {"sha256": {}}, "was built again with another tokenizer\n"),
-        (tmp_path / "moved", manifest, "is not there any more\n"),
+        (tmp_path / "moved", manifest, "(no manifest.json); build one with make data\n"),
     ):
         datasets.write_run(run, place, other, {})
         assert datasets.data_of_run(run) == "" and capsys.readouterr().err.endswith(message)

@@ -742,11 +742,9 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
     for _ in range(2):
         data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
         out, err = capsys.readouterr()
-        assert (
-            out
-            == f"next:  python kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl\n"
-        )
-        assert err == f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
+        told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
+        following = f"kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
+        assert (out, err) == ("", f"{told}next:  python {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = linking.read_dictionary(tmp_path / "out.tsv"), linking.dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names

@@ -58,14 +58,14 @@ def test_an_environment_is_made_once_and_then_only_added_to(setup, tmp_path):
     )
 
 
-@pytest.mark.parametrize("there", ["foreign", "link", "nothing"])
+@pytest.mark.parametrize("there", ["foreign", "link", "nothing", "spaces"])
 def test_what_make_has_not_made_is_left_alone(setup, tmp_path, there):
     """A folder of a user, a link (here to an environment of make), and VENV= without a name."""
     setup()
     (tmp_path / "env").mkdir()
     (tmp_path / "env" / "pyvenv.cfg").write_text("theirs")
     (tmp_path / "link").symlink_to(".venv")
-    status, shown, given = setup(venv={"foreign": "env", "link": "link", "nothing": ""}[there])
+    status, shown, given = setup(venv={"foreign": "env", "link": "link", "nothing": "", "spaces": "my env"}[there])
     assert status == 2 and "not a folder that make setup has made" in shown and given == []
     assert not (tmp_path / "log").exists() and [p.name for p in (tmp_path / "env").iterdir()] == ["pyvenv.cfg"]
 

@@ -67,8 +67,14 @@ def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
-    reports.blank_figure((1, 1)).savefig(tmp_path / f"x.{suffix}")
-    files.check_output(tmp_path / f"x.{suffix}", reports.PICTURE)
+    """Ours may be replaced, a picture that a user drew with matplotlib may not."""
+    lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for _ in range(2):
+        reports.draw_curves([tmp_path], tmp_path / f"x.{suffix}", data.TASKS)
+    reports.blank_figure((1, 1)).savefig(tmp_path / f"mine.{suffix}")
+    with pytest.raises(UserError, match="is not an output of this command"):
+        files.check_output(tmp_path / f"mine.{suffix}", reports.PICTURE)
 
 
 def test_a_map_on_a_full_disk_leaves_no_folder(tmp_path, full_disk):
@@ -253,7 +259,8 @@ def test_the_scores_of_all_seeds_are_one_table(capsys):
 @pytest.mark.parametrize("lr, dim, reason", [
     (2e-5, 128, "the learning rate 2e-05 suits encoders of dim 768, and this one has 128.\n  Try --lr 5e-4 or more"),
     (2e-5, 768, "1 pass at a learning rate of 2e-05 teaches too little here.\n  Try a higher --lr or more --epochs"),
-    (5e-3, 128, "1 pass at a learning rate of 0.005 teaches"),
+    (5e-4, 128, "1 pass at a learning rate of 0.0005 teaches"),
+    (5e-3, 128, "a learning rate of 0.005 is too high for this corpus.\n  Try --lr 5e-4, with another --out"),
 ])  # fmt: skip
 def test_a_tagger_of_one_label_says_why(capsys, lr, dim, reason):
     reports.print_single_label({0: "O", 2: "O"}, configs.Finetune("x", lr=lr), dim)
