@@ -516,6 +516,8 @@ def run_command(doc, commands, default=None):
         reason = getattr(e, "strerror", None) or e
         if getattr(e, "filename", None):
             reason = f"{e.filename}: {reason}"
+        elif getattr(e, "errno", None) == errno.ENOSPC:  # of print: writers name their file
+            reason = f"standard output cannot be written: {reason}"
         line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {reason}"
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report and isinstance(line, str):
