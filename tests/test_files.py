@@ -457,7 +457,8 @@ MEMORY = (
 @pytest.mark.parametrize("action, status, message", [
     ("raise UserError('x.txt, row 3: bad')", 1, "program.py: error: x.txt, row 3: bad\n"),
     ("open('/nowhere/x')", 1, "program.py: error: /nowhere/x: No such file or directory\n"),
-    ("raise OSError(28, 'No space left on device')", 1, "program.py: error: standard output cannot be written: No space left on device\n"),
+    ("raise OSError(28, 'No space left on device')", 1,
+     "program.py: error: standard output cannot be written: No space left on device\n"),
     ("raise MemoryError", 1, f"program.py: error: {MEMORY}\n"),
     ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11 GiB')", 1,
      f"program.py: error: {MEMORY} (CUDA out of memory. Tried to allocate 2.00 GiB)\n"),
