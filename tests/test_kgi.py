@@ -247,7 +247,7 @@ def test_what_may_change_on_resume_is_what_the_readme_says(dataset, tmp_path, co
         other = replace(run, s=replace(run.s, **{f.name: changed}))
         if kgi.run_signature(other) == before:
             may_change.add(f.name)
-    (sentence,) = re.findall(r"You may change the\s+number of ranks,(.*?)\.", (ROOT / "README.md").read_text(), re.S)
+    (sentence,) = re.findall(r"change the\s+number\s+of\s+ranks,(.*?)\.", (ROOT / "README.md").read_text(), re.S)
     by_content = {"data", "out", "init"}  # their content counts, not their names
     assert may_change == set(re.findall("`(.*?)`", sentence)) | by_content
     for compile, change in (("off", None), ("on", "compiled, and was not up to here"), ("on", None),
