@@ -712,14 +712,15 @@ def validate_first(run):
 
 
 def warm_up(run):
-    """Compiles the encoder, and makes one backward pass whose gradients are thrown away, before anything is measured.
+    """Compiles the encoder, and makes two passes whose gradients are thrown away, before anything is measured.
 
-    After its first pass DistributedDataParallel orders its buckets again, and the order decides how sums over three or
-    more ranks are rounded. Without this the first step of a resumed run would differ from that of a run never stopped.
+    At the beginning of its second pass DistributedDataParallel orders its buckets again, and the order decides how sums
+    over three or more ranks are rounded. Without this the first step of a resumed run would differ from that of a run
+    never stopped. All ranks meet there too, so that a rank that votes early (stop_if_asked) would wait without end.
     """
     micro_batches, batch = run.batches.get(run.state.step)
     compile_encoder(run, micro_batches[0])
-    if run.ranks.world > 1:
+    for _ in range(2 * (run.ranks.world > 1)):
         forward_backward(run, micro_batches[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.batches.prefetched = {}

@@ -410,6 +410,14 @@ def killed_after_step_5():
             os.kill(os.getpid(), signal.SIGKILL)
     kgi.write_metrics = die_after_step_5
 
+def signalled_before_step_4():
+    training_loop = kgi.training_loop
+    def signal_one_rank(run):
+        if run.ranks.rank == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        training_loop(run)
+    kgi.training_loop = signal_one_rank
+
 def signalled_in_step_5():
     seed_dropout = kgi.seed_dropout
     def signal_one_rank(run, i):
@@ -422,26 +430,28 @@ ports = {ports!r}
 assert train_in_ranks(3, {whole!r}, ports[0]) == [0, 0, 0]
 assert train_in_ranks(3, {stopped!r}, ports[1], killed_after_step_5) != [0, 0, 0]
 shutil.copy({metrics!r}, {metrics!r} + ".killed")
-assert train_in_ranks(3, {stopped!r}, ports[2], signalled_in_step_5) == [75, 75, 75]
-assert train_in_ranks(3, {stopped!r}, ports[3]) == [0, 0, 0]
+assert train_in_ranks(3, {stopped!r}, ports[2], signalled_before_step_4) == [75, 75, 75]
+assert train_in_ranks(3, {stopped!r}, ports[3], signalled_in_step_5) == [75, 75, 75]
+assert train_in_ranks(3, {stopped!r}, ports[4]) == [0, 0, 0]
 """
 
 
 def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
     """Killed after the checkpoint at step 3 and started again, with dropout: bit for bit the same.
 
-    Then one rank alone gets a signal in the middle of step 5: all three drop that step and save the four before it. The
-    sum over three ranks depends on its order, which that over two does not.
+    Then one rank alone gets a signal before its first step, and in the middle of step 5: all three drop that step and
+    save the four before it. The sum over three ranks depends on its order, which that over two does not.
     """
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     script = THREE_RANKS.format(
-        ports=free_ports(4), metrics=str(stopped / "metrics.jsonl"),
+        ports=free_ports(5), metrics=str(stopped / "metrics.jsonl"),
         whole=args(dataset, whole, dropout=0.1, micro_tokens=128),
         stopped=args(dataset, stopped, dropout=0.1, micro_tokens=128),
     )  # fmt: skip
     p = command("-c", script)
     assert p.returncode == 0 and "training steps 3 to 6, 40 examples each" in p.stdout, p.stderr
-    assert "stopped by a signal to another rank after step 4, saved" in p.stdout
+    for step in (3, 4):
+        assert f"stopped by a signal to another rank after step {step}, saved" in p.stdout
     assert "training steps 4 to 6, 40 examples each" in p.stdout
     killed = [json.loads(line) for line in (stopped / "metrics.jsonl.killed").read_text().splitlines()]
     assert [r["step"] for r in killed if "valid" not in r] == [1, 2, 3, 4, 5]  # two were written after the checkpoint
