@@ -38,7 +38,7 @@ $(READY): requirements.txt requirements-dev.txt requirements-plot.txt
 
 # given-CORPUS as a prerequisite: a command without that variable says how it is called, before anything is installed.
 given-%:
-	@$(if $($*),:,awk -F ':.*## ' '/^$(MAKECMDGOALS):/ {print "make $(MAKECMDGOALS) needs $*: make $(MAKECMDGOALS) " $$2}' Makefile; exit 1)
+	@$(if $($*),:,awk -F ':.*## ' '/^$(firstword $(MAKECMDGOALS)):/ {print "make $(firstword $(MAKECMDGOALS)) needs $*: make $(firstword $(MAKECMDGOALS)) " $$2}' Makefile; exit 1)
 
 setup: $(READY) ## the Python environment in .venv
 

@@ -608,11 +608,13 @@ def results_file(s):
 
 def results_signature(s, task):
     """What the scores depend on besides the checkpoint. task: a LinkingTask."""
-    texts = "\n".join([*task.queries, *task.dictionary.names]).encode("utf-8", "surrogatepass")
+    d, gold = task.dictionary, [parts and [x.tolist() for x in parts] for parts in task.gold]
+    texts = "\n".join([*d.ids, "", *d.names, "", repr((task.queries, gold))])
+    content = texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes()
     kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
     for key in ("corpus", "ids", "dictionary", "data"):  # "NCBI/" is "NCBI"
         kept[key] = kept[key] and str(Path(kept[key]).resolve())
-    return kept | {"dictionary sha256": hashlib.sha256(texts).hexdigest()}
+    return kept | {"dictionary sha256": hashlib.sha256(content).hexdigest()}
 
 
 def linking_scores(ranks, documents):

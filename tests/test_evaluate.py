@@ -307,12 +307,14 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
 
 
 def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
-    names = SimpleNamespace(names=["a"])
-    of_task, again = (
-        linking.results_signature(configs.Link("x", corpus=c, ids=i), SimpleNamespace(queries=["b"], dictionary=names))
-        for c, i in (("c", ""), (os.path.abspath("c") + "/", ""))
+    names, zero = linking.make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
+    of_task, again, other = (
+        linking.results_signature(
+            configs.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
+        )
+        for c, gold in (("c", [zero]), (os.path.abspath("c") + "/", [zero]), ("c", [zero + 1]))
     )
-    assert again == of_task  # one folder, however it is named
+    assert again == of_task != other  # one folder, however it is named; other ids are other results
     signature = of_task | kgi.runs.signature_of(run.out)
     (tmp_path / "linking.json").write_text(json.dumps({"checkpoint": "x", "signature": signature}))
     tables.check_results_file(tmp_path / "linking.json", signature)
