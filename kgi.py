@@ -246,7 +246,7 @@ class Run:
     batches: Batches
     stop_signal: runs.StopSignal
     init: str | None  # a hash of the checkpoint that it started from
-    pooling: checkpoints.Pooling  # of texts, as other libraries are told
+    pooling: checkpoints.Pooling  # of texts, as its files say to other libraries
     began: float
     present: list  # names of the tasks that the data set has examples of
     valid_every: int

@@ -42,7 +42,7 @@ def choose_device(name, precision):
             raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
         torch.cuda.set_device(launch.local_rank)
         check_kernels()
-        # From capability 9.0 on attention would go to cuDNN. It plans anew for every shape, and with a mask its
+        # From capability 9.0 on attention would go to cuDNN. It plans again for every shape, and with a mask its
         # backward pass has been reported to give NaN.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if precision == "auto":

@@ -110,7 +110,7 @@ def map_of_groups(vectors, group, seed):
     """Places terms on a plane where those of one semantic group lie together, if the vectors tell the groups apart.
 
     Discriminant axes between the groups (linear discriminant analysis) are fitted on some of the terms. The others are
-    placed by t-SNE of their coordinates on these axes. So no drawn term has told the axes its group.
+    placed by t-SNE of their coordinates on these axes. So the axes know the group of no term that is drawn.
 
     Args: vectors: (n, dim) float tensor, one a term. group: (n,) int array.
     Returns: (rows, points, shares): the drawn terms (half of them, and at most MAP_TERMS) in random order, (rows, 2)
