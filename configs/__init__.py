@@ -29,6 +29,12 @@ def end_quietly(*_):
     os._exit(130)
 
 
+def program_name():
+    """The program as it was called, for usage and errors: kgi.py, or python -m beyond.link."""
+    path = Path(sys.argv[0])
+    return f"python -m beyond.{path.stem}" if path.parent.name == "beyond" else path.name
+
+
 def missing_environment():
     """What this Python lacks to run the programs, and what to do about it; "" if nothing."""
     is_made = Path(__file__).resolve().parents[1].joinpath(".venv", ".ready").exists()
@@ -42,11 +48,12 @@ def missing_environment():
 
 # The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there;
 # so did a Python without the packages.
-is_program = Path(sys.argv[0]).resolve() in Path(__file__).resolve().parents[1].glob("*.py")
+ROOT, CALLED = Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve()
+is_program = CALLED.suffix == ".py" and CALLED.parent in (ROOT, ROOT / "beyond")
 if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_quietly)
 if is_program and (fault := missing_environment()):
-    sys.exit(f"{Path(sys.argv[0]).name}: error: {fault}")
+    sys.exit(f"{program_name()}: error: {fault}")
 
 # OpenMP reads it as torch is imported. Its threads wait in a loop, which beside another program costs most of the speed
 # (docs/measurements.md, "A busy machine").
@@ -402,6 +409,14 @@ def check_schedule(s, steps, n_examples):
 
 # ---------------------------------------------------------------- the command line
 
+# Commands of the four files that are programs of their own since: {program: {command: the new one}}.
+MOVED = {
+    "data.py": {"dictionary": "export dictionary", "ids": "export ids"},
+    "kgi.py": {"evaluate": "evaluate", "map": "evaluate map", "link": "link", "plot": "plot"},
+    "finetune.py": {"tag": "tag", "check": "check"},
+    "model.py": {"embed": "embed"},
+}
+
 
 def parse(argv, doc, commands, default=None):
     """The command and the settings of `[COMMAND] [config.toml ...] [ARGUMENT ...] [--key value ...]`.
@@ -416,6 +431,8 @@ def parse(argv, doc, commands, default=None):
     --help.
     """
     argv = list(argv)
+    if argv and argv[0] not in commands and (moved := MOVED.get(Path(sys.argv[0]).name, {}).get(argv[0])):
+        raise UserError(f"this is a program of its own now: python -m beyond.{moved} {' '.join(argv[1:])}".rstrip())
     name = argv.pop(0) if argv and argv[0] in commands else default
     if name is None:
         if argv and argv[0] not in ("-h", "--help"):
@@ -430,11 +447,10 @@ def parse(argv, doc, commands, default=None):
     for path in configs:
         for table, values in read_toml(path).items():
             tables[table] |= values
-    own = next((table for table, known in TABLES.items() if known is cls), "")
-    values = tables.get(own, {}) | vars(given)
+    for table, known in TABLES.items():
+        check_values(tables[table], known)
+    values = {key: value for table in tables_of(cls) for key, value in tables[table].items()} | vars(given)
     check_values(values, cls)
-    for table in tables.keys() - {own}:
-        check_values(tables[table], TABLES[table])
     settings = cls(**values)
     settings.files, settings.given, settings.tables = configs, {*values}, tables
     return function, settings
@@ -449,10 +465,10 @@ def build_parser(name, cls, commands, is_default):
     """An argparse parser made from the fields of a settings class."""
     arguments = [f for f in dataclasses.fields(cls) if "argument" in f.metadata]
     options = [f for f in dataclasses.fields(cls) if "argument" not in f.metadata]
-    usage = [Path(sys.argv[0]).name] + [name] * (not is_default)
+    usage = [program_name()] + [name] * (not is_default)
     shown = [f.metadata["argument"] + " ..." * f.metadata["many"] for f in arguments]
     usage += [f"[{name}]" if f.metadata["optional"] else name for f, name in zip(arguments, shown)]
-    usage += ["[config.toml ...]"] * (cls in TABLES.values()) + ["[--key value ...]"] * bool(options)
+    usage += ["[config.toml ...]"] * bool(tables_of(cls)) + ["[--key value ...]"] * bool(options)
     parser = Parser(
         usage=" ".join(usage), description=cls.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         epilog=describe_commands(commands) if is_default else None,
@@ -539,6 +555,11 @@ def read_toml(path):
             raise UserError(f"{path}: '{name}' is not one of the tables {', '.join(TABLES)}")
         check_types(path, name, table)
     return tables
+
+
+def tables_of(cls):
+    """The tables of a TOML file that a settings class reads: its own, and those of the classes that it extends."""
+    return [table for table, known in TABLES.items() if issubclass(cls, known)]
 
 
 def check_types(path, name, table):

@@ -512,13 +512,13 @@ def run_command(doc, commands, default=None):
         if isinstance(e, RuntimeError | MemoryError):
             if not is_out_of_memory(e):
                 raise
-            e = SystemExit(f"{Path(sys.argv[0]).name}: error: {out_of_memory_message(e)}")  # of any rank
+            e = SystemExit(f"{configs.program_name()}: error: {out_of_memory_message(e)}")  # of any rank
         reason = getattr(e, "strerror", None) or e
         if getattr(e, "filename", None):
             reason = f"{e.filename}: {reason}"
         elif getattr(e, "errno", None) == errno.ENOSPC:  # of print: writers name their file
             reason = f"standard output cannot be written: {reason}"
-        line = e.code if isinstance(e, SystemExit) else f"{Path(sys.argv[0]).name}: error: {reason}"
+        line = e.code if isinstance(e, SystemExit) else f"{configs.program_name()}: error: {reason}"
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report and isinstance(line, str):
             message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
