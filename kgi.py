@@ -42,7 +42,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers, umls
+from support import checkpoints, hardware, layouts, linking, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
 from support.datasets import (
     RUN_FILE,
@@ -169,12 +169,12 @@ class Batches:
         return dataset.masked_batch(rows, epochs, self.s.seed, self.s.mlm_probability)
 
     def micro_batches(self, batch):
-        """This rank's share of a MaskedBatch, as data.MicroBatches of the layout that suits the device."""
+        """This rank's share of a MaskedBatch, as layouts.MicroBatches of the layout that suits the device."""
         share = self.ranks.rank, self.ranks.world
         if not self.packed:
-            return data.rectangles(batch, self.micro_tokens, self.max_padding, *share)
+            return layouts.rectangles(batch, self.micro_tokens, self.max_padding, *share)
         row_length = -(-self.dataset.seq_len // 8) * 8  # what attention kernels like
-        return data.packed_rows(batch, self.micro_tokens, row_length, self.row_multiple, *share)
+        return layouts.packed_rows(batch, self.micro_tokens, row_length, self.row_multiple, *share)
 
     def lay_out(self, batch):
         """Arguments of KGIBert.forward. Names to be aligned have micro-batches of their own, for align_names."""
@@ -186,7 +186,7 @@ class Batches:
 
 
 def tensors(micro, pin):
-    """A data.MicroBatch as the arguments of KGIBert.forward. pin: a GPU copies pinned memory meanwhile."""
+    """A layouts.MicroBatch as the arguments of KGIBert.forward. pin: a GPU copies pinned memory meanwhile."""
     segment = torch.from_numpy(micro.segment)
     is_packed = micro.position is not None
     mask = segment if is_packed else None if (segment > 0).all() else segment > 0
@@ -1038,7 +1038,7 @@ def predict_targets(model, dataset, seed, dtype):
     for rows in np.array_split(dataset.rows, -(-len(dataset) // 1024)):
         epochs = np.full(len(rows), VALID_EPOCH)
         batch = dataset.masked_batch(rows, epochs, seed, configs.Train.mlm_probability)
-        for micro in data.rectangles(batch, 4096, 64):
+        for micro in layouts.rectangles(batch, 4096, 64):
             ids, mask, target_index, label, targets_per_task, _ = to_device(tensors(micro, False), device)
             with hardware.autocast(device, dtype):
                 logits = [x.float() for x in model.logits(ids, mask, target_index, targets_per_task)]

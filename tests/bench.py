@@ -52,7 +52,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from support import hardware, linking, rrf  # noqa: E402
+from support import hardware, layouts, linking, rrf  # noqa: E402
 from support.arrays import concat_ranges  # noqa: E402
 from support.files import write_atomic, write_json  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -237,7 +237,7 @@ def paper_micro_batches(run, step, n_rows, width):
     for k in range(0, len(positions), n_rows):
         rows = run.train.rows[positions[k : k + n_rows]]
         batch = run.batches.mask(run.train, rows, epochs[k : k + n_rows])
-        (micro,) = data.rectangles(batch, 10**9, 10**9)
+        (micro,) = layouts.rectangles(batch, 10**9, 10**9)
         if width:
             row, col = np.divmod(micro.target_index, micro.ids.shape[1])
             ids, segment = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (micro.ids, micro.segment))

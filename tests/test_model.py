@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as models
 from configs import UserError
-from support import checkpoints, hardware
+from support import checkpoints, hardware, kernels
 
 HEADS = ("mlm_head", "mlm_head", "relation_head", "triple_head")  # of the four tasks
 SIZES = [(48, 2, 4, 96), (32, 1, 1, 64), (40, 3, 8, 80)]  # dim, layers, heads, ffn
@@ -206,7 +206,7 @@ def test_dropout_on_the_cpu(p):
     """An element is kept with probability 1 - p, scaled to the same mean; forward and backward drop the same ones."""
     torch.manual_seed(0)
     x = torch.full((1001, 999), 2.0, requires_grad=True)
-    y = models.dropout(x, p, True)
+    y = kernels.dropout(x, p, True)
     y.sum().backward()
     kept = y != 0
     assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / x.numel()) ** 0.5
@@ -215,9 +215,9 @@ def test_dropout_on_the_cpu(p):
     drawn = (drawn - drawn.mean()) / drawn.std()
     for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]), (drawn[:, 4:], drawn[:, :-4])):
         assert abs((a * b).mean().item()) < 0.005  # neighbours, also those of one draw of 64 bits, are independent
-    assert not torch.equal(models.dropout(x, p, True), y) and models.dropout(x, p, False) is x
+    assert not torch.equal(kernels.dropout(x, p, True), y) and kernels.dropout(x, p, False) is x
     torch.manual_seed(0)
-    assert torch.equal(models.dropout(x, p, True), y)
+    assert torch.equal(kernels.dropout(x, p, True), y)
 
 
 def test_attention_with_dropout_is_attention(monkeypatch):
@@ -227,4 +227,4 @@ def test_attention_with_dropout_is_attention(monkeypatch):
     whole = [F.scaled_dot_product_attention(q, k, v, m) for m in (None, mask)]
     monkeypatch.setattr(models, "dropout", lambda x, p, training: x)
     for m, right in zip((None, mask), whole):
-        assert (models.attention(q, k, v, m, 0.1) - right).abs().max() < 1e-5
+        assert (kernels.attention(q, k, v, m, 0.1) - right).abs().max() < 1e-5
