@@ -1,64 +1,34 @@
-"""The UMLS graph and clinical text -> examples of the tasks -> masked batches (paper, section 3.1).
+"""The UMLS graph and clinical text -> examples of the four tasks -> masked batches (paper, section 3.1).
 
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus            -> datasets/fr
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
     python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables, and examples of each task
-    python data.py dictionary datasets/fr --out names.tsv                    its concepts, a line CUI TAB name each
-    python data.py ids 2022AB --out ids.tsv                                  MeSH and OMIM ids, a line id TAB CUI each
 
-The file follows the data from top to bottom. It defines the tasks and the graph. It samples triples and paths
-from the graph, stratified by semantic group, and turns them into text sequences (equation 1). It writes the data set to
-disk, and at training time it makes masked batches of 1500 examples. The input files are read in support/. All random
-choices depend on the seed alone: the same input and seed give the same bytes.
+The file follows an example from top to bottom. It has five forms on its way: a triple or path of integers; token ids,
+equation (1); a row of an Arrow file; a part of a masked batch; and, in support/layouts.py, of a micro-batch. Each task
+has one section, with its sampler and its mask beside the paper's sentence. All random choices depend on the seed alone:
+the same input and seed give the same bytes.
 """
 
 import configs  # isort: split
 
-import hashlib
-import math
-import sys
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import ipc
 from tokenizers import Tokenizer
 
-from configs import UserError
-from support import corpora, rrf, texts, tokenizers, umls
-from support.arrays import concat_ranges, hash_uniform, splitmix64
-from support.datasets import (
-    SCHEMA,
-    choose_languages,
-    choose_output,
-    find_sources,
-    print_replaced,
-    print_replacement,
-    read_dataset_tables,
-    read_examples,
-    read_manifest,
-    read_tokenizer,
-    write_dataset,
-)  # fmt: skip
-from support.files import (
-    check_output_file,
-    progress,
-    run_command,
-    standard_output,
-    write_all,
-    write_atomic,
-)  # fmt: skip
+from support import builds, datasets, tokenizers, umls
+from support.arrays import hash_uniform, splitmix64
+from support.files import run_command
+from support.layouts import IGNORE
 from support.reports import print_dataset_tables, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
@@ -71,130 +41,9 @@ HREL = "[HREL]"  # "another hidden relation token"
 NEW_TOKENS = (*RELATION_TOKENS, HREL)
 
 SPLITS = ("train", "valid")
-TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triple-classification examples
-MAX_STEPS = 4 << 20  # relations of the random walks made at a time; it limits memory for a large --lp_paths
-MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
-MAX_NAMES = 10  # of a concept, the preferred one first, that synonym alignment makes pairs of
-
-
-# ---------------------------------------------------------------- the tasks: what is predicted, what is hidden
-
-
-@dataclass
-class Tokens:
-    """All tokens of a batch, one example after another; every array has one entry a token.
-
-    ids: token ids. task: index into TASKS. position: in its sequence, [CLS] is 0. length: of its sequence.
-    relation: index into RELATIONS, -1 at other tokens. n_relations: relation tokens of the sequence up to here.
-    kind: TRUE, CORRUPTED_ENTITIES or CORRUPTED_RELATION. key: a hash of (seed, epoch, example, position), from which
-    all random choices about the token follow. special, ordinary: token ids. mlm_probability: of the run.
-    """
-
-    ids: np.ndarray
-    task: np.ndarray
-    position: np.ndarray
-    length: np.ndarray
-    relation: np.ndarray
-    n_relations: np.ndarray
-    kind: np.ndarray
-    key: np.ndarray
-    special: dict  # {"mask": id, "hrel": id, ...}
-    ordinary: np.ndarray  # ids of the vocabulary that are not special
-    mlm_probability: float
-
-    @property
-    def inside(self):
-        """Whether a token is between [CLS] and [SEP]."""
-        return (self.position > 0) & (self.position < self.length - 1)
-
-
-def random_document_tokens(tokens):
-    """MLM, Table 8: "MLM probability 0.15". Each token of a document is a target with this probability."""
-    return tokens.inside & (hash_uniform(tokens.key, 0) < tokens.mlm_probability)
-
-
-def corrupt_like_bert(tokens, at):
-    """MLM, as BERT does it: 80 % of the targets become [MASK], 10 % a random token, and 10 % stay."""
-    draw = hash_uniform(tokens.key[at], 1)
-    pick = (hash_uniform(tokens.key[at], 2) * len(tokens.ordinary)).astype(np.int64)
-    return np.select([draw < 0.8, draw < 0.9], [tokens.special["mask"], tokens.ordinary[pick]], tokens.ids[at])
-
-
-def tail_tokens(tokens):
-    """Entity prediction: "by masking the tokens associated with the concept t", all that follow the relation token."""
-    return tokens.inside & (tokens.n_relations > 0) & (tokens.relation < 0)
-
-
-def replace_by_mask(tokens, at):
-    """Entity prediction: all of the targets become [MASK]."""
-    return np.full(len(at), tokens.special["mask"])
-
-
-def relation_tokens(tokens):
-    """Link prediction: "masking the relation tokens in the path dataset", each of them."""
-    return tokens.relation >= 0
-
-
-def replace_by_hrel(tokens, at):
-    """Link prediction: each target becomes [HREL], the paper's "hidden relation token"."""
-    return np.full(len(at), tokens.special["hrel"])
-
-
-def cls_token(tokens):
-    """Triple classification: "classifying triples as true or false", one target a sequence, at [CLS]."""
-    return tokens.position == 0
-
-
-def keep_tokens(tokens, at):
-    """Triple classification: nothing is hidden."""
-    return tokens.ids[at]
-
-
-def token_itself(tokens, at):
-    """The label of MLM and entity prediction: the token that was there."""
-    return tokens.ids[at]
-
-
-def relation_class(tokens, at):
-    """The label of link prediction: "one of six relation types"."""
-    return tokens.relation[at]
-
-
-def triple_is_true(tokens, at):
-    """The label of triple classification: 1 for a triple of the graph, 0 for a corrupted one."""
-    return (tokens.kind[at] == TRUE).astype(np.int64)
-
-
-def name_number(tokens, at):
-    """The label of synonym alignment: the number of the name in the effective batch; 2k and 2k + 1 are a pair."""
-    return np.arange(len(at))
-
-
-class Task(NamedTuple):
-    """One kind of training example; `at` are the positions of its targets in the tokens."""
-
-    name: str
-    title: str
-    head: str  # the attribute of model.KGIBert that scores the targets
-    choose_targets: Callable  # tokens -> which of them are predicted, (tokens,) bool
-    corrupt: Callable  # (tokens, at) -> the ids that the model sees there
-    label: Callable  # (tokens, at) -> the class to predict
-    size: str = ""  # the setting of configs.Data that says how many examples to sample; documents have none
-    in_paper: bool = True  # whether it is trained unless --tasks says otherwise
-    rows: int = 1  # sequences of an example, which follow one another in the file
-
-
-TASKS = (
-    Task("mlm", "masked language modelling", "mlm_head", random_document_tokens, corrupt_like_bert, token_itself),
-    Task("ep", "entity prediction", "mlm_head", tail_tokens, replace_by_mask, token_itself, "ep_examples"),
-    Task("lp", "link prediction", "relation_head", relation_tokens, replace_by_hrel, relation_class, "lp_paths"),
-    Task("tc", "triple classification", "triple_head", cls_token, keep_tokens, triple_is_true, "tc_examples"),
-    Task("sa", "synonym alignment", "alignment_head", cls_token, keep_tokens, name_number, "sa_pairs", False, 2),
-)
-TASK_NAMES = tuple(task.name for task in TASKS)
-PAPER_TASKS = tuple(task.name for task in TASKS if task.in_paper)
-SEQUENCES = np.array([task.rows for task in TASKS])  # of an example of each task
-MLM, EP, LP, TC, SA = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc", "sa"))
+TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triples
+WINDOW, TOKEN = range(2)  # random streams of an example: the window of a document, and what its tokens draw from
+TARGET, ACTION, REPLACEMENT = range(3)  # random streams of a token
 
 
 # ---------------------------------------------------------------- the graph G = (C, E, R)
@@ -254,6 +103,23 @@ def in_validation(cui_a, cui_b, seed, fraction):
     return out
 
 
+class SplitTriples:
+    """The triples of one split of a graph.
+
+    Attributes: split: its name. true: a StratumIndex of its triples, as indices into graph.h, graph.r and graph.t.
+    """
+
+    def __init__(self, graph, split, s):
+        """s: settings (seed, valid_fraction)."""
+        self.cui, self.split, self.seed, self.fraction = graph.cui, split, s.seed, s.valid_fraction
+        members = np.flatnonzero(self.has_pair(graph.h, graph.t))
+        self.true = StratumIndex(members, graph.strata[members], len(graph.counts))
+
+    def has_pair(self, h, t):
+        """Whether concept pairs are on this side of the split (bool array)."""
+        return in_validation(self.cui[h], self.cui[t], self.seed, self.fraction) == (self.split == "valid")
+
+
 # ---------------------------------------------------------------- stratified sampling
 # "We perform stratified sampling on the base knowledge graph according to semantic groups, i.e. we ensure that the
 # proportional representation of each semantic group in the knowledge-base triples ... is maintained".
@@ -285,17 +151,17 @@ def allocate_quotas(shares, n, capacity):
 
 
 class StratumIndex:
-    """Things to draw from, by stratum: those of stratum s are rows[start[s] : start[s] + size[s]]."""
+    """Things to draw from, by stratum: those of stratum s are members[offset[s] : offset[s] + size[s]]."""
 
-    def __init__(self, rows, strata, n_strata):
-        """rows: (n,) indices. strata: (n,) the stratum of each, below n_strata."""
-        self.rows = rows[np.argsort(strata, kind="stable")]  # a radix sort, since strata are small integers
+    def __init__(self, members, strata, n_strata):
+        """members: (n,) indices. strata: (n,) the stratum of each, below n_strata."""
+        self.members = members[np.argsort(strata, kind="stable")]  # a radix sort, since strata are small integers
         self.size = np.bincount(strata, minlength=n_strata)
-        self.start = np.cumsum(self.size) - self.size
+        self.offset = np.cumsum(self.size) - self.size
 
     def draw(self, rng, strata):
         """One member of each of `strata`, with replacement."""
-        return self.rows[self.start[strata] + (rng.random(len(strata)) * self.size[strata]).astype(np.int64)]
+        return self.members[self.offset[strata] + (rng.random(len(strata)) * self.size[strata]).astype(np.int64)]
 
 
 def stratified_sample(rng, index, shares, n, reuse=False):
@@ -308,45 +174,140 @@ def stratified_sample(rng, index, shares, n, reuse=False):
     quota = allocate_quotas(shares, n, np.where(index.size > 0, n, 0) if reuse else index.size)
     positions = [np.zeros(0, np.int64)]
     for s in np.flatnonzero(quota):
-        members = rng.choice(index.size[s], min(quota[s], index.size[s]), replace=False)
-        positions.append(index.start[s] + np.resize(members, quota[s]))
-    return index.rows[np.concatenate(positions)]
+        chosen = rng.choice(index.size[s], min(quota[s], index.size[s]), replace=False)
+        positions.append(index.offset[s] + np.resize(chosen, quota[s]))
+    return index.members[np.concatenate(positions)]
 
 
-# ---------------------------------------------------------------- entity prediction and triple classification
+# ---------------------------------------------------------------- equation (1): triples and paths as token sequences
 
 
-class Triples(NamedTuple):
-    """Sampled triples, (n,) int64 each: concepts and relation, the string that names the tail, and their kind."""
+class Sample(NamedTuple):
+    """Sampled paths h_1 r_1 h_2 r_2 ... of k relations at most; a triple is a path of one. -1 after the end of a path.
 
-    h: np.ndarray
-    r: np.ndarray
-    t: np.ndarray
-    tail_term: np.ndarray
+    concepts: (n, k + 1), relations: (n, k). terms: (n, k + 1) the string that names each concept, as an index into
+    graph.terms. kind: (n,) TRUE, CORRUPTED_ENTITIES or CORRUPTED_RELATION. All int64.
+    """
+
+    concepts: np.ndarray
+    relations: np.ndarray
+    terms: np.ndarray
     kind: np.ndarray
 
-    def terms(self, graph):
-        """(n, 2) the strings of head and tail, as indices into graph.terms."""
-        return np.stack([graph.first_term[self.h], self.tail_term], axis=1)
-
-    def edges(self):
+    def triples(self):
         """(h, r, t) of all relations in the sample."""
-        return self.h, self.r, self.t
+        i, k = np.nonzero(self.relations >= 0)
+        return self.concepts[i, k], self.relations[i, k], self.concepts[i, k + 1]
 
-    def sequences(self, graph, names, max_tokens):
-        """Equation (1): [CLS] w_1^h ... w_m^h [REL] w_1^t ... w_n^t [SEP].
+    def sequences(self, graph, names, relation_ids, max_tokens):
+        """Yields (kind, CUIs, token ids) of each example, of max_tokens tokens with the [CLS] and [SEP] to come.
 
-        Where both names do not fit, their ends are cut: each keeps at least half of the room, or all that it needs.
-        Returns: as Sequences.
+        Args: names: {term: its token ids}. relation_ids: the token ids of RELATIONS.
         """
-        h, t = names.find(self.terms(graph)).T
-        room = max_tokens - 3  # [CLS], [REL] and [SEP]
-        m = np.minimum(names.length[h], np.maximum(room // 2, room - names.length[t]))
-        n = np.minimum(names.length[t], room - m)
-        one = np.ones(len(h), np.int64)
-        start = np.stack([one * names.cls, names.start[h], names.rel + self.r, names.start[t], one * names.sep], axis=1)
-        length = np.stack([one, m, one, n, one], axis=1)
-        return Sequences(start, length, graph.cui[np.stack([self.h, self.t], axis=1)].ravel(), 2 * one, self.kind)
+        join = join_triple if self.relations.shape[1] == 1 else join_path
+        columns = (self.kind, graph.cui[self.concepts], self.relations, self.terms)
+        for kind, cuis, relations, terms in zip(*(x.tolist() for x in columns)):
+            named = [names[term] for term in terms if term >= 0]
+            ids, n_concepts = join(named, [relation_ids[r] for r in relations if r >= 0], max_tokens - 2)
+            yield kind, cuis[:n_concepts], ids
+
+
+def join_triple(names, relations, room):
+    """Equation (1): w_1^h ... w_m^h [REL] w_1^t ... w_n^t, in `room` tokens.
+
+    Where both names do not fit, their ends are cut: each keeps at least half of the room, or all that it needs.
+    Returns: (token ids, the number of concepts in them).
+    """
+    (head, tail), room = names, room - 1  # less [REL]
+    head = head[: max(room // 2, room - len(tail))]
+    return [*head, *relations, *tail[: room - len(head)]], 2
+
+
+def join_path(names, relations, room):
+    """A path as text, h_1 [R_1] h_2 [R_2] h_3 ..., in `room` tokens. Returns: as join_triple.
+
+    Names are shortened to a third of the room, so that three always fit. A path that is still too long ends after its
+    last whole name.
+    """
+    third = (room - 2) // 3
+    ids, n_concepts = names[0][:third], 1
+    for relation, name in zip(relations, names[1:]):
+        if len(ids) + 1 + len(name[:third]) > room:
+            break
+        ids, n_concepts = [*ids, relation, *name[:third]], n_concepts + 1
+    return ids, n_concepts
+
+
+# ---------------------------------------------------------------- what a mask sees
+
+
+@dataclass
+class Tokens:
+    """The tokens of one task in a batch, one example after another; every array has one entry a token.
+
+    ids: token ids. position: in its sequence, [CLS] is 0. length: of its sequence. relation: index into RELATIONS, -1
+    at other tokens. kind: of its triple. example_key: a hash of (seed, epoch, example). special: {"mask": token id,
+    "hrel": ..., ...}. ordinary: ids of the vocabulary that are not special. mlm_probability: of the run.
+    """
+
+    ids: np.ndarray
+    position: np.ndarray
+    length: np.ndarray
+    relation: np.ndarray
+    kind: np.ndarray
+    example_key: np.ndarray
+    special: dict
+    ordinary: np.ndarray
+    mlm_probability: float
+
+    @property
+    def inside(self):
+        """Whether a token is between [CLS] and [SEP]."""
+        return (self.position > 0) & (self.position < self.length - 1)
+
+    def take(self, index):
+        """Some of the tokens."""
+        arrays = ("ids", "position", "length", "relation", "kind", "example_key")
+        return replace(self, **{name: getattr(self, name)[index] for name in arrays})
+
+
+# A mask takes the Tokens of its task, and returns three arrays with one entry a target: which of the tokens are
+# predicted (an index), the ids that the model sees there, and the labels.
+
+
+# ---------------------------------------------------------------- masked language modelling
+
+
+def mask_documents(tokens):
+    """MLM, Table 8: "MLM probability 0.15". Each token of a document is a target with this probability.
+
+    As BERT does it, 80 % of the targets become [MASK], 10 % a random token, and 10 % stay.
+    """
+    key = splitmix64(tokens.example_key, TOKEN, tokens.position)
+    targets = np.flatnonzero(tokens.inside & (hash_uniform(key, TARGET) < tokens.mlm_probability))
+    key, labels = key[targets], tokens.ids[targets]
+    action, pick = hash_uniform(key, ACTION), hash_uniform(key, REPLACEMENT) * len(tokens.ordinary)
+    random_tokens = tokens.ordinary[pick.astype(np.int64)]
+    inputs = np.select([action < 0.8, action < 0.9], [tokens.special["mask"], random_tokens], labels)
+    return targets, inputs, labels
+
+
+# ---------------------------------------------------------------- entity prediction
+
+
+def sample_entity_prediction(rng, graph, split, n, s):
+    """Triples of the graph whose tail is to be predicted.
+
+    All samplers are called like this. Args: split: SplitTriples. n: how many. s: settings. Returns: a Sample.
+    """
+    i = stratified_sample(rng, split.true, graph.counts.sum(axis=1), n)
+    return name_triples(rng, graph, graph.h[i], graph.r[i], graph.t[i], np.full(len(i), TRUE))
+
+
+def name_triples(rng, graph, h, r, t, kind):
+    """A Sample of triples: the head has its preferred term, and the tail that of choose_tail_terms."""
+    terms = np.stack([graph.first_term[h], choose_tail_terms(rng, graph, h, r, t)], axis=1)
+    return Sample(np.stack([h, t], axis=1), np.reshape(r, (-1, 1)), terms, kind)
 
 
 def choose_tail_terms(rng, graph, h, r, t):
@@ -361,168 +322,37 @@ def choose_tail_terms(rng, graph, h, r, t):
     return graph.first_term[t] + np.where(another, 1 + (rng.random(len(t)) * (n_terms - 1)).astype(np.int64), 0)
 
 
-def sample_entity_prediction(rng, graph, true, n):
-    """Triples of the graph whose tail is to be predicted. true: StratumIndex of the triples of this split."""
-    i = stratified_sample(rng, true, graph.counts.sum(axis=1), n)
-    h, r, t = graph.h[i], graph.r[i], graph.t[i]
-    return Triples(h, r, t, choose_tail_terms(rng, graph, h, r, t), np.full(len(i), TRUE))
-
-
-def sample_triple_classification(rng, graph, true, n, in_split):
-    """Triples: "50% positive examples (real triples from the KG), 25% examples generated by the first negative sampling
-    method and the rest by the second".
-
-    The triples that negatives are made from are drawn apart from the positives. Where a kind of negative cannot be had
-    in full, the other makes up for it. The positives are cut to match, so that half of the examples are always true.
-
-    Args:
-        true: StratumIndex of the triples of this split. in_split(h, t): whether pairs are on this side of the split.
-    """
-    n_groups, shares = len(graph.groups), graph.counts.sum(axis=1)
-    different_groups = np.arange(n_groups**2) // n_groups != np.arange(n_groups**2) % n_groups
-    has_relations = np.zeros(len(graph.group), bool)
-    has_relations[graph.h], has_relations[graph.t] = True, True
-    concepts = StratumIndex(np.flatnonzero(has_relations), graph.group[has_relations], n_groups)
-    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9
-
-    def negatives(corrupt, allowed_strata, n):
-        """n negatives made from true triples of some strata (a mask), which keep the shares they have in the graph."""
-        available = shares * allowed_strata * (true.size > 0)
-        if not available.any():
-            return np.zeros((3, 0), np.int64)
-        source = stratified_sample(rng, true, available, n, reuse=True)
-        return sample_negatives(rng, graph, source, corrupt, true, in_split)
-
-    half = min(n // 2, len(true.rows))
-    first_strategy = partial(corrupt_entities, graph=graph, concepts=concepts)
-    second_strategy = partial(corrupt_relation, graph=graph, frequency=frequency)
-    first = negatives(first_strategy, different_groups, half - half // 2)
-    second = negatives(second_strategy, ~different_groups, half - first.shape[1])
-    # Where the second kind fell short, there are more of the first, unless that did too.
-    if first.shape[1] + second.shape[1] < half and first.shape[1] == half - half // 2:
-        first = negatives(first_strategy, different_groups, half - second.shape[1])
-    i = stratified_sample(rng, true, shares, first.shape[1] + second.shape[1])
-    positives = np.stack([graph.h[i], graph.r[i], graph.t[i]])
-    h, r, t = np.concatenate([positives, first, second], axis=1)
-    sizes = [len(i), first.shape[1], second.shape[1]]
-    kind = np.repeat([TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], sizes)
-    return Triples(h, r, t, choose_tail_terms(rng, graph, h, r, t), kind)
-
-
-def corrupt_entities(rng, i, graph, concepts):
-    """The first strategy: "false triples with the same relation type and semantic group categories".
-
-    Both concepts are drawn again from their semantic groups, uniformly among concepts that have relations; the paper
-    does not say how. True triples hold well-connected concepts more often, which a model can learn.
-
-    Args: i: indices of true triples. concepts: StratumIndex by group. Returns: (h, r, t).
-    """
-    h = concepts.draw(rng, graph.group[graph.h[i]])
-    t = concepts.draw(rng, graph.group[graph.t[i]])
-    return h, graph.r[i], t
-
-
-def corrupt_relation(rng, i, graph, frequency):
-    """The second strategy: "form the negative training example by changing the relation type r".
-
-    The new relation is drawn by its frequency among true triples: a relation that only false triples have would give
-    them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
-    """
-    weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, frequency).cumsum(axis=1)
-    r = (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1)
-    return graph.h[i], r, graph.t[i]
-
-
-def sample_negatives(rng, graph, source, corrupt, true, in_split):
-    """Distinct triples that are not in the graph, one for each true triple of `source`: (3, n) int64.
-
-    A corrupted triple is rejected if it is in the graph, in the other split or a repeat. Then another true triple of
-    its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer negatives than requested are returned.
-
-    Args:
-        source: indices of true triples. corrupt(rng, source) -> (h, r, t). true: StratumIndex of the true triples.
-    """
-    done, keys = [np.zeros((3, 0), np.int64)], np.zeros(0, np.int64)
-    for _ in range(200):
-        if len(source) == 0:
-            break
-        h, r, t = corrupt(rng, source)
-        key = umls.triple_key(h, r, t)
-        good = np.zeros(len(key), bool)
-        good[np.unique(key, return_index=True)[1]] = True
-        good &= ~graph.contains(h, r, t) & in_split(h, t) & ~np.isin(key, keys)
-        done.append(np.stack([h, r, t])[:, good])
-        keys = np.concatenate([keys, key[good]])
-        source = true.draw(rng, graph.strata[source[~good]])
-    return np.concatenate(done, axis=1)
+def mask_tails(tokens):
+    """ "We perform entity prediction by masking the tokens associated with the concept t": all become [MASK]."""
+    n_relations = np.cumsum(tokens.relation >= 0)
+    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]  # those up to its [CLS]
+    targets = np.flatnonzero(tokens.inside & (n_relations > 0) & (tokens.relation < 0))
+    return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
 
 
 # ---------------------------------------------------------------- link prediction
 
 
-class Paths(NamedTuple):
-    """Sampled paths h_1 r_1 h_2 r_2 ...: concepts (n, k + 1) and relations (n, k) int64, -1 after the end of each."""
-
-    concepts: np.ndarray
-    relations: np.ndarray
-
-    def terms(self, graph):
-        """The preferred term of each concept in turn, as indices into graph.terms."""
-        return graph.first_term[self.concepts[self.concepts >= 0]]
-
-    def edges(self):
-        """(h, r, t) of all relations in the sample."""
-        i, k = np.nonzero(self.relations >= 0)
-        return self.concepts[i, k], self.relations[i, k], self.concepts[i, k + 1]
-
-    def sequences(self, graph, names, max_tokens):
-        """[CLS] h_1 [R_1] h_2 [R_2] h_3 ... [SEP], in max_tokens tokens.
-
-        Names are shortened to a third of the room, so that three always fit. A path that is still too long ends after
-        its last whole name.
-
-        Returns: as Sequences.
-        """
-        n, most = self.relations.shape
-        start, length = np.full((n, 2 * most + 3), names.cls), np.zeros((n, 2 * most + 3), np.int64)
-        term, is_concept, is_relation = names.find(self.terms(graph)), self.concepts >= 0, self.relations >= 0
-        name_start, name_length = start[:, 1:-1:2], length[:, 1:-1:2]  # views: writing to them fills their columns
-        relation = slice(2, -1, 2)  # the columns of relations
-        name_start[is_concept] = names.start[term]
-        name_length[is_concept] = np.minimum(names.length[term], (max_tokens - 4) // 3)  # three names always fit
-        start[:, relation] = np.where(is_relation, names.rel + self.relations, names.cls)
-        length[:, relation] = is_relation
-        fits = np.cumsum(length, axis=1)[:, 1::2] <= max_tokens - 2  # up to and with each name
-        kept = fits & is_concept
-        name_length *= kept
-        length[:, relation] *= kept[:, 1:]
-        length[:, 0], length[:, -1], start[:, -1] = 1, 1, names.sep
-        return Sequences(start, length, graph.cui[self.concepts[kept]], kept.sum(1), np.full(n, TRUE))
-
-
-def sample_link_prediction(rng, graph, true, n, max_relations):
+def sample_link_prediction(rng, graph, split, n, s):
     """Paths: "variable-length paths through the KG by iteratively selecting a list of triples ... where h_{i+1} = t_i".
 
     "We exclude synonym relations from the path dataset." Ours, where the paper is silent: 2 to max_relations relations,
     the wanted length uniform; the first triple of a walk is stratified; no concept comes twice, so that the inverse of
-    a relation never follows it.
-
-    Args: true: StratumIndex of the triples of this split. Returns: up to n distinct Paths.
+    a relation never follows it. Returns: a Sample of up to n distinct paths.
     """
-    rows = true.rows[graph.r[true.rows] != SY]
-    first_triples = StratumIndex(rows, graph.strata[rows], len(graph.counts))
-    edges = np.sort(rows)  # in the order of their heads
-    first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * max_relations + 1), np.int64)
+    members = split.true.members[graph.r[split.true.members] != SY]
+    first_triples = StratumIndex(members, graph.strata[members], len(graph.counts))
+    edges = np.sort(members)  # in the order of their heads
+    first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * s.max_relations + 1), np.int64)
     shares = graph.counts[:, :SY].sum(axis=1)
-    at_once = MAX_STEPS // max_relations
-    for _ in range(6 + n // at_once):  # walks that meet a dead end or repeat another are replaced by new ones
+    for _ in range(6):  # walks that meet a dead end or repeat another are replaced by new ones
         n_before = len(first)
         if n_before >= n or len(edges) == 0:
             break
-        missing = min(n - n_before, at_once)
+        missing = n - n_before
         starts = stratified_sample(rng, first_triples, shares, 2 * missing + 1000, reuse=True)
-        wanted = rng.integers(2, max_relations + 1, len(starts))
-        new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, max_relations), axis=1)
+        wanted = rng.integers(2, s.max_relations + 1, len(starts))
+        new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, s.max_relations), axis=1)
         long_enough = new[:, 2] >= 0
         walks, first = np.concatenate([walks, new[long_enough]]), np.concatenate([first, starts[long_enough]])
         distinct = np.unique(splitmix64(*walks.T), return_index=True)[1]
@@ -530,7 +360,9 @@ def sample_link_prediction(rng, graph, true, n, max_relations):
         if len(first) - n_before < missing // 20:
             break  # there are hardly any others
     chosen = stratified_sample(rng, StratumIndex(np.arange(len(first)), graph.strata[first], len(shares)), shares, n)
-    return Paths(walks[chosen, : max_relations + 1], walks[chosen, max_relations + 1 :])
+    concepts, relations = np.split(walks[chosen], [s.max_relations + 1], axis=1)
+    terms = np.where(concepts >= 0, graph.first_term[concepts], -1)
+    return Sample(concepts, relations, terms, np.full(len(chosen), TRUE))
 
 
 def random_walks(rng, graph, edges, first, length, max_relations):
@@ -561,342 +393,128 @@ def random_walks(rng, graph, edges, first, length, max_relations):
     return concepts, relations
 
 
-# ---------------------------------------------------------------- synonym alignment (beyond the paper)
+def mask_relations(tokens):
+    """ "We perform link prediction by masking the relation tokens in the path dataset": each becomes [HREL].
 
-
-class NamePairs(NamedTuple):
-    """Sampled pairs of names of one concept, in one language or two.
-
-    concept: (n,) in the graph of the first name. names: (n, 2) as indices into the terms of the graph of each. cuis,
-    n_cuis: the concepts that each name names, one name after another, and how many they are. A string may name several
-    concepts, which are no negatives of each other.
+    The label is "one of six relation types".
     """
-
-    concept: np.ndarray
-    names: np.ndarray
-    cuis: np.ndarray
-    n_cuis: np.ndarray
-
-    def edges(self):
-        """(h, r, t): each pair as a synonym relation of its concept."""
-        return self.concept, np.full(len(self.concept), SY), self.concept
-
-    def sequences(self, first, second, max_tokens):
-        """[CLS] name [SEP] twice for each pair, one after the other.
-
-        Args: first, second: Names of both languages. Returns: (Sequences of 2n, ids of both, which they index).
-        """
-        a, b = first.find(self.names[:, 0]), second.find(self.names[:, 1])
-        start = np.stack([first.start[a], len(first.ids) + second.start[b]], axis=1).ravel()
-        length = np.minimum(np.stack([first.length[a], second.length[b]], axis=1).ravel(), max_tokens - 2)
-        one = np.ones(len(start), np.int64)
-        pieces = np.stack([one * first.cls, start, one * first.sep], axis=1), np.stack([one, length, one], axis=1)
-        return Sequences(*pieces, self.cuis, self.n_cuis, TRUE * one), np.concatenate([first.ids, second.ids])
+    targets = np.flatnonzero(tokens.relation >= 0)
+    return targets, np.full(len(targets), tokens.special["hrel"]), tokens.relation[targets]
 
 
-def sample_synonym_alignment(graphs, split, n, s):
-    """Pairs of names of one concept, n in each language and n in each two languages, if there are so many.
+# ---------------------------------------------------------------- triple classification
 
-    They are stratified by the semantic group of the concept: each group has the share that it has among heads and
-    tails of the relations.
 
-    Args: graphs: of all languages. s: settings (seed, valid_fraction).
-    Returns: {(i, j): NamePairs} of the languages i <= j.
+def sample_triple_classification(rng, graph, split, n, s):
+    """Triples: "50% positive examples (real triples from the KG), 25% examples generated by the first negative sampling
+    method and the rest by the second".
+
+    Negatives are made from triples that are sampled independently of the positives. If one kind runs short, the other
+    fills the gap. The positives are cut to match, so that half of the examples are always true.
     """
-    names = name_table(graphs)
-    a, b = pairs_of_names(names, split, s)
-    by_spelling, out = np.argsort(names.spelling, kind="stable"), {}
-    for i, j in combinations_with_replacement(range(len(graphs)), 2):
-        graph, in_these_languages = graphs[i], np.flatnonzero((names.lang[a] == i) & (names.lang[b] == j))
-        rng = np.random.default_rng([s.seed, i, j, SPLITS.index(split), SA])
-        index = StratumIndex(in_these_languages, graph.group[names.concept[a[in_these_languages]]], len(graph.groups))
-        chosen = stratified_sample(rng, index, triples_of_groups(graph.counts), n)
-        pairs = np.stack([a[chosen], b[chosen]], axis=1)
-        cuis = concepts_named(names, by_spelling, pairs.ravel())
-        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], *cuis)
-    return out
+    n_groups, shares = len(graph.groups), graph.counts.sum(axis=1)
+    different_groups = np.arange(n_groups**2) // n_groups != np.arange(n_groups**2) % n_groups
+    has_relations = np.zeros(len(graph.group), bool)
+    has_relations[graph.h], has_relations[graph.t] = True, True
+    concepts = StratumIndex(np.flatnonzero(has_relations), graph.group[has_relations], n_groups)
+    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9
+    first_strategy = partial(corrupt_entities, graph=graph, concepts=concepts)
+    second_strategy = partial(corrupt_relation, graph=graph, frequency=frequency)
+
+    half = min(n // 2, len(split.true.members))
+    first = sample_negatives(rng, graph, split, first_strategy, shares * different_groups, half - half // 2)
+    second = sample_negatives(rng, graph, split, second_strategy, shares * ~different_groups, half - first.shape[1])
+    # Where the second kind fell short, there are more of the first, unless that did too.
+    if first.shape[1] + second.shape[1] < half and first.shape[1] == half - half // 2:
+        n_first = half - second.shape[1]
+        first = sample_negatives(rng, graph, split, first_strategy, shares * different_groups, n_first)
+    i = stratified_sample(rng, split.true, shares, first.shape[1] + second.shape[1])
+    positives = np.stack([graph.h[i], graph.r[i], graph.t[i]])
+    h, r, t = np.concatenate([positives, first, second], axis=1)
+    kind = np.repeat(
+        [TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], [positives.shape[1], first.shape[1], second.shape[1]]
+    )
+    return name_triples(rng, graph, h, r, t, kind)
 
 
-class NameTable(NamedTuple):
-    """All names of all languages; arrays have one entry a name.
+def corrupt_entities(rng, i, graph, concepts):
+    """The first strategy: "false triples with the same relation type and semantic group categories".
 
-    lang: index into the graphs. concept, term: in the graph of its language. rank: among the names of its concept in
-    its language, the preferred one is 0. cui: as a number. spelling: a number for its string in lower case.
+    Both concepts are drawn again from their semantic groups, uniformly among concepts that have relations; the paper
+    does not say how. True triples hold well-connected concepts more often, which a model can learn.
+
+    Args: i: indices of true triples. concepts: StratumIndex by group. Returns: (h, r, t).
     """
-
-    lang: np.ndarray
-    concept: np.ndarray
-    term: np.ndarray
-    rank: np.ndarray
-    cui: np.ndarray
-    spelling: np.ndarray
+    h = concepts.draw(rng, graph.group[graph.h[i]])
+    t = concepts.draw(rng, graph.group[graph.t[i]])
+    return h, graph.r[i], t
 
 
-def name_table(graphs):
-    """The NameTable of the concepts of all graphs."""
-    concept = [np.repeat(np.arange(len(g.cui)), np.diff(g.first_term)) for g in graphs]
-    lang = [np.full(len(c), i) for i, c in enumerate(concept)]
-    term = [np.arange(len(c)) for c in concept]
-    rank = [t - g.first_term[c] for g, t, c in zip(graphs, term, concept)]
-    cui = [g.cui[c] for g, c in zip(graphs, concept)]
-    strings = pa.chunked_array([g.terms for g in graphs]).combine_chunks()
-    spelling = pc.utf8_lower(strings).dictionary_encode().indices.to_numpy()
-    return NameTable(*map(np.concatenate, (lang, concept, term, rank, cui)), spelling)
+def corrupt_relation(rng, i, graph, frequency):
+    """The second strategy: "form the negative training example by changing the relation type r".
 
-
-def pairs_of_names(names, split, s):
-    """(a, b): all pairs of names of one concept in a split, as positions in `names`; a is of the first language.
-
-    The names are the first MAX_NAMES strings of MRCONSO in a language. Those of SY rows, which mostly join two atoms of
-    one concept, are among them. Concepts are held out whole: a string that names a concept of either split, upper and
-    lower case apart, is in no pair of the other. Two names that differ by case alone are no pair.
+    The new relation is drawn by its frequency among true triples: a relation that only false triples have would give
+    them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
     """
-    is_here = in_validation(names.cui, names.cui, s.seed, s.valid_fraction) == (split == "valid")
-    named_elsewhere = np.zeros(names.spelling.max(initial=-1) + 1, bool)
-    named_elsewhere[names.spelling[~is_here]] = True
-    usable = np.flatnonzero(is_here & ~named_elsewhere[names.spelling] & (names.rank < MAX_NAMES))
-    usable = usable[np.argsort(names.cui[usable], kind="stable")]  # of one concept, those of the first language first
-    a, b = (usable[x] for x in pairs_of_equals(names.cui[usable]))
-    differ = names.spelling[a] != names.spelling[b]
-    return a[differ], b[differ]
+    weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, frequency).cumsum(axis=1)
+    r = (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1)
+    return graph.h[i], r, graph.t[i]
 
 
-def concepts_named(names, by_spelling, at):
-    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another.
+def sample_negatives(rng, graph, split, corrupt, shares, n):
+    """n distinct triples that are not in the graph: (3, n) int64. They are made from true ones with these shares.
 
-    by_spelling: the order that sorts the names by spelling.
+    A corrupted triple is rejected if it is in the graph, in the other split or a repeat. Then another true triple of
+    its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer negatives than requested are returned.
+
+    Args: corrupt(rng, indices of true triples) -> (h, r, t). shares: (strata,).
     """
-    n_named = np.bincount(names.spelling)
-    first = (np.cumsum(n_named) - n_named)[names.spelling[at]]
-    n_cuis = n_named[names.spelling[at]]
-    return names.cui[by_spelling[concat_ranges(first, n_cuis)]], n_cuis
+    done, keys = [np.zeros((3, 0), np.int64)], np.zeros(0, np.int64)
+    shares = shares * (split.true.size > 0)
+    source = stratified_sample(rng, split.true, shares, n, reuse=True) if shares.any() else keys
+    for _ in range(200):
+        if len(source) == 0:
+            break
+        h, r, t = corrupt(rng, source)
+        key = umls.triple_key(h, r, t)
+        good = np.zeros(len(key), bool)
+        good[np.unique(key, return_index=True)[1]] = True
+        good &= ~graph.contains(h, r, t) & split.has_pair(h, t) & ~np.isin(key, keys)
+        done.append(np.stack([h, r, t])[:, good])
+        keys = np.concatenate([keys, key[good]])
+        source = split.true.draw(rng, graph.strata[source[~good]])
+    return np.concatenate(done, axis=1)
 
 
-def triples_of_groups(counts):
-    """(groups,): how many triples have a head or a tail of each semantic group. counts: (strata, relations)."""
-    n_groups = math.isqrt(len(counts))
-    of_pair = counts.sum(axis=1).reshape(n_groups, n_groups)
-    return of_pair.sum(axis=0) + of_pair.sum(axis=1)
+def mask_nothing(tokens):
+    """ "Classifying triples as true or false": nothing is hidden, and the label at [CLS] says whether it is true."""
+    targets = np.flatnonzero(tokens.position == 0)
+    return targets, tokens.ids[targets], (tokens.kind[targets] == TRUE).astype(np.int64)
 
 
-def terms_in_pairs(alignment, lang):
-    """Arrays of the terms of a language that are in pairs. alignment: {split: {(i, j): NamePairs}}."""
-    every = [(langs, pairs) for of_split in alignment.values() for langs, pairs in of_split.items()]
-    return [pairs.names[:, k] for langs, pairs in every for k in (0, 1) if langs[k] == lang]
+# ---------------------------------------------------------------- the table of tasks
 
 
-def pairs_of_equals(values):
-    """(a, b): positions a < b of all pairs of equal values, which must stand together."""
-    first = np.flatnonzero(np.diff(values, prepend=-1))
-    size = np.diff(first, append=len(values))
-    a, b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for n in range(2, size.max(initial=0) + 1):
-        i, j = np.triu_indices(n, 1)
-        a.append((first[size == n, None] + i).ravel())
-        b.append((first[size == n, None] + j).ravel())
-    return np.concatenate(a), np.concatenate(b)
+class Task(NamedTuple):
+    """One kind of training example."""
+
+    name: str
+    title: str
+    head: str  # the attribute of model.KGIBert that scores the targets
+    sample: Callable | None  # its sampler; documents have none
+    mask: Callable
+    setting: str = ""  # the setting of configs.Data that says how many examples to sample
 
 
-# ---------------------------------------------------------------- all samples
-
-
-def sample_tasks(graph, split, sizes, s):
-    """The samples of the graph for one split: {task: Triples or Paths}.
-
-    Args: sizes: {task: how many examples}. s: settings (seed, valid_fraction, max_relations).
-    """
-    lang = int.from_bytes(graph.lang.encode())
-    rng = {task: np.random.default_rng([s.seed, lang, SPLITS.index(split), task]) for task in sizes}
-
-    def in_split(h, t):
-        return in_validation(graph.cui[h], graph.cui[t], s.seed, s.valid_fraction) == (split == "valid")
-
-    rows = np.flatnonzero(in_split(graph.h, graph.t))
-    true = StratumIndex(rows, graph.strata[rows], len(graph.counts))
-    return {
-        EP: sample_entity_prediction(rng[EP], graph, true, sizes[EP]),
-        TC: sample_triple_classification(rng[TC], graph, true, sizes[TC], in_split),
-        LP: sample_link_prediction(rng[LP], graph, true, sizes[LP], s.max_relations),
-    }
-
-
-def distribution_report(graph, samples):
-    """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
-
-    The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
-    h, group of t) whose share differs most. samples: as sample_tasks returns them.
-    """
-    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
-    different_groups = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]
-    frames = {"true": counts, "corrupted entities": counts * different_groups}
-    frames |= {"corrupted relation": counts * ~different_groups, "paths": counts * (np.arange(len(RELATIONS)) != SY)}
-    diagonal = np.arange(n**2) // n == np.arange(n**2) % n  # a pair of names is of one group
-    frames["synonym alignment"] = (diagonal * triples_of_groups(counts)[np.arange(n**2) % n])[:, None]
-    for task, sample in samples.items():
-        if task == TC:  # a column for each kind
-            for kind, title in enumerate(("true", "corrupted entities", "corrupted relation")):
-                columns[title] = graph.count(*(x[sample.kind == kind] for x in sample.edges())), frames[title]
-        else:
-            title = "paths" if task == LP else TASKS[task].title
-            columns[title] = graph.count(*sample.edges()), frames.get(title, counts)
-    share = {c: drawn / max(1, drawn.sum()) for c, (drawn, _) in columns.items()}
-    by_pair = {c: x.sum(1).reshape(n, n) for c, x in share.items()}
-    by_group = {c: (x.sum(0) + x.sum(1)) / 2 for c, x in by_pair.items()}
-    out = {"columns": list(columns), "groups": {}, "relations": {}, "largest_deviation": {}}
-    for k in np.flatnonzero(by_group["graph"]).tolist():
-        out["groups"][graph.groups[k]] = [round(float(x[k]), 6) for x in by_group.values()]
-    for k, relation in enumerate(RELATIONS):
-        out["relations"][relation] = [round(float(x[:, k].sum()), 6) for x in share.values()]
-    for c, (drawn, frame) in columns.items():
-        difference = np.abs(share[c].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(drawn.sum())
-        k = int(difference.argmax())
-        pair = f"{graph.groups[k // n]} {graph.groups[k % n]}"
-        out["largest_deviation"][c] = [round(float(difference[k]), 6), pair]
-    return out
-
-
-# ---------------------------------------------------------------- samples -> sequences of tokens
-
-
-class Sequences(NamedTuple):
-    """Text sequences as ranges of Names.ids, and what belongs to each of n sequences.
-
-    start, length: (n, pieces) int64, pieces of length 0 are not there. cuis, n_cuis: the concepts, one sequence after
-    another, and how many each has. kind: (n,) of triple-classification examples, TRUE at others.
-    """
-
-    start: np.ndarray
-    length: np.ndarray
-    cuis: np.ndarray
-    n_cuis: np.ndarray
-    kind: np.ndarray
-
-
-class Names:
-    """The token ids of the terms that the samples use, one term after another; sequences are gathered from them.
-
-    The single tokens [CLS], [SEP], [UNK] and the relation tokens come last, so that they are ranges of length 1:
-    cls, sep, rel (of the first relation) are their positions.
-    """
-
-    def __init__(self, terms, ids, length, special):
-        """terms: (n,) sorted indices into graph.terms. ids: their tokens. length: (n,) how many each has."""
-        self.terms = terms
-        self.cls, self.sep, unk, self.rel = len(ids) + np.arange(4)
-        single = np.array([special["cls"], special["sep"], special["unk"], *special["relations"]], np.int32)
-        self.ids = np.concatenate([ids, single])
-        # A name without any token (control characters) is [UNK].
-        self.start = np.where(length == 0, unk, np.cumsum(length) - length)
-        self.length = np.maximum(length, 1)
-
-    def find(self, terms):
-        """Where some terms are in start and length."""
-        return np.searchsorted(self.terms, terms)
-
-
-def used_terms(graph, samples, names):
-    """The strings that the samples need, as sorted indices into graph.terms; the others are never decoded.
-
-    names: arrays of further ones, of synonym alignment.
-    """
-    used = np.zeros(len(graph.terms), bool)
-    for terms in (*(sample.terms(graph) for sample in samples), *names):
-        used[terms] = True
-    return np.flatnonzero(used)
-
-
-def special_token_ids(tokenizer):
-    """{"pad", "cls", "sep", "mask", "unk", "hrel": id, "relations": [ids in the order of RELATIONS]}."""
-    relations = [tokenizer.token_to_id(token) for token in RELATION_TOKENS]
-    return tokenizers.special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(HREL)}
-
-
-def split_documents(documents, seed, valid_fraction, keep_duplicates):
-    """Texts of documents -> {split: texts}, in an order that depends on the texts alone.
-
-    A text counts once unless keep_duplicates; its copies are in one split.
-    """
-    documents = documents if keep_duplicates else set(documents)
-    digests = [(int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little"), t) for t in documents]
-    digests.sort()
-    valid = hash_uniform(seed, np.array([digest for digest, _ in digests], np.uint64)) < valid_fraction
-    return {split: [t for (_, t), v in zip(digests, valid) if v == (split == "valid")] for split in SPLITS}
-
-
-def cut_documents(ids, length, windows, max_tokens):
-    """Tokens of documents -> (start, length) of the examples; documents below MIN_DOCUMENT tokens are left out.
-
-    Args:
-        length: (n,) tokens of each. max_tokens: of a window, without [CLS] and [SEP].
-        windows: "random" keeps whole documents, of which training draws a window in each epoch; "first" keeps the
-            beginning of each, our reading of "a maximal sequence length of 256"; "all" makes every window an example.
-    """
-    start = np.cumsum(length) - length
-    start, length = start[length >= MIN_DOCUMENT], length[length >= MIN_DOCUMENT]
-    if windows == "first":
-        length = np.minimum(length, max_tokens)
-    elif windows == "all":
-        n_windows = -(-length // max_tokens)
-        offset = concat_ranges(np.zeros(len(n_windows), np.int64), n_windows) * max_tokens
-        offset = np.minimum(offset, np.maximum(np.repeat(length, n_windows) - max_tokens, 0))  # the last one overlaps
-        start, length = np.repeat(start, n_windows) + offset, np.minimum(np.repeat(length, n_windows), max_tokens)
-    return start, length
-
-
-# ---------------------------------------------------------------- the data set on disk
-
-
-class ExampleWriter:
-    """Collects the examples of one split and writes them as one Arrow record batch.
-
-    Columns: task (index into TASKS), lang (index into the languages), kind (of a triple-classification example), cuis
-    (list: the concepts, which prove the split), ids (list: tokens with [CLS] and [SEP]; documents are without).
-    """
-
-    def __init__(self):
-        self.columns = {name: [] for name in ("task", "lang", "kind", "cui", "n_cuis", "id", "n_ids")}
-
-    def add_sequences(self, task, lang, sequences, ids):
-        """Sequences of a task, gathered from token ids as Names.ids has them."""
-        start, length, cuis, n_cuis, kind = sequences
-        ids = ids[concat_ranges(start.ravel(), length.ravel())]
-        self.add(task, lang, kind, cuis, n_cuis, ids, length.sum(axis=1))
-
-    def add_documents(self, lang, ids, start, length):
-        """Documents as cut_documents returns them; their tokens are ids[start[i] : start[i] + length[i]]."""
-        n = len(start)
-        self.add(MLM, lang, TRUE, np.zeros(0), np.zeros(n, np.int64), ids[concat_ranges(start, length)], length)
-
-    def add(self, task, lang, kind, cuis, n_cuis, ids, n_ids):
-        """Examples of one task: lists one after another, with the length of each. lang: of all, or in turn of each."""
-        n = len(n_ids)
-        row = np.full(n, task), np.resize(lang, n), np.broadcast_to(kind, n), cuis, n_cuis, ids, n_ids
-        for column, values in zip(self.columns.values(), row):
-            column.append(values)
-
-    def counts(self, lang):
-        """{task name: examples of the language so far}."""
-        task, langs = np.concatenate(self.columns["task"]), np.concatenate(self.columns["lang"])
-        n_rows = np.bincount(task[langs == lang], minlength=len(TASKS)).tolist()  # of a pair in two languages, half
-        return {task.name: n // task.rows for task, n in zip(TASKS, n_rows) if task.in_paper or n}
-
-    def n_bytes(self, lang):
-        """What the examples of a language take on disk."""
-        return sum(
-            19 * len(n_ids) + 4 * (len(cuis) + len(ids))
-            for langs, cuis, ids, n_ids in zip(*(self.columns[c] for c in ("lang", "cui", "id", "n_ids")))
-            if len(langs) and langs[0] == lang
-        )
-
-    def write(self, f):
-        columns = {name: np.concatenate(values) for name, values in self.columns.items()}
-        arrays = {name: pa.array(columns[name].astype(np.uint8)) for name in ("task", "lang", "kind")}
-        for name, values, length in (("cuis", "cui", "n_cuis"), ("ids", "id", "n_ids")):
-            offsets = np.concatenate([[0], np.cumsum(columns[length])]).astype(np.int64)
-            arrays[name] = pa.LargeListArray.from_arrays(offsets, pa.array(columns[values].astype(np.int32)))
-        batch = pa.record_batch(list(arrays.values()), schema=SCHEMA)
-        with ipc.new_file(f, batch.schema) as out:
-            out.write_batch(batch)
+TASKS = (
+    Task("mlm", "masked language modelling", "mlm_head", None, mask_documents),
+    Task("ep", "entity prediction", "mlm_head", sample_entity_prediction, mask_tails, "ep_examples"),
+    Task("lp", "link prediction", "relation_head", sample_link_prediction, mask_relations, "lp_paths"),
+    Task("tc", "triple classification", "triple_head", sample_triple_classification, mask_nothing, "tc_examples"),
+)
+TASK_NAMES = tuple(task.name for task in TASKS)
+MLM, EP, LP, TC = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc"))
+GRAPH_TASKS = (EP, TC, LP, *range(4, len(TASKS)))  # in the order of their rows in a data set, before the documents
 
 
 # ---------------------------------------------------------------- effective batches, masked
@@ -905,19 +523,16 @@ class ExampleWriter:
 class PretrainingDataset:
     """One split of a data set, mapped into memory: nothing is copied but the batches.
 
-    rows: the examples of the tasks asked for, as rows of the file, of a pair of names the first. An ablation leaves
-    rows out and changes nothing of the others.
+    rows: the examples of the tasks asked for, as rows of the file. An ablation leaves rows out and changes nothing of
+    the others. Other attributes: the columns of datasets.SCHEMA, and the manifest.
     """
 
-    def __init__(self, folder, split, tasks=PAPER_TASKS):
-        self.folder, self.manifest = folder, read_manifest(folder, PAPER_TASKS)
-        columns = read_examples(
-            Path(folder, f"{split}.arrow"), self.manifest, MLM, (len(TASKS), CORRUPTED_RELATION + 1)
-        )
+    def __init__(self, folder, split, tasks=TASK_NAMES):
+        self.folder, self.manifest = folder, datasets.read_manifest(folder, TASK_NAMES)
+        path, limits = Path(folder, f"{split}.arrow"), (len(TASKS), CORRUPTED_RELATION + 1)
+        columns = datasets.read_examples(path, self.manifest, MLM, limits)
         self.task, self.lang, self.kind, self.ids, self.offsets, self.cuis, self.cui_offsets = columns
-        chosen = [TASK_NAMES.index(name) for name in tasks]
-        of_task = [np.flatnonzero(self.task == index)[:: TASKS[index].rows] for index in chosen]
-        self.rows = np.sort(np.concatenate([np.zeros(0, np.int64), *of_task]))
+        self.rows = np.flatnonzero(np.isin(self.task, [TASK_NAMES.index(name) for name in tasks]))
         self.seq_len = self.manifest["settings"]["seq_len"]
         self.special = self.manifest["special"]
         vocab_size = self.manifest["vocab_size"]
@@ -937,93 +552,50 @@ class PretrainingDataset:
         A mask is a function of (seed, epoch, example, position) alone: an example is masked alike in every batch,
         micro-batch and rank.
         """
-        n_sequences = SEQUENCES[self.task[rows]]
-        rows, epochs = concat_ranges(rows, n_sequences), np.repeat(epochs, n_sequences)
-        key = splitmix64(seed, epochs, rows)
-        start, length = self.window_documents(rows, key)
-        tokens, example = self.gather_tokens(rows, key, start, length, mlm_probability)
-        ids, at, labels = tokens.ids.copy(), [], []
-        for index, task in enumerate(TASKS):
-            targets = np.flatnonzero((tokens.task == index) & task.choose_targets(tokens))
-            ids[targets] = task.corrupt(tokens, targets)
-            labels.append(task.label(tokens, targets))
-            at.append(targets)
-        at, labels = np.concatenate(at), np.concatenate(labels)
-        order = np.argsort(at)
-        at, labels = at[order], labels[order]
-        per_task = np.bincount(tokens.task[at], minlength=len(TASKS))
-        first = np.cumsum(length) - length
-        targets = (example[at], tokens.position[at], tokens.task[at], labels)
-        return MaskedBatch(ids, first, length, *targets, per_task, self.special["pad"], self.concepts_of_names(rows))
+        tokens, length = self.gather_tokens(rows, splitmix64(seed, epochs, rows), mlm_probability)
+        task = self.task[rows].astype(np.int64)
+        task_of_token, ids, labels = np.repeat(task, length), tokens.ids.copy(), np.full(len(tokens.ids), IGNORE)
+        for number, kind in enumerate(TASKS):
+            index = np.flatnonzero(task_of_token == number)
+            targets, inputs, answers = kind.mask(tokens.take(index))
+            ids[index[targets]], labels[index[targets]] = inputs, answers
+        n_targets = np.bincount(task_of_token[labels != IGNORE], minlength=len(TASKS))
+        heads = tuple(kind.head for kind in TASKS)
+        return MaskedBatch(ids, labels, np.cumsum(length) - length, length, task, n_targets, heads, self.special["pad"])
 
-    def concepts_of_names(self, rows):
-        """(k, 2) int64: the number of a name of synonym alignment among those of a batch, and a concept it names."""
-        rows = rows[self.task[rows] == SA]
-        n = self.cui_offsets[rows + 1] - self.cui_offsets[rows]
-        cuis = self.cuis[concat_ranges(self.cui_offsets[rows], n)]
-        return np.stack([np.repeat(np.arange(len(rows)), n), cuis], axis=1)
+    def gather_tokens(self, rows, key, mlm_probability):
+        """(Tokens of all tasks, length of each example): the stored tokens between [CLS] and [SEP].
 
-    def window_documents(self, rows, key):
-        """(first stored token, tokens with [CLS] and [SEP]) of each example.
-
-        A document is longer than it is stored, as [CLS] and [SEP] come around it. Of a document that is too long, the
-        key draws another window of seq_len - 2 tokens in each epoch. Other examples are whole.
+        Of a document that is too long, the key draws another window of seq_len - 2 tokens in each epoch. Other examples
+        are not longer. Args: key: a hash for each example.
         """
-        start, stored = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        is_document, room = self.task[rows] == MLM, self.seq_len - 2
-        n_windows = np.maximum(stored - room, 0) + 1
-        window = (hash_uniform(key, 0) * n_windows).astype(np.int64)
-        start = np.where(is_document, start + window - 1, start)  # the -1 is for [CLS]
-        return start, np.where(is_document, np.minimum(stored, room) + 2, stored)
-
-    def gather_tokens(self, rows, key, start, length, mlm_probability):
-        """(Tokens, example of each): the stored tokens of a batch, documents with [CLS] and [SEP] around them."""
-        example = np.repeat(np.arange(len(rows)), length)
-        first = np.cumsum(length) - length
+        stored = self.offsets[rows + 1] - self.offsets[rows]
+        length = np.minimum(stored, self.seq_len - 2) + 2
+        window = (hash_uniform(key, WINDOW) * (stored + 3 - length)).astype(np.int64)
+        example, first = np.repeat(np.arange(len(rows)), length), np.cumsum(length) - length
         position = np.arange(len(example)) - first[example]
-        task, of_length = self.task[rows].astype(np.int64)[example], length[example]
-        ids = self.ids[np.clip(start[example] + position, 0, len(self.ids) - 1)].astype(np.int64)
-        ids[(task == MLM) & (position == 0)] = self.special["cls"]
-        ids[(task == MLM) & (position == of_length - 1)] = self.special["sep"]
-        relation = self.relation_of_token[ids]
-        n_relations = np.cumsum(relation >= 0)
-        n_relations -= n_relations[first][example]  # every sequence begins with [CLS], which is no relation
-        kind, key = self.kind[rows][example], splitmix64(key[example], 1, position)
-        numbers = self.special, self.ordinary, mlm_probability
-        return Tokens(ids, task, position, of_length, relation, n_relations, kind, key, *numbers), example
+        index = (self.offsets[rows] + window - 1)[example] + position  # the -1 is for [CLS]
+        ids = self.ids[np.clip(index, 0, len(self.ids) - 1)].astype(np.int64)
+        ids[first], ids[first + length - 1] = self.special["cls"], self.special["sep"]
+        arrays = ids, position, length[example], self.relation_of_token[ids], self.kind[rows][example], key[example]
+        return Tokens(*arrays, self.special, self.ordinary, mlm_probability), length
 
 
 class MaskedBatch(NamedTuple):
-    """An effective batch after masking, flat: example i is ids[start[i] : start[i] + length[i]].
+    """An effective batch after masking, flat: example i is ids[offset[i] : offset[i] + length[i]].
 
-    There is one entry for each target, in the order of the examples: target_example, target_position in the sequence,
-    target_task, and label (the token id, the relation class, true/false, or the number of a name). targets_per_task:
-    (tasks,). concepts_of_names: as PretrainingDataset has them.
-
-    A pair of names is two examples here, as each is a sequence of its own.
+    labels: of each token: the token id, relation class or truth to predict, IGNORE where nothing is predicted. task:
+    (n,) of each example, an index into TASKS. n_targets, heads: of each task. pad: the id of [PAD].
     """
 
     ids: np.ndarray
-    start: np.ndarray
+    labels: np.ndarray
+    offset: np.ndarray
     length: np.ndarray
-    target_example: np.ndarray
-    target_position: np.ndarray
-    target_task: np.ndarray
-    label: np.ndarray
-    targets_per_task: np.ndarray
+    task: np.ndarray
+    n_targets: np.ndarray
+    heads: tuple
     pad: int
-    concepts_of_names: np.ndarray
-
-    def select(self, examples):
-        """The batch of some of its examples (a mask), which are numbered again."""
-        kept = examples[self.target_example]
-        number = np.cumsum(examples) - 1
-        targets = (x[kept] for x in (self.target_position, self.target_task, self.label))
-        return self._replace(
-            start=self.start[examples], length=self.length[examples],
-            target_example=number[self.target_example[kept]],
-            **dict(zip(("target_position", "target_task", "label"), targets)),
-        )  # fmt: skip
 
 
 class EpochSampler:
@@ -1053,159 +625,112 @@ class EpochSampler:
 
 def build(s):
     """Builds the data set of settings `s` (configs.Data) in a folder beside `out`, then moves it there."""
-    began = time.monotonic()
-
-    def log(text):
-        print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
-
-    # What can be wrong is read first, what takes long later.
+    log = builds.start_log()
+    # Check inputs first; the slow work comes later.
     langs = umls.parse_languages(s.lang)
-    umls_folder, e3c_folder = find_sources(s)
-    name, out = choose_output(s, langs)
+    umls_folder, e3c_folder = builds.find_sources(s)
+    name, out = builds.choose_output(s, langs)
     tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
-    before = print_replacement(s, out, manifest_settings(s), log)
+    before = builds.print_replacement(s, out, log)
     skipped = Counter() if s.skip_bad_rows else None
-    documents, issues = read_documents(s, langs, e3c_folder, skipped, log)
+    documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
 
-    wanted = {index: getattr(s, task.size) for index, task in enumerate(TASKS) if task.size}
-    wanted[TC] -= wanted[TC] % 2  # even, as half of them are true
-    sizes = {"train": wanted, "valid": {task: round(s.valid_fraction * n / 2) * 2 for task, n in wanted.items()}}
-    graphs, samples, left_out = read_and_sample(s, langs, umls_folder, out.parent / "tables", sizes, skipped, log)
+    # The graphs, and integer triples and paths from them.
+    release = umls.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
+    graphs = [Graph(**vars(tables)) for tables in release.tables]
+    with umls.saving_tables(release, out.parent / "tables"):  # meanwhile
+        samples = [{split: sample_tasks(g, split, s, log) for split in SPLITS} for g in graphs]
+    left_out = builds.report_left_out(release, skipped, log)
 
-    alignment = {split: sample_synonym_alignment(graphs, split, sizes[split][SA], s) for split in SPLITS if s.sa_pairs}
-    used = []
-    for i, g in enumerate(graphs):
-        of_graph = [sample for split in SPLITS for sample in samples[g.lang][split].values()]
-        used.append(used_terms(g, of_graph, terms_in_pairs(alignment, i)))
-    strings = [g.terms.take(pa.array(terms)).to_pylist() for g, terms in zip(graphs, used)]
+    # Token ids, as rows of the two files.
+    strings = [used_strings(g, of_lang) for g, of_lang in zip(graphs, samples)]
     if tokenizer is None:
-        corpus = [*strings, *(documents[lang][split] for lang in langs for split in SPLITS)]
-        tokenizer = tokenizers.train_wordpiece(corpus, s.vocab_size, s.cased, NEW_TOKENS)
+        corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
+        tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
     log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
-
-    writers, names, n_short = {split: ExampleWriter() for split in SPLITS}, [], {}
+    writers = {split: datasets.ExampleWriter() for split in SPLITS}
     for i, g in enumerate(graphs):
-        ids, length = tokenizers.encode(tokenizer, [" " + string for string in strings[i]], f"{g.lang}: names")
-        names.append(Names(used[i], ids, length, special_token_ids(tokenizer)))
-        n_short[g.lang] = Counter()
-        for split, writer in writers.items():
-            for task, sample in samples[g.lang][split].items():
-                writer.add_sequences(task, i, sample.sequences(g, names[i], s.seq_len), names[i].ids)
-            n_short[g.lang][split] = write_documents(writer, i, documents[g.lang][split], tokenizer, s)
-        issues[g.lang]["short texts"] += n_short[g.lang].total()
-    for split, by_langs in alignment.items():
-        for (i, j), pairs in by_langs.items():
-            writers[split].add_sequences(SA, [i, j], *pairs.sequences(names[i], names[j], s.seq_len))
+        write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
+
     counts = {}
     for i, g in enumerate(graphs):
-        drawn = samples[g.lang]["train"] | ({SA: alignment["train"][i, i]} if alignment else {})
-        counts[g.lang] = count_language(g, i, writers, drawn, issues[g.lang])
-        report_counts(log, g.lang, counts[g.lang], sizes, n_short[g.lang])
-
-    manifest = make_manifest(s, name, langs, tokenizer, umls_folder, counts) | left_out
-    write_dataset(out, writers, tokenizer, manifest)
+        shares = builds.compare_shares(count_samples(g, samples[i]["train"]), g.groups, RELATIONS)
+        counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log) | {
+            "distribution": shares
+        }
+    special = special_token_ids(tokenizer)
+    manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
+    datasets.write_dataset(out, writers, tokenizer, manifest)
     print_dataset_tables(manifest, TASKS)
-    print_replaced(s, out, before, manifest, log)
+    builds.print_replaced(s, out, before, manifest, log)
     log(f"wrote {out}")
-    print_training(s, out, counts, PAPER_TASKS)
+    print_training(s, out, counts, TASK_NAMES)
 
 
-def read_and_sample(s, langs, umls_folder, cache, sizes, skipped, log):
-    """The graph of each language and its samples; the tables of a release are kept in `cache` meanwhile.
+def sample_tasks(graph, split, s, log):
+    """The samples of the graph for one split: {task: Sample}. s: settings."""
+    triples, lang = SplitTriples(graph, split, s), int.from_bytes(graph.lang.encode())
+    samples = {}
+    for index in GRAPH_TASKS:
+        task, rng = TASKS[index], np.random.default_rng([s.seed, lang, SPLITS.index(split), index])
+        n = getattr(s, task.setting)
+        n = round(s.valid_fraction * n / 2) * 2 if split == "valid" else n
+        samples[index] = task.sample(rng, graph, triples, n, s)
+        if (found := len(samples[index].kind)) < n:
+            log(f"{graph.lang} {split}: only {found:,} of the {n:,} requested {task.title} examples are available")
+    return samples
 
-    Returns: (graphs, {language: {split: samples}}, what was left out of the files, for the manifest).
+
+def used_strings(graph, samples):
+    """{term: string} of the terms that samples use; the others are never decoded. samples: {split: {task: Sample}}."""
+    used = np.zeros(len(graph.terms), bool)
+    for sample in (x for of_split in samples.values() for x in of_split.values()):
+        used[sample.terms[sample.terms >= 0]] = True
+    terms = np.flatnonzero(used)
+    return dict(zip(terms.tolist(), graph.terms.take(pa.array(terms)).to_pylist()))
+
+
+def write_language(writers, lang, graph, samples, strings, documents, tokenizer, s, issues):
+    """Adds the examples of a language to the writers of both splits. issues: counts documents that are too short."""
+    special = special_token_ids(tokenizer)
+    texts = [" " + string for string in strings.values()]  # as in the middle of a text
+    ids = tokenizers.encode_lists(tokenizer, texts, f"{graph.lang}: names")
+    # A name without any token (control characters) is [UNK].
+    names = {term: x or [special["unk"]] for term, x in zip(strings, ids)}
+    for split, writer in writers.items():
+        for task, sample in samples[split].items():
+            writer.add(task, lang, sample.sequences(graph, names, special["relations"], s.seq_len))
+        found = tokenizers.encode_lists(tokenizer, documents[split], "documents")
+        kept = [x for x in found if len(x) >= builds.MIN_DOCUMENT]
+        most = s.seq_len - 2 if s.windows == "first" else None  # "a maximal sequence length of 256"; else as they are
+        writer.add(MLM, lang, ((TRUE, (), x[:most]) for x in kept))
+        issues["short texts"] += len(found) - len(kept)
+
+
+def special_token_ids(tokenizer):
+    """{"pad", "cls", "sep", "mask", "unk", "hrel": id, "relations": [ids in the order of RELATIONS]}."""
+    relations = [tokenizer.token_to_id(token) for token in RELATION_TOKENS]
+    return tokenizers.special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(HREL)}
+
+
+def count_samples(graph, samples):
+    """{title: (counts of a sample by stratum and relation, counts of the triples that it is drawn from)}.
+
+    Triple classification has a column for each kind of triple. samples: {task: Sample}.
     """
-    release = umls.read_release(umls_folder, langs, s, cache, RELATIONS, log)
-    with ThreadPoolExecutor(1) as saver:
-        saving = [
-            saver.submit(umls.save_tables, cache / t.lang, t, release.source, release.skipped, release.nci)
-            for t in release.unsaved
-        ]
-        graphs, samples = [Graph(**vars(tables)) for tables in release.tables], {}
-        for g in graphs:
-            log(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
-            samples[g.lang] = {split: sample_tasks(g, split, sizes[split], s) for split in SPLITS}
-        for saved in saving:
-            saved.result()
-    malformed = release.skipped | (skipped or {})
-    for what, rows in (("malformed or missing", malformed), ("of NCI Metathesaurus concepts (CL...)", release.nci)):
-        if rows:
-            log(f"rows {what} left out: " + ", ".join(f"{file} {n:,}" for file, n in rows.items()))
-    log("samples drawn" + (f", tables kept in {cache}" if saving else ""))
-    return graphs, samples, {"malformed_rows_left_out": malformed, "nci_rows_left_out": release.nci}
-
-
-def read_documents(s, langs, e3c_folder, skipped, log):
-    """({language: {split: texts}}, {language: Counter of issues}): E3C's documents and those of --text, split.
-
-    Texts that overlap with the evaluation corpora of --exclude are left out.
-    """
-    excluded = [text for place in s.exclude.split(":") if place for text in corpora.read_texts(place)]
-    documents, issues = {}, {}
-    for lang in langs:
-        found, issues[lang] = texts.read_e3c(e3c_folder, lang, s.e3c_layers) if e3c_folder else ([], Counter())
-        if s.text:
-            more, more_issues = texts.read_text(s.text.replace("{lang}", lang), skipped)
-            found, issues[lang] = found + more, issues[lang] + more_issues
-        if excluded:
-            overlaps = texts.find_overlaps(progress(f"{lang}: texts to exclude", found), excluded)
-            kept = [text for text, same in zip(found, overlaps) if not len(same)]
-            issues[lang]["excluded texts"], found = len(found) - len(kept), kept
-        documents[lang] = split_documents(found, s.seed, s.valid_fraction, s.keep_duplicates)
-        n = sum(map(len, documents[lang].values()))
-        issues[lang]["repeated texts"] = len(found) - n
-        shown = [f"{k:,} {what}" for what, k in sorted(issues[lang].items()) if k or what == "excluded texts"]
-        log(f"{lang}: {n:,} documents" + (f" ({', '.join(shown)})" if shown else ""))
-    return documents, issues
-
-
-def write_documents(writer, lang, documents, tokenizer, s):
-    """Adds the MLM examples of a language. Returns: how many documents were too short."""
-    ids, length = tokenizers.encode(tokenizer, documents, "documents")
-    writer.add_documents(lang, ids, *cut_documents(ids, length, s.windows, s.seq_len - 2))
-    return int((length < MIN_DOCUMENT).sum())
-
-
-def count_language(graph, lang, writers, samples, issues):
-    """What the manifest says of a language. lang: its index. samples: of the training split."""
-    counts = {split: writer.counts(lang) for split, writer in writers.items()}
-    counts |= {"terms": len(graph.terms), "cuis": len(graph.cui), "relations": len(graph.h), "issues": dict(issues)}
-    counts["megabytes"] = round(writers["train"].n_bytes(lang) / 1e6, 1)
-    return counts | {"distribution": distribution_report(graph, samples)}
-
-
-def report_counts(log, lang, counts, sizes, n_short):
-    """A line on the examples of each split, and one on what the graph could not give."""
-    for split in SPLITS:
-        n = n_short[split]
-        note = f" ({n:,} documents of less than {MIN_DOCUMENT} tokens left out)" if n else ""
-        log(f"{lang} {split}: {sum(counts[split].values()):,} examples{note}")
-        for task, wanted in sizes[split].items():
-            if (n := counts[split].get(TASKS[task].name, 0)) < wanted:
-                title = TASKS[task].title
-                log(f"{lang} {split}: only {n:,} of the {wanted:,} requested {title} examples are available")
-
-
-def make_manifest(s, name, langs, tokenizer, umls_folder, counts):
-    """What a data set was built from and holds: manifest.json, but for the hashes. Raises: UserError if it is empty."""
-    for split in SPLITS:
-        if not any(n for c in counts.values() for n in c[split].values()):
-            raise UserError(
-                f"the {split} split would be empty; use a larger release, sizes above 0 or another --valid_fraction"
-            )
-    source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
-    return {
-        "name": name, "languages": langs, "settings": manifest_settings(s),
-        "special": special_token_ids(tokenizer), "vocab_size": tokenizers.vocab_size(tokenizer),
-        "source_bytes": {path.name: path.stat().st_size for path in source_files},
-        "counts": counts,
-    }  # fmt: skip
-
-
-def manifest_settings(s):
-    """The settings of a build but for the places of files."""
-    places = ("umls", "e3c", "text", "exclude", "out", "tokenizer", "semgroups")
-    return {k: v for k, v in asdict(s).items() if k not in places}
+    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
+    is_mixed = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]  # strata of two different groups
+    frames = {"corrupted entities": counts * is_mixed, "corrupted relation": counts * ~is_mixed}
+    frames["paths"] = counts * (np.arange(len(RELATIONS)) != SY)
+    for task, sample in samples.items():
+        if task == TC:
+            for kind, title in enumerate(("true", "corrupted entities", "corrupted relation")):
+                of_kind = (x[sample.kind == kind] for x in sample.triples())
+                columns[title] = graph.count(*of_kind), frames.get(title, counts)
+        else:
+            title = "paths" if task == LP else TASKS[task].title
+            columns[title] = graph.count(*sample.triples()), frames.get(title, counts)
+    return columns
 
 
 # ---------------------------------------------------------------- what a data set looks like
@@ -1213,22 +738,22 @@ def manifest_settings(s):
 
 def show(s):
     """Prints the tables of a data set again, and examples of each task as the model sees them."""
-    dataset = PretrainingDataset(s.dataset, "train", TASK_NAMES)
-    tokenizer = Tokenizer.from_buffer(read_tokenizer(s.dataset))
+    dataset = PretrainingDataset(s.dataset, "train")
+    tokenizer = Tokenizer.from_buffer(datasets.read_tokenizer(s.dataset))
     print_dataset_tables(dataset.manifest, TASKS)
     rng = np.random.default_rng(0)
     for index, task in enumerate(TASKS):
         rows = dataset.rows[dataset.task[dataset.rows] == index]
-        of_kind = [rows[dataset.kind[rows] == kind] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
+        by_kind = [rows[dataset.kind[rows] == kind] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
         n_shown = [1, 1, 1] if index == TC else [3, 0, 0]
-        rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(of_kind, n_shown)])
+        rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(by_kind, n_shown)])
         batch = dataset.masked_batch(rows, np.zeros(len(rows), np.int64), 0, configs.Train.mlm_probability)
         if len(rows):
             print(task.title)
-        for i, row in enumerate(np.repeat(rows, task.rows)):
-            ids = batch.ids[batch.start[i] : batch.start[i] + batch.length[i]].tolist()
-            answer = describe_targets(index, batch.label[batch.target_example == i], dataset.kind[row], tokenizer)
-            for line in (tokenizer.decode(ids, skip_special_tokens=False), f"-> {answer}"):
+        for row, offset, length in zip(rows, batch.offset, batch.length):
+            ids, labels = (x[offset : offset + length] for x in (batch.ids, batch.labels))
+            answer = describe_targets(index, labels[labels != IGNORE].tolist(), dataset.kind[row], tokenizer)
+            for line in (tokenizer.decode(ids.tolist(), skip_special_tokens=False), f"-> {answer}"):
                 line = line[:600] + " ..." if len(line) > 600 else line
                 print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
         print(end="\n" if len(rows) else "")
@@ -1242,65 +767,11 @@ def describe_targets(task, labels, kind, tokenizer):
     if task == LP:
         return " ".join(RELATIONS[k] for k in labels)
     if task == EP:
-        return tokenizer.decode(labels.tolist())
-    if task == SA:
-        return f"name {labels[0]}, whose partner is name {labels[0] ^ 1}"
-    return " | ".join(tokenizer.decode([k]) for k in labels.tolist())
+        return tokenizer.decode(labels)
+    return " | ".join(tokenizer.decode([k]) for k in labels)
 
 
-# ---------------------------------------------------------------- names and ids for entity linking
-
-
-def write_dictionary(s):
-    """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
-    check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
-    lines, n_concepts = [], 0
-    for lang in choose_languages(s.dataset, s.lang):
-        tables = read_dataset_tables(s.dataset, lang)
-        cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
-        names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
-        lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
-        n_concepts += len(tables.cui)
-    write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
-    if s.out:
-        print_next(
-            ("python kgi.py link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
-        )
-
-
-def write_ids(s):
-    """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
-    check_lines(s.out, rb"id\tcui\n", s.umls)
-    codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
-    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
-    if s.out:
-        print_next(("python kgi.py link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
-
-
-def check_lines(out, form, *inputs):
-    """Raises UserError if write_lines cannot write, or would replace another file than ours."""
-    if out:
-        check_output_file(out, form, *inputs)
-    elif not sys.stdout:
-        raise UserError("standard output is closed; give --out")
-
-
-def write_lines(out, lines, what):
-    """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    if out:
-        write_atomic(out, lambda f: f.write(content))
-    else:
-        write_all(standard_output(), content)
-    print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
-
-
-COMMANDS = {
-    "build": (build, configs.Data),
-    "show": (show, configs.Show),
-    "dictionary": (write_dictionary, configs.Dictionary),
-    "ids": (write_ids, configs.Ids),
-}
+COMMANDS = {"build": (build, configs.Data), "show": (show, configs.Show)}
 
 if __name__ == "__main__":
     run_command(__doc__, COMMANDS)

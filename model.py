@@ -19,6 +19,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -144,12 +145,12 @@ class Encoder(nn.Module):
 
 
 class KGIBert(nn.Module):
-    """The encoder with the heads of the four tasks (section 3.1), and of synonym alignment.
+    """The encoder with the heads of the four tasks (section 3.1).
 
     mlm_head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as output matrix.
     relation_head (link prediction): six classes at each [HREL], a head of its own. (The other reading of section 3.1,
     the vocabulary head over six relation tokens, would be tied to their embeddings.) triple_head: false or true at
-    [CLS]. alignment_head (beyond the paper): the vector at [CLS], of length 1, without weights of its own.
+    [CLS].
     """
 
     def __init__(self, c):
@@ -169,75 +170,30 @@ class KGIBert(nn.Module):
         x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))
         return F.linear(x, self.encoder.word.weight, self.mlm_bias)
 
-    def alignment_head(self, x):
-        """(k, dim) -> (k, dim) float32 of length 1: their products are cosines."""
-        return F.normalize(x.float(), dim=-1) if len(x) else x.float()  # most micro-batches have no names
-
-    def logits(self, ids, mask, target_index, targets_per_task, position=None):
-        """The scores of every target: a tensor (targets, classes) for each task; arguments as in forward.
-
-        The "scores" of synonym alignment are the vectors of the names (targets, dim).
-        """
-        hidden = self.encoder(ids, mask, position).flatten(0, 1).index_select(0, target_index)
+    def logits(self, batch):
+        """The scores of every target of a MicroBatch: a tensor (targets, classes) for each task."""
+        hidden = self.encoder(batch.ids, batch.mask, batch.position).flatten(0, 1).index_select(0, batch.target_index)
         scores = []
-        for head, tasks in groupby(targets_per_task, key=lambda task: task[0]):  # tasks that share a head, at once
+        for head, tasks in groupby(zip(batch.heads, batch.n_targets), key=itemgetter(0)):  # tasks that share it, at once
             sizes = [n for _, n in tasks]
             mine, hidden = hidden.split([sum(sizes), len(hidden) - sum(sizes)])
             scores += getattr(self, head)(mine).split(sizes)
         return scores
 
-    def forward(self, ids, mask, target_index, label, targets_per_task, position=None, name_gradient=None):
-        """Summed cross-entropy and number of correct predictions of each task, over the targets only.
+    def forward(self, batch):
+        """Summed cross-entropy and number of correct predictions of each task, over the targets of a MicroBatch only.
 
         "Each training example is augmented with an indicator label that tells the model which loss function to apply":
-        here the targets are sorted by task, and targets_per_task names the head of each.
-
-        Args:
-            ids, mask, position: as in Encoder. target_index (k,): index of each target in ids.ravel(). label (k,): its
-                class.
-            targets_per_task: [(name of the head, number of targets)] of every task. Every head takes part even with
-                none, so that all ranks of a distributed run have the same gradients to exchange.
-            name_gradient: (names, dim) of the loss of synonym alignment at the vector of each name of the effective
-                batch, as kgi.align_names gives it. What is returned for that task has the gradient of its loss, but
-                another value.
+        here the targets are sorted by task, and batch.heads names the head of each. Every head takes part even without
+        targets, so that all ranks of a distributed run have the same gradients to exchange.
 
         Returns: (tasks, 2) float32.
         """
-        out, heads, sizes = [], [head for head, _ in targets_per_task], [n for _, n in targets_per_task]
-        scores_per_task = self.logits(ids, mask, target_index, targets_per_task, position)
-        for head, scores, gold in zip(heads, scores_per_task, label.split(sizes)):
-            if head == "alignment_head":
-                zero = torch.zeros((), device=scores.device)
-                out += [zero if name_gradient is None else (scores * name_gradient[gold]).sum(), zero]
-                continue
+        out = []
+        for scores, label in zip(self.logits(batch), batch.label.split(batch.n_targets)):
             scores = scores.float()
-            loss = F.cross_entropy(scores, gold, reduction="sum")
-            correct = (scores.argmax(-1) == gold).sum()
-            out += [loss, correct]
+            out += [F.cross_entropy(scores, label, reduction="sum"), (scores.argmax(-1) == label).sum()]
         return torch.stack([x.float() for x in out]).view(-1, 2)
-
-
-def alignment_loss(vectors, concepts_of_names, temperature):
-    """Symmetric contrastive cross-entropy: each name has to find its partner among the partners of all pairs.
-
-    A candidate that shares a concept with the name, but is not its partner, is a synonym too. It is left out.
-
-    Args: vectors: (2n, dim) of length 1; rows 2k and 2k + 1 are a pair. concepts_of_names: as in data.MaskedBatch.
-    Returns: ((2n,) cross-entropy of each name, (2n,) whether its partner is the nearest).
-    """
-    n = len(vectors) // 2
-    name, concept = torch.from_numpy(concepts_of_names.T.copy())
-    share_a_concept = torch.zeros(2 * n, 2 * n, dtype=torch.bool)
-    share_a_concept[retrieval.pairs_within(name, concept)] = True
-    share_a_concept = share_a_concept.to(vectors.device)
-    partner, loss, correct = torch.arange(n, device=vectors.device), [], []
-    for anchor, candidate in ((0, 1), (1, 0)):
-        scores = vectors[anchor::2] @ vectors[candidate::2].T / temperature
-        is_synonym = share_a_concept[anchor::2, candidate::2].clone().fill_diagonal_(False)
-        scores = scores.masked_fill(is_synonym, float("-inf"))
-        loss.append(F.cross_entropy(scores, partner, reduction="none"))
-        correct.append((scores.argmax(-1) == partner).float())
-    return torch.stack(loss, dim=1).flatten(), torch.stack(correct, dim=1).flatten()
 
 
 @torch.no_grad()

@@ -48,3 +48,8 @@ def bootstrap(groups, values, n):
     np.add.at(sums, [index[g] for g in groups], values)
     weights = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
     return weights @ sums
+
+
+def ceil_div(x, y):
+    """x / y, rounded up."""
+    return -(-x // y)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import sys
+from array import array
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from configs import UserError
 from support import tokenizers, umls
 from support.files import (
     atomic_directory,
-    check_output,
     memory_map,
-    name_of,
     read_bytes,
     read_json,
     write_atomic,
@@ -34,6 +32,7 @@ FILES = {  # of a data set: how their beginning is recognised, as check_output h
     "manifest.json": rb'\{\s*"name": ".*",\s*"languages": ', "train.arrow": rb"(?s)ARROW1.{,2000}cuis",
     "valid.arrow": None, "tokenizer.json": None,
 }  # fmt: skip
+VERSION = 2  # of the form of a data set; 1, without a number, had examples with [CLS] and [SEP]
 RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json; see find_misfit
     "name": str,
@@ -88,6 +87,10 @@ def read_manifest(folder, task_names=()):
     path = Path(folder, "manifest.json")
     try:
         manifest = json.loads(read_bytes(path).decode())
+        if (version := manifest.get("version", 1)) != VERSION:
+            raise UserError(
+                f"{folder} is a data set of form {version}, and this is a program for {VERSION}; build it again"
+            )
         check_manifest(manifest, task_names)
         return manifest
     except (FileNotFoundError, NotADirectoryError):
@@ -146,7 +149,7 @@ def read_examples(path, manifest, document_task, limits):
             if len(x) and not 0 <= int(x.min()) <= int(x.max()) < most:
                 raise ValueError(f"{what} is out of range")
         length = np.diff(offsets)
-        fits = (task == document_task) | ((length >= 3) & (length <= manifest["settings"]["seq_len"]))
+        fits = (task == document_task) | ((length >= 1) & (length <= manifest["settings"]["seq_len"] - 2))
         if not fits.all():
             raise ValueError(f"example {np.argmin(fits)} has {length[np.argmin(fits)]} tokens")
         return task, lang, kind, ids, offsets, cuis, cui_offsets
@@ -192,6 +195,56 @@ def choose_languages(folder, lang):
     if missing := [code for code in codes if code not in languages]:
         raise UserError(f"{folder} has no names in language {missing[0]}; it has {' '.join(languages)}")
     return codes
+
+
+class ExampleWriter:
+    """Collects the examples of one split and writes them as one Arrow record batch, a row each.
+
+    Columns: task (index into data.TASKS), lang (index into the languages), kind (of a triple), cuis (list: the
+    concepts, which prove the split), ids (list: token ids without [CLS] and [SEP]).
+    """
+
+    def __init__(self):
+        self.columns = {name: array("q") for name in ("task", "lang", "kind", "cuis", "n_cuis", "ids", "n_ids")}
+
+    def add(self, task, lang, sequences):
+        """Adds examples of one task. sequences: yields (kind, CUIs, token ids) of each."""
+        columns = self.columns
+        for kind, cuis, ids in sequences:
+            columns["task"].append(task)
+            columns["lang"].append(lang)
+            columns["kind"].append(kind)
+            columns["cuis"].extend(cuis)
+            columns["n_cuis"].append(len(cuis))
+            columns["ids"].extend(ids)
+            columns["n_ids"].append(len(ids))
+
+    def arrays(self):
+        return {name: np.frombuffer(values, np.int64) for name, values in self.columns.items()}
+
+    def counts(self, lang, names):
+        """{task name: examples of the language}. names: of all tasks."""
+        columns = self.arrays()
+        counts = np.bincount(columns["task"][columns["lang"] == lang], minlength=len(names))
+        return dict(zip(names, counts.tolist()))
+
+    def n_bytes(self, lang):
+        """What the examples of a language take on disk."""
+        columns = self.arrays()
+        of_lang = columns["lang"] == lang
+        n_numbers = columns["n_cuis"][of_lang].sum() + columns["n_ids"][of_lang].sum()
+        return int(19 * of_lang.sum() + 4 * n_numbers)
+
+    def write(self, f):
+        columns, arrays = self.arrays(), []
+        for name in ("task", "lang", "kind"):
+            arrays.append(pa.array(columns[name].astype(np.uint8)))
+        for name in ("cuis", "ids"):
+            offsets = np.concatenate([[0], np.cumsum(columns[f"n_{name}"])])
+            arrays.append(pa.LargeListArray.from_arrays(offsets, pa.array(columns[name].astype(np.int32))))
+        batch = pa.record_batch(arrays, schema=SCHEMA)
+        with ipc.new_file(f, batch.schema) as out:
+            out.write_batch(batch)
 
 
 def write_dataset(out, writers, tokenizer, manifest):
@@ -298,90 +351,3 @@ def has_tokenizer_of(checkpoint, folder, new_tokens):
 
 def how_to_build(checkpoint):
     return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"
-
-
-# ---------------------------------------------------------------- what a build reads, and where it writes
-
-
-def print_replacement(s, out, settings, log):
-    """Says which settings of the data set in `out` a build changes, and which runs were trained on it, in time.
-
-    Args: s: a configs.Data. settings: those of it that a manifest keeps.
-    Returns: the manifest of the data set that is there, None if there is none.
-    """
-    try:
-        before = read_manifest(out)
-    except UserError:  # there is none, or it is damaged
-        return None
-    old = before["settings"]
-    changes = [key for key, value in settings.items() if old.get(key, value) != value]
-    said = [f"{key} was {old[key]}, now {settings[key]}" for key in changes]
-    said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
-    if said:
-        log(f"{out} is replaced at the end of this build: {'; '.join(said)}")
-    if said and (runs := runs_on(s, before)):
-        log(f"{', '.join(runs)}: trained on the data set that is there now; to keep it, choose another --out")
-    return before
-
-
-def print_replaced(s, out, before, manifest, log):
-    """Says which runs were trained on a data set that is no longer there.
-
-    Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
-    """
-    if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
-        log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs have changed")
-
-
-def runs_on(s, manifest):
-    """The folders under runs/, and the one that the config of a build names, of runs on a data set."""
-    named, found = s.tables.get("train", {}).get("out"), {}
-    for place in [*sorted(Path("runs").glob("*")), *([Path(named)] if named else [])]:
-        try:
-            said = read_run(place)
-        except UserError:
-            continue
-        if said and said["sha256"] == manifest["sha256"]:
-            found[str(place)] = None
-    return [*found]
-
-
-WHAT_TO_GET = """
-  UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
-        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
-  E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
-  Put or link them at ./umls and ./E3C-Corpus, or give: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
-  (E3C=none builds without documents, ARGS="--text FILE" with others).
-  'make demo' needs neither: it shows all of it on synthetic data."""
-
-
-def find_sources(s):
-    """The folders (UMLS, E3C or None) from the settings, the environment or the default places. Raises: UserError."""
-    umls_folder = s.umls or os.environ.get("UMLS") or "umls"
-    e3c_folder = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
-    only_text = s.text and e3c_folder == "E3C-Corpus" and not Path(e3c_folder).is_dir()  # nobody asked for E3C
-    e3c_folder = None if e3c_folder == "none" or only_text else e3c_folder
-    for what, folder in (("UMLS release", umls_folder), ("E3C corpus", e3c_folder)):
-        if folder and not Path(folder).is_dir():
-            raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
-    return umls_folder, e3c_folder
-
-
-def choose_output(s, langs):
-    """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
-    name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
-    if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
-        name += f"-{name_of(s.tokenizer)}"
-    out = Path(s.out or Path("datasets", name))
-    if s.text and len(langs) > 1 and "{lang}" not in s.text:
-        raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
-    check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
-    try:
-        existing = read_manifest(out)["languages"]
-    except UserError:  # there is none, or one to be replaced
-        existing = langs
-    if existing != langs:
-        raise UserError(f"{out} holds a data set of language {' '.join(existing)}, not {s.lang}; choose another --out")
-    if not os.access(next(p for p in Path(os.path.realpath(out)).parents if p.exists()), os.W_OK):
-        raise UserError(f"{out}: the folder cannot be written to; choose another --out")
-    return name, out

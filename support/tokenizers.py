@@ -285,6 +285,13 @@ def encode(tokenizer, texts, what):
     return np.concatenate(ids), np.array(lengths, np.int64)
 
 
+def encode_lists(tokenizer, texts, what):
+    """Strings -> a list of token ids each, as encode has them."""
+    ids, lengths = encode(tokenizer, texts, what)
+    ids, end = ids.tolist(), np.cumsum(lengths).tolist()
+    return [ids[b - n : b] for b, n in zip(end, lengths.tolist())]
+
+
 # ---------------------------------------------------------------- out
 
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -443,3 +445,14 @@ def load_tables(folder, lang, source=None):
         return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
+
+
+@contextmanager
+def saving_tables(release, cache):
+    """Saves the tables of a release that are not in its cache, in a thread of its own while the block runs."""
+    with ThreadPoolExecutor(1) as saver:
+        about = release.source, release.skipped, release.nci
+        saving = [saver.submit(save_tables, cache / tables.lang, tables, *about) for tables in release.unsaved]
+        yield
+        for saved in saving:
+            saved.result()

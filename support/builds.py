@@ -1,0 +1,219 @@
+"""What a build reads besides the release, where it writes, and what it says."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from configs import UserError
+from support import corpora, rrf, texts, tokenizers
+from support.arrays import hash_uniform
+from support.datasets import FILES, VERSION, read_manifest, read_run
+from support.files import check_output, name_of, progress
+
+MIN_DOCUMENT = 5  # tokens; a shorter document holds nothing to learn from
+
+
+def start_log():
+    """A function that prints a line with the seconds since now."""
+    began = time.monotonic()
+    return lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+
+def print_replacement(s, out, log):
+    """Says which settings of the data set in `out` a build changes, and which runs were trained on it, in time.
+
+    Args: s: a configs.Data. Returns: the manifest of the data set that is there, None if there is none.
+    """
+    try:
+        before = read_manifest(out)
+    except UserError:  # there is none, or it is damaged
+        return None
+    old, settings = before["settings"], manifest_settings(s)
+    changes = [key for key, value in settings.items() if old.get(key, value) != value]
+    said = [f"{key} was {old[key]}, now {settings[key]}" for key in changes]
+    said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
+    if said:
+        log(f"{out} is replaced at the end of this build: {'; '.join(said)}")
+    if said and (runs := runs_on(s, before)):
+        log(f"{', '.join(runs)}: trained on the data set that is there now; to keep it, choose another --out")
+    return before
+
+
+def print_replaced(s, out, before, manifest, log):
+    """Says which runs were trained on a data set that is no longer there.
+
+    Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
+    """
+    if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
+        log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs have changed")
+
+
+def runs_on(s, manifest):
+    """The folders under runs/, and the one that the config of a build names, of runs on a data set."""
+    named, found = s.tables.get("train", {}).get("out"), {}
+    for place in [*sorted(Path("runs").glob("*")), *([Path(named)] if named else [])]:
+        try:
+            said = read_run(place)
+        except UserError:
+            continue
+        if said and said["sha256"] == manifest["sha256"]:
+            found[str(place)] = None
+    return [*found]
+
+
+WHAT_TO_GET = """
+  UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
+        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
+  E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
+  Put or link them at ./umls and ./E3C-Corpus, or give: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
+  (E3C=none builds without documents, ARGS="--text FILE" with others).
+  'make demo' needs neither: it shows all of it on synthetic data."""
+
+
+def find_sources(s):
+    """The folders (UMLS, E3C or None) from the settings, the environment or the default places. Raises: UserError."""
+    umls_folder = s.umls or os.environ.get("UMLS") or "umls"
+    e3c_folder = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
+    only_text = s.text and e3c_folder == "E3C-Corpus" and not Path(e3c_folder).is_dir()  # nobody asked for E3C
+    e3c_folder = None if e3c_folder == "none" or only_text else e3c_folder
+    for what, folder in (("UMLS release", umls_folder), ("E3C corpus", e3c_folder)):
+        if folder and not Path(folder).is_dir():
+            raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
+    return umls_folder, e3c_folder
+
+
+def choose_output(s, langs):
+    """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
+    name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
+    if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
+        name += f"-{name_of(s.tokenizer)}"
+    out = Path(s.out or Path("datasets", name))
+    if s.text and len(langs) > 1 and "{lang}" not in s.text:
+        raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
+    check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
+    try:
+        existing = read_manifest(out)["languages"]
+    except UserError:  # there is none, or one to be replaced
+        existing = langs
+    if existing != langs:
+        raise UserError(f"{out} holds a data set of language {' '.join(existing)}, not {s.lang}; choose another --out")
+    if not os.access(next(p for p in Path(os.path.realpath(out)).parents if p.exists()), os.W_OK):
+        raise UserError(f"{out}: the folder cannot be written to; choose another --out")
+    return name, out
+
+
+# ---------------------------------------------------------------- documents
+
+
+def read_documents(s, langs, e3c_folder, skipped, log):
+    """({language: {split: texts}}, {language: Counter of issues}): E3C's documents and those of --text, split.
+
+    Texts that overlap with the evaluation corpora of --exclude are left out.
+    """
+    excluded = [text for place in s.exclude.split(":") if place for text in corpora.read_texts(place)]
+    documents, issues = {}, {}
+    for lang in langs:
+        found, issues[lang] = texts.read_e3c(e3c_folder, lang, s.e3c_layers) if e3c_folder else ([], Counter())
+        if s.text:
+            more, more_issues = texts.read_text(s.text.replace("{lang}", lang), skipped)
+            found, issues[lang] = found + more, issues[lang] + more_issues
+        if excluded:
+            overlaps = texts.find_overlaps(progress(f"{lang}: texts to exclude", found), excluded)
+            kept = [text for text, same in zip(found, overlaps) if not len(same)]
+            issues[lang]["excluded texts"], found = len(found) - len(kept), kept
+        documents[lang] = split_documents(found, s.seed, s.valid_fraction, s.keep_duplicates)
+        n = sum(map(len, documents[lang].values()))
+        issues[lang]["repeated texts"] = len(found) - n
+        shown = [f"{k:,} {what}" for what, k in sorted(issues[lang].items()) if k or what == "excluded texts"]
+        log(f"{lang}: {n:,} documents" + (f" ({', '.join(shown)})" if shown else ""))
+    return documents, issues
+
+
+def split_documents(documents, seed, valid_fraction, keep_duplicates):
+    """Texts of documents -> {split: texts}, in an order that depends on the texts alone.
+
+    A text counts once unless keep_duplicates; its copies are in one split.
+    """
+    documents = documents if keep_duplicates else set(documents)
+    digests = [(int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little"), t) for t in documents]
+    digests.sort()
+    valid = hash_uniform(seed, np.array([digest for digest, _ in digests], np.uint64)) < valid_fraction
+    return {split: [t for (_, t), v in zip(digests, valid) if v == (split == "valid")] for split in ("train", "valid")}
+
+
+# ---------------------------------------------------------------- what was built
+
+
+def report_left_out(release, skipped, log):
+    """What was left out of the files of a release and of --text, for the manifest; a line on each kind."""
+    malformed = release.skipped | (skipped or {})
+    for what, rows in (("malformed or missing", malformed), ("of NCI Metathesaurus concepts (CL...)", release.nci)):
+        if rows:
+            log(f"rows {what} left out: " + ", ".join(f"{file} {n:,}" for file, n in rows.items()))
+    return {"malformed_rows_left_out": malformed, "nci_rows_left_out": release.nci}
+
+
+def count_language(lang, graph, writers, names, issues, log):
+    """What the manifest says of a language, and a line on each split.
+
+    Args: lang: its index. writers: {split: ExampleWriter}. names: of the tasks.
+    """
+    counts = {split: writer.counts(lang, names) for split, writer in writers.items()}
+    for split in writers:
+        log(f"{graph.lang} {split}: {sum(counts[split].values()):,} examples")
+    if issues["short texts"]:
+        log(f"{graph.lang}: {issues['short texts']:,} documents of less than {MIN_DOCUMENT} tokens left out")
+    counts |= {"terms": len(graph.terms), "cuis": len(graph.cui), "relations": len(graph.h), "issues": dict(issues)}
+    return counts | {"megabytes": round(writers["train"].n_bytes(lang) / 1e6, 1)}
+
+
+def compare_shares(columns, groups, relations):
+    """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
+
+    The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
+    h, group of t) whose share differs most.
+
+    Args: columns: {title: (counts of the sample, counts of its frame)}, each (pairs of groups, relations); the first is
+    the graph.
+    """
+    n = len(groups)
+    share = {title: drawn / max(1, drawn.sum()) for title, (drawn, _) in columns.items()}
+    by_pair = {title: x.sum(1).reshape(n, n) for title, x in share.items()}
+    by_group = {title: (x.sum(0) + x.sum(1)) / 2 for title, x in by_pair.items()}
+    out = {"columns": list(columns), "groups": {}, "relations": {}, "largest_deviation": {}}
+    for k in np.flatnonzero(by_group["graph"]).tolist():
+        out["groups"][groups[k]] = [round(float(x[k]), 6) for x in by_group.values()]
+    for k, relation in enumerate(relations):
+        out["relations"][relation] = [round(float(x[:, k].sum()), 6) for x in share.values()]
+    for title, (drawn, frame) in columns.items():
+        difference = np.abs(share[title].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(drawn.sum())
+        k = int(difference.argmax())
+        out["largest_deviation"][title] = [round(float(difference[k]), 6), f"{groups[k // n]} {groups[k % n]}"]
+    return out
+
+
+def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):
+    """What a data set was built from and holds: manifest.json, but for the hashes. Raises: UserError if it is empty."""
+    for split in ("train", "valid"):
+        if not any(n for c in counts.values() for n in c[split].values()):
+            raise UserError(
+                f"the {split} split would be empty; use a larger release, sizes above 0 or another --valid_fraction"
+            )
+    source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
+    return {
+        "name": name, "languages": langs, "version": VERSION, "settings": manifest_settings(s),
+        "special": special, "vocab_size": tokenizers.vocab_size(tokenizer),
+        "source_bytes": {path.name: path.stat().st_size for path in source_files},
+        "counts": counts,
+    }  # fmt: skip
+
+
+def manifest_settings(s):
+    """The settings of a build but for the places of files."""
+    places = ("umls", "e3c", "text", "exclude", "out", "tokenizer", "semgroups")
+    return {k: v for k, v in asdict(s).items() if k not in places}
