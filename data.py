@@ -51,14 +51,8 @@ from support.datasets import (
     read_tokenizer,
     write_dataset,
 )  # fmt: skip
-from support.files import (
-    check_output_file,
-    progress,
-    run_command,
-    standard_output,
-    write_all,
-    write_atomic,
-)  # fmt: skip
+from support.files import check_output_file, progress, write_all, write_atomic
+from support.programs import run_command, standard_output
 from support.reports import print_dataset_tables, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed

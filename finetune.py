@@ -52,17 +52,9 @@ from support.corpora import (
     to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer, take_settings_of_run
-from support.files import (
-    atomic_directory,
-    check_output,
-    folder_lock,
-    name_of,
-    progress,
-    run_command,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from support.files import atomic_directory, check_output, folder_lock, name_of, progress, write_atomic, write_json
 from support.hardware import autocast, choose_device
+from support.programs import run_command
 from support.reports import print_next, print_scores, print_single_label
 from support.tables import check_result_signature, checked, percent, read_record, write_tables
 

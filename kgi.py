@@ -55,17 +55,8 @@ from support.datasets import (
     tokenizer_of,
     write_run,
 )  # fmt: skip
-from support.files import (
-    append_line,
-    folder_lock,
-    is_out_of_memory,
-    made_folder,
-    name_of,
-    progress,
-    run_command,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from support.files import append_line, folder_lock, made_folder, name_of, progress, write_atomic, write_json
+from support.programs import is_out_of_memory, run_command
 from support.tables import check_results_file
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches

@@ -28,8 +28,10 @@ import torch.nn.functional as F
 
 from configs import UserError
 from support import checkpoints, retrieval, tokenizers
-from support.files import progress, reject_device, run_command, split_rows, standard_output, write_all
+from support.files import progress, reject_device, write_all
 from support.hardware import autocast, choose_device
+from support.programs import run_command, standard_output
+from support.texts import split_rows
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
 TANH_GELU = functools.partial(F.gelu, approximate="tanh")

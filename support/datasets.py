@@ -15,16 +15,8 @@ from tokenizers import Tokenizer
 import configs
 from configs import UserError
 from support import tokenizers, umls
-from support.files import (
-    atomic_directory,
-    check_output,
-    memory_map,
-    name_of,
-    read_bytes,
-    read_json,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from support.arrays import memory_map
+from support.files import atomic_directory, check_output, name_of, read_bytes, read_json, write_atomic, write_json
 
 SCHEMA = pa.schema(
     [(name, pa.uint8()) for name in ("task", "lang", "kind")]

@@ -45,13 +45,12 @@ from support.files import (
     progress,
     read_utf8,
     reject_device,
-    split_rows,
-    standard_output,
     to_json,
     write_all,
     write_atomic,
 )  # fmt: skip
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support.programs import standard_output
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
 
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id

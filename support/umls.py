@@ -20,7 +20,8 @@ from pyarrow import parquet
 import configs
 from configs import UserError
 from support import rrf
-from support.files import atomic_directory, check_output, memory_map, read_bytes, write_atomic
+from support.arrays import memory_map
+from support.files import atomic_directory, check_output, read_bytes, write_atomic
 from support.rrf import prefix8, read_rrf
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
