@@ -42,7 +42,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers, umls
+from support import hardware, linking, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
 from support.datasets import (
     RUN_FILE,
@@ -56,8 +56,10 @@ from support.datasets import (
     write_run,
 )  # fmt: skip
 from support.files import append_line, folder_lock, made_folder, name_of, progress, write_atomic, write_json
+from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
 from support.programs import is_out_of_memory, run_command
 from support.tables import check_results_file
+from support.tensors import weight_files
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
@@ -237,7 +239,7 @@ class Run:
     batches: Batches
     stop_signal: runs.StopSignal
     init: str | None  # a hash of the checkpoint that it started from
-    pooling: checkpoints.Pooling  # of texts, as its files say to other libraries
+    pooling: Pooling  # of texts, as its files say to other libraries
     began: float
     present: list  # names of the tasks that the data set has examples of
     valid_every: int
@@ -288,7 +290,7 @@ def set_up(s):
     weights = coefficients(s, train.manifest)
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, folder, out, ranks) if s.init else (new_model(s, train, ranks), None)
-    pooling = checkpoints.inherit_pooling(s.init, "sa" in s.tasks, ranks.print)
+    pooling = inherit_pooling(s.init, "sa" in s.tasks, ranks.print)
     model.to(ranks.device)
     compiled = configure_encoder(s, model.encoder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -366,7 +368,7 @@ def load_initial_model(s, train, folder, out, ranks):
     models.resize_token_embeddings(model, new_ids, train.manifest["vocab_size"])
     extra, known = model.encoder.config.extra_config, c.extra_config.get("kgi_tasks", ())
     extra["kgi_tasks"] = [name for name in TASK_NAMES if name in trained_tasks(train) or name in known]
-    return model, runs.digest([Path(s.init, "config.json"), *checkpoints.weight_files(s.init)])
+    return model, runs.digest([Path(s.init, "config.json"), *weight_files(s.init)])
 
 
 def check_size(c, ranks):
@@ -999,7 +1001,7 @@ def export_checkpoint(run):
     card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, TASKS, trained_tasks(run.train))
     write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
     write_run(folder, run.folder, run.train.manifest, s.tables.get("finetune", {}))
-    checkpoints.write_pooling(folder, run.pooling, c.dim, c.max_positions)
+    write_pooling(folder, run.pooling, c.dim, c.max_positions)
     models.save(run.model, folder)
 
 
@@ -1131,7 +1133,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    max_tokens = models.longest_text(checkpoints.read_pooling(checkpoint), c)
+    max_tokens = models.longest_text(read_pooling(checkpoint), c)
     record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
 
@@ -1288,7 +1290,7 @@ def embed_mentions_and_names(s, mentions, names, poolings):
     device, dtype = hardware.choose_device(s.device, s.precision)
     encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    max_tokens = models.longest_text(checkpoints.read_pooling(s.checkpoint), encoder.config)
+    max_tokens = models.longest_text(read_pooling(s.checkpoint), encoder.config)
     queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
     queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
     return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)

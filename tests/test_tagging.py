@@ -17,7 +17,8 @@ import configs
 import finetune
 import model as models
 from configs import UserError
-from support import checkpoints, corpora, reports, tagging, tokenizers
+from support import checkpoints, corpora, reports, taggers, tagging, tokenizers
+from support.tensors import read_safetensors, write_safetensors
 from tests.conftest import ROOT
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
@@ -198,7 +199,7 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
             checkpoint, "--data", data, "--out", tmp_path / "r", "--seed", first, "--runs", n, "--device", "cpu"
         )
         record = json.loads((tmp_path / "r" / "scores.json").read_text())
-        kept = checkpoints.read_tagger_details(tmp_path / "r" / "model")["seed"]
+        kept = taggers.read_tagger_details(tmp_path / "r" / "model")["seed"]
         assert record["tagger"]["seed"] == kept
         assert [r["dev"]["entity"][2] for r in record["runs"]] == [dev_f1[r["seed"]] for r in record["runs"]]
         return kept, record["tagger"]["chosen"]
@@ -212,7 +213,7 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
     out = ["--out", tmp_path / "first", "--device", "cpu"]
     for seed in (4, 5, 3):
         run_command(checkpoint, "--data", data, "--seed", seed, *out)
-        assert checkpoints.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
+        assert taggers.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
     (tmp_path / "first" / "scores.json").unlink()  # what is left beside it may be of other settings
     run_command(checkpoint, "--data", data, "--seed", 9, *out)
     record = json.loads((tmp_path / "first" / "scores.json").read_text())
@@ -243,7 +244,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
-    tensors = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+    tensors = read_safetensors(tmp_path / "model" / "model.safetensors")
     prefix = NAMES[family][1].split(".")[0] + "."
     assert NAMES[family][1] in tensors and tensors["classifier.weight"].shape == (3, 16)
     assert {name for name in tensors if not name.startswith(prefix)} == {"classifier.weight", "classifier.bias"}
@@ -357,13 +358,13 @@ def test_folders_that_cannot_be_read_as_a_tagger(results, tmp_path, changes, mes
     if names:
         names = names.split("," if "," in names else None)
         changes["id2label"] = {str(i): name for i, name in enumerate(names)}
-        weights = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+        weights = read_safetensors(tmp_path / "model" / "model.safetensors")
         weights |= {f"classifier.{x}": weights[f"classifier.{x}"][: len(names)] for x in ("weight", "bias")}
         with open(tmp_path / "model" / "model.safetensors", "wb") as f:
-            checkpoints.write_safetensors(f, weights)
+            write_safetensors(f, weights)
     path.write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=re.escape(message)) as e:
-        checkpoints.read_tagger(tmp_path / "model", models.load_config(tmp_path / "model"))
+        taggers.read_tagger(tmp_path / "model", models.load_config(tmp_path / "model"))
     assert len(str(e.value)) < 400 and "\n" not in str(e.value)
 
 
@@ -606,7 +607,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     config = json.loads((results / "model" / "config.json").read_text())
     del config["kgi_tagger"]
     labels = {"id2label": {"0": "O", "1": "LABEL_1", "2": "B-x", "3": "I-x", "4": "B-y"}}
-    tensors = checkpoints.read_safetensors(results / "model" / "model.safetensors")
+    tensors = read_safetensors(results / "model" / "model.safetensors")
     headless = {name: t for name, t in tensors.items() if not name.startswith("classifier")}
     for name, changes, weights in (
         ("masked", {"architectures": ["DistilBertForMaskedLM"]}, tensors), ("headless", {}, headless),
@@ -615,7 +616,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | changes))
         with open(tmp_path / name / "model.safetensors", "wb") as f:
-            checkpoints.write_safetensors(f, weights)
+            write_safetensors(f, weights)
     out = [] if "--out" in argv or not argv else ["--out", tmp_path / "left.jsonl"] * ("brat" not in argv)
     places = {"MODEL": results / "model", "PLAIN": checkpoint}
     with pytest.raises(UserError, match=re.escape(message)):
