@@ -39,21 +39,11 @@ import model as models
 from configs import UserError
 from support import checkpoints, taggers, tagging, texts, tokenizers
 from support.arrays import bootstrap, concat_ranges
-from support.corpora import (
-    CORPORA,
-    TABLE_5_NOTE,
-    align_entities,
-    corpus_folder,
-    count_entities,
-    decode_entities,
-    language_of,
-    read_corpus,
-    strict_iob2,
-    to_iob2,
-)  # fmt: skip
+from support.corpora import CORPORA, TABLE_5_NOTE, corpus_folder, language_of, read_corpus
 from support.datasets import read_tokenizer, take_settings_of_run
 from support.files import atomic_directory, check_output, folder_lock, name_of, progress, write_atomic, write_json
 from support.hardware import autocast, choose_device
+from support.labels import align_entities, count_entities, decode_entities, strict_iob2, to_iob2
 from support.programs import run_command
 from support.reports import print_next, print_scores, print_single_label
 from support.tables import check_result_signature, checked, percent, read_record, write_tables

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from configs import UserError
 from support.checkpoints import FAMILIES, read_tensors
-from support.corpora import check_label, check_type
 from support.files import read_json
+from support.labels import check_label, check_type
 from support.tensors import is_plain_finite
 
 TAGGER_FILES = {  # of a tagger's folder, which is replaced as a whole: how ours is recognised; see files.check_output

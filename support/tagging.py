@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.corpora import SCHEMES
 from support.files import (
     atomic_directory,
     check_output,
@@ -30,6 +29,7 @@ from support.files import (
     write_all,
     write_atomic,
 )  # fmt: skip
+from support.labels import SCHEMES
 from support.programs import standard_output
 from support.reports import print_next
 from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows

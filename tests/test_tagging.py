@@ -17,7 +17,8 @@ import configs
 import finetune
 import model as models
 from configs import UserError
-from support import checkpoints, corpora, reports, taggers, tagging, tokenizers
+from support import checkpoints, corpora, formats, reports, taggers, tagging, tokenizers
+from support.labels import align_entities
 from support.tensors import read_safetensors, write_safetensors
 from tests.conftest import ROOT
 
@@ -118,7 +119,7 @@ def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_pa
     found = {row["id"]: row for row in read_json_lines(tmp_path / "found.jsonl")}
     assert list(found) == [d.name for d in gold] and all(found[d.name]["text"] == d.text for d in gold)
     from_json = {key: {(e["type"], ((e["start"], e["end"]),)) for e in row["entities"]} for key, row in found.items()}
-    from_brat = {d.name: {*d.gold} for d in corpora.read_brat(tmp_path / "brat", None, Counter())}
+    from_brat = {d.name: {*d.gold} for d in formats.read_brat(tmp_path / "brat", None, Counter())}
     for entities in (from_json, from_brat):
         n_correct = sum(len(entities[d.name] & {*d.gold}) for d in gold)
         n_found, n_gold = sum(map(len, entities.values())), sum(len({*d.gold}) for d in gold)
@@ -300,7 +301,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     said, stray = capsys.readouterr().err.splitlines()[0], Counter()
     blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
     for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
-        text = [corpora.align_entities("", line, [], None, Counter())]
+        text = [align_entities("", line, [], None, Counter())]
         window = finetune.make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
         with torch.no_grad():
             softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
@@ -409,7 +410,7 @@ def test_brat_has_a_fragment_a_line(tmp_path):
     ann = (tmp_path / "out" / "d" / "1.ann").read_text()
     assert ann == "T1\tp 8 13;16 20\tacute pain\n#1\tAnnotatorNotes T1\tscore 0.8\n"
     assert [(tmp_path / "out" / f"2.{x}").read_bytes() for x in ("txt", "ann")] == [b"", b""]
-    documents = corpora.read_brat(tmp_path / "out", None, Counter())
+    documents = formats.read_brat(tmp_path / "out", None, Counter())
     assert [d.gold for d in documents] == [[], [("q_<r", ((0, 8),))]]
 
 
@@ -447,7 +448,7 @@ def test_columns_are_read_back(tmp_path):
     """Every document begins with -DOCSTART-, one without a word as well."""
     write_tagged(tmp_path, format="conll", out=str(tmp_path / "out"))
     assert (tmp_path / "out").read_text().split("\n")[2] == "acute\t8\t13\t0.9000\tB-p"
-    documents = corpora.read_conll(tmp_path / "out", None, Counter())
+    documents = formats.read_conll(tmp_path / "out", None, Counter())
     assert [(d.tokens, d.labels, d.group) for d in documents] == [
         (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q <r"], "3")
     ]  # fmt: skip
@@ -521,7 +522,7 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
 def test_a_long_document_and_one_without_words(results, tmp_path):
     source = write_text(tmp_path / "x.txt", "fever of , " * 4000 + "\n\n \u200b \n")
     run_command("tag", results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
-    (document,) = corpora.read_conll(tmp_path / "out", None, Counter())
+    (document,) = formats.read_conll(tmp_path / "out", None, Counter())
     assert document.tokens == "fever of ,".split() * 4000 and document.labels.count("B-Finding") > 3000
     assert (tmp_path / "out").read_text().count("-DOCSTART-") == 3
 
