@@ -38,6 +38,7 @@ from tokenizers import Tokenizer
 from configs import UserError
 from support import corpora, rrf, texts, tokenizers, umls
 from support.arrays import concat_ranges, hash_uniform, splitmix64
+from support.cache import read_release, save_tables
 from support.datasets import (
     SCHEMA,
     choose_languages,
@@ -1214,10 +1215,10 @@ def read_and_sample(s, langs, umls_folder, cache, sizes, skipped, log):
 
     Returns: (graphs, {language: {split: samples}}, what was left out of the files, for the manifest).
     """
-    release = umls.read_release(umls_folder, langs, s, cache, RELATIONS, log)
+    release = read_release(umls_folder, langs, s, cache, RELATIONS, log)
     with ThreadPoolExecutor(1) as saver:
         saving = [
-            saver.submit(umls.save_tables, cache / t.lang, t, release.source, release.skipped, release.nci)
+            saver.submit(save_tables, cache / t.lang, t, release.source, release.skipped, release.nci)
             for t in release.unsaved
         ]
         graphs, samples = [Graph(**vars(tables)) for tables in release.tables], {}

@@ -16,6 +16,7 @@ import configs
 from configs import UserError
 from support import tokenizers, umls
 from support.arrays import memory_map
+from support.cache import load_tables
 from support.files import atomic_directory, check_output, name_of, read_bytes, read_json, write_atomic, write_json
 
 SCHEMA = pa.schema(
@@ -169,7 +170,7 @@ def read_dataset_tables(folder, lang):
     They are kept beside the data set. Raises: UserError if they are missing, or of another release.
     """
     folder = Path(folder)
-    cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
+    cached = load_tables(place := folder.parent / "tables" / lang, lang)
     if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
         raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
     return cached[0]
