@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from support import builds, datasets, tokenizers, umls
+from support import builds, cache, datasets, tokenizers, umls
 from support.arrays import hash_uniform, splitmix64
-from support.files import run_command
 from support.layouts import IGNORE
+from support.programs import run_command
 from support.reports import print_dataset_tables, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
@@ -636,9 +636,9 @@ def build(s):
     documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
 
     # The graphs, and integer triples and paths from them.
-    release = umls.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
+    release = cache.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
     graphs = [Graph(**vars(tables)) for tables in release.tables]
-    with umls.saving_tables(release, out.parent / "tables"):  # meanwhile
+    with cache.saving_tables(release, out.parent / "tables"):  # meanwhile
         samples = [{split: sample_tasks(g, split, s, log) for split in SPLITS} for g in graphs]
     left_out = builds.report_left_out(release, skipped, log)
 

@@ -37,32 +37,14 @@ from tokenizers import Tokenizer
 import data
 import model as models
 from configs import UserError
-from support import checkpoints, tagging, texts, tokenizers
+from support import checkpoints, taggers, tagging, texts, tokenizers
 from support.arrays import bootstrap, concat_ranges
-from support.corpora import (
-    CORPORA,
-    TABLE_5_NOTE,
-    align_entities,
-    corpus_folder,
-    count_entities,
-    decode_entities,
-    language_of,
-    read_corpus,
-    strict_iob2,
-    to_iob2,
-)  # fmt: skip
+from support.corpora import CORPORA, TABLE_5_NOTE, corpus_folder, language_of, read_corpus
 from support.datasets import read_tokenizer, take_settings_of_run
-from support.files import (
-    atomic_directory,
-    check_output,
-    folder_lock,
-    name_of,
-    progress,
-    run_command,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from support.files import atomic_directory, check_output, folder_lock, name_of, progress, write_atomic, write_json
 from support.hardware import autocast, choose_device
+from support.labels import align_entities, count_entities, decode_entities, strict_iob2, to_iob2
+from support.programs import run_command
 from support.reports import print_next, print_scores, print_single_label
 from support.tables import check_result_signature, checked, percent, read_record, write_tables
 
@@ -442,7 +424,7 @@ def describe_results(s, corpus):
 
 def check_results(s, out):
     """Raises UserError if a results folder holds what fine-tuning would replace, and has not written."""
-    check_output(out / "model", checkpoints.TAGGER_FILES, s.checkpoint)
+    check_output(out / "model", taggers.TAGGER_FILES, s.checkpoint)
     for seed in range(s.seed, s.seed + s.runs):
         check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
 
@@ -516,7 +498,7 @@ def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details)
     def rank(k):  # the lower, the better
         return -runs[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
 
-    before = checkpoints.read_tagger_details(folder).get("seed")
+    before = taggers.read_tagger_details(folder).get("seed")
     is_known = type(before) is int and before in runs  # not one that an interrupted run left without its scores
     if is_known and before != seed and rank(before) < rank(seed):
         seed = before
@@ -530,9 +512,9 @@ def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details)
 def save_tagger(folder, classifier, tokenizer, labels, details):
     """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
     c = classifier.encoder.config
-    with atomic_directory(folder, checkpoints.TAGGER_FILES) as new:
+    with atomic_directory(folder, taggers.TAGGER_FILES) as new:
         tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
-        description = checkpoints.describe_tagger(c, labels, details)
+        description = taggers.describe_tagger(c, labels, details)
         checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)
 
 
@@ -553,7 +535,7 @@ class Tagger(NamedTuple):
 def load_tagger(s):
     """The Tagger of a folder that save_tagger or another library wrote. Raises: UserError if it is none."""
     config = models.load_config(s.model)
-    labels, weights, details = checkpoints.read_tagger(s.model, config)
+    labels, weights, details = taggers.read_tagger(s.model, config)
     device, dtype = choose_machine(s.device, s.precision or details["precision"])
     classifier = TokenClassifier(models.load(s.model, heads=False, log=lambda _: None).encoder, len(labels))
     classifier.load_state_dict(classifier.state_dict() | weights)

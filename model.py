@@ -28,10 +28,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configs import UserError
-from support import checkpoints, retrieval, tokenizers
-from support.files import progress, reject_device, run_command, split_rows, standard_output, write_all
+from support import checkpoints, tokenizers
+from support.files import progress, reject_device, write_all
 from support.hardware import autocast, choose_device
 from support.kernels import ACTIVATIONS, attention, attention_mask, dropout, init_weights
+from support.pooling import read_pooling
+from support.programs import run_command, standard_output
+from support.texts import split_rows
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
 
@@ -330,7 +333,7 @@ def choose_pooling(s, c, log, max_len=0):
     What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is "cls". With a
     pooling that is asked for, its modules are left out. c: the checkpoint's Config.
     """
-    own = checkpoints.read_pooling(s.checkpoint)
+    own = read_pooling(s.checkpoint)
     if own.fault and not s.pooling:
         raise UserError(f"{s.checkpoint}: {own.fault}; give --pooling cls or --pooling mean")
     normalize = own.normalize and not s.pooling
@@ -343,7 +346,7 @@ def choose_pooling(s, c, log, max_len=0):
 
 
 def longest_text(own, c, max_len=0):
-    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a checkpoints.Pooling. max_len: if another one."""
+    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a Pooling. max_len: if another one."""
     limit = min(max_len or own.max_len or c.max_positions, c.max_positions)
     if limit < 3:
         raise UserError(f"max_len = {limit} leaves no room for a token")

@@ -1,6 +1,9 @@
-"""Arrays: random numbers that are a function of their key, gathering of ranges, and the bootstrap."""
+"""Arrays: random numbers that are a function of their key, ranges, the bootstrap, and files mapped into memory."""
+
+import mmap
 
 import numpy as np
+import pyarrow as pa
 
 
 def splitmix64(*keys):
@@ -53,3 +56,9 @@ def bootstrap(groups, values, n):
 def ceil_div(x, y):
     """x / y, rounded up."""
     return -(-x // y)
+
+
+def memory_map(path):
+    """A file mapped into memory, as pyarrow reads it; of pyarrow's own the path would have to be UTF-8."""
+    with open(path, "rb") as f:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))

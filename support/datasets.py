@@ -15,14 +15,9 @@ from tokenizers import Tokenizer
 import configs
 from configs import UserError
 from support import tokenizers, umls
-from support.files import (
-    atomic_directory,
-    memory_map,
-    read_bytes,
-    read_json,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from support.arrays import memory_map
+from support.cache import load_tables
+from support.files import atomic_directory, read_bytes, read_json, write_atomic, write_json
 
 SCHEMA = pa.schema(
     [(name, pa.uint8()) for name in ("task", "lang", "kind")]
@@ -180,7 +175,7 @@ def read_dataset_tables(folder, lang):
     They are kept beside the data set. Raises: UserError if they are missing, or of another release.
     """
     folder = Path(folder)
-    cached = umls.load_tables(place := folder.parent / "tables" / lang, lang)
+    cached = load_tables(place := folder.parent / "tables" / lang, lang)
     if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
         raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
     return cached[0]

@@ -1,4 +1,4 @@
-"""Files and messages: atomic writes, UTF-8, progress bars, and errors for users."""
+"""Files: what is read, what an output may replace, atomic writes, locks, progress bars, and errors that name a file."""
 
 import errno
 import fcntl
@@ -10,19 +10,13 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import stat
-import sys
-import time
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
-import pyarrow as pa
 from tqdm import tqdm
 
-import configs
 from configs import UserError
 
 
@@ -66,16 +60,6 @@ def read_utf8(path, bom=""):
     except UnicodeDecodeError as e:
         row = content[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, row {row}: not UTF-8; convert the file") from None
-
-
-def split_rows(f):
-    """Yields the lines of a binary file, without a byte order mark and their ends: LF, CR LF, or CR if it has no LF."""
-    for i, line in enumerate(f):
-        line = line if i else line.removeprefix(b"\xef\xbb\xbf")
-        if i or line.endswith(b"\n"):
-            yield line.removesuffix(b"\n").removesuffix(b"\r")
-        else:  # the first line is the whole file
-            yield from line.removesuffix(b"\r").split(b"\r")
 
 
 def read_json(path, kind=dict):
@@ -370,7 +354,7 @@ def folder_lock(folder, message):
             os.close(lock)
 
 
-# ---------------------------------------------------------------- streams, and how a command ends
+# ---------------------------------------------------------------- names, progress bars, streams
 
 
 def name_of(path):
@@ -384,17 +368,6 @@ def progress(what, total, unit=""):
     if total is None or isinstance(total, int):
         return tqdm(total=total, unit=unit or "it", unit_scale=True, **options)
     return tqdm(total, **options)
-
-
-def memory_map(path):
-    """A file mapped into memory, as pyarrow reads it; of pyarrow's own the path would have to be UTF-8."""
-    with open(path, "rb") as f:
-        return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
-
-
-def standard_output():
-    """Standard output for bytes, without a buffer: nothing waits in it when the disk is full."""
-    return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
 
 
 def write_all(f, content, name="standard output"):
@@ -420,110 +393,3 @@ def reject_lfs_pointer(path):
         and read_bytes(path).startswith(b"version https://git-lfs")
     ):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")
-
-
-class Launch(NamedTuple):
-    """This process among those of a run, and among those of the run on this machine."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-
-
-def read_launch():
-    """The Launch that torchrun or configs/slurm.sh has put into the environment; without them this process is alone.
-
-    Raises: UserError naming the variable.
-    """
-    values = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        text = os.environ.get(name)
-        if text is not None and not re.fullmatch("[0-9]{1,6}", text):
-            raise UserError(f"{name} = '{text}' in the environment is no number from 0 on; unset it, or use torchrun")
-        values[name] = None if text is None else int(text)
-    rank, world, local_rank, local_world = values.values()
-    rank, world, local_rank = rank or 0, 1 if world is None else world, local_rank or 0
-    local_world = local_rank + 1 if local_world is None else local_world
-    for name, value, of, n in (
-        ("", rank, "WORLD_SIZE", world),
-        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world),
-    ):
-        if value >= n:
-            raise UserError(f"{name}RANK = {value} in the environment is not below {of} = {n}; start with torchrun")
-    return Launch(rank, world, local_rank, local_world)
-
-
-def is_first_here():
-    """Whether this process is the first on its machine, as one is whose environment is wrong."""
-    try:
-        return read_launch().local_rank == 0
-    except UserError:
-        return True
-
-
-def end_process(status):
-    """Ends as sys.exit does, with a line on stderr and 1, or a number, but takes no threads down.
-
-    Those of pyarrow, just begun, aborted the process now and then, with a line of their own after the error.
-    """
-    if isinstance(status, str) and sys.stderr:
-        print(status, file=sys.stderr)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(1 if isinstance(status, str) else status or 0)
-
-
-def is_out_of_memory(error):
-    """Whether an exception says that memory ran out; torch.OutOfMemoryError is a RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)))
-
-
-def out_of_memory_message(error):
-    """One line about it, with the beginning of what the allocator says."""
-    said = ". ".join((str(error).splitlines() or [""])[0].split(". ")[:2])
-    advice = "end other programs that use this memory, or give a smaller batch, a smaller model or --device cpu"
-    return f"out of memory: {advice}" + f" ({said})" * bool(said)
-
-
-def run_command(doc, commands, default=None):
-    """Runs a program: a UserError becomes one line on stderr (from the first rank of each node) and exit status 1.
-
-    torchrun ends with a long report of its own. Each rank leaves the line in a file that this report shows last.
-
-    Args: doc, commands, default: as in configs.parse.
-    """
-    if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
-        sys.stdout.reconfigure(errors="replace")
-    if sys.stderr:
-        sys.stderr.reconfigure(errors="replace")
-    try:
-        if signal.getsignal(signal.SIGINT) is configs.end_quietly:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        function, settings = configs.parse(sys.argv[1:], doc, commands, default)
-        function(settings)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (UserError, OSError, SystemExit, RuntimeError, MemoryError) as e:  # OSError: such as a disk that is full
-        if isinstance(e, RuntimeError | MemoryError):
-            if not is_out_of_memory(e):
-                raise
-            e = SystemExit(f"{configs.program_name()}: error: {out_of_memory_message(e)}")  # of any rank
-        reason = getattr(e, "strerror", None) or e
-        if getattr(e, "filename", None):
-            reason = f"{e.filename}: {reason}"
-        elif getattr(e, "errno", None) == errno.ENOSPC:  # of print: writers name their file
-            reason = f"standard output cannot be written: {reason}"
-        line = e.code if isinstance(e, SystemExit) else f"{configs.program_name()}: error: {reason}"
-        report = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if report and isinstance(line, str):
-            message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
-            with suppress(OSError):
-                Path(report).write_text(json.dumps({"message": message}))
-        end_process(line if is_first_here() or isinstance(e, SystemExit) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -12,7 +12,7 @@ import time
 import torch
 
 from configs import UserError
-from support.files import read_launch
+from support.programs import read_launch
 
 MAX_MICRO_TOKENS = 81_920  # on a GPU: a quarter above the mean batch of the paper, so that none is cut in two
 # What torch.compile, Triton and the C compiler raise; torch's own exceptions are RuntimeErrors.

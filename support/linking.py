@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 
 from configs import UserError
-from support import corpora, retrieval
+from support import corpora, formats, retrieval
 from support.arrays import bootstrap
 from support.datasets import choose_languages, read_dataset_tables
 from support.files import (
@@ -45,13 +45,12 @@ from support.files import (
     progress,
     read_utf8,
     reject_device,
-    split_rows,
-    standard_output,
     to_json,
     write_all,
     write_atomic,
 )  # fmt: skip
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support.programs import standard_output
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
 
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
@@ -145,13 +144,13 @@ def split_of(path):
 
 def is_pubtator(path):
     """Whether the first line of a file is a title of PubTator, or the file is damaged, which reading it will say."""
-    head = corpora.read_head(path)
-    return head is None or bool(corpora.PUBTATOR_TEXT.match(head))
+    head = formats.read_head(path)
+    return head is None or bool(formats.PUBTATOR_TEXT.match(head))
 
 
 def mentions_of_file(path, expand_abbreviations):
     """Yields (document, its mentions that have an id, Counter of its issues) of a PubTator file."""
-    texts, entities, n_repeats = corpora.parse_pubtator(path)
+    texts, entities, n_repeats = formats.parse_pubtator(path)
     for pmid, text in texts.items():
         distinct = dict.fromkeys(entities[pmid])
         issues = Counter({"repeated documents: left out": n_repeats[pmid]})

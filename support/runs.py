@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from configs import UserError
 from support import hardware
-from support.checkpoints import WEIGHT_FILES, read_config, read_torch, weight_files
+from support.checkpoints import read_config
 from support.datasets import RUN_FILE
-from support.files import check_output, errors_named, read_launch, reject_lfs_pointer, write_atomic
+from support.files import check_output, errors_named, reject_lfs_pointer, write_atomic
+from support.programs import read_launch
+from support.tensors import WEIGHT_FILES, read_torch, weight_files
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output

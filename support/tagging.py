@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
-from support.corpora import SCHEMES
 from support.files import (
     atomic_directory,
     check_output,
@@ -27,13 +26,13 @@ from support.files import (
     progress,
     read_utf8,
     reject_device,
-    split_rows,
-    standard_output,
     write_all,
     write_atomic,
 )  # fmt: skip
+from support.labels import SCHEMES
+from support.programs import standard_output
 from support.reports import print_next
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
 
 # The test parts of all corpora with text are smaller. So each is tagged as one chunk, in the batches of its evaluation.
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 4_000_000

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import UserError
 from support.arrays import concat_ranges, splitmix64
-from support.files import progress, read_bytes, split_rows
+from support.files import progress, read_bytes
 from support.rrf import report_bad_row
 from support.umls import LANGUAGES
 
@@ -79,6 +79,16 @@ def read_text(path, skipped=None):
                     issues["empty texts"] += text == ""
                     texts += [text] if text else []
     return texts, issues
+
+
+def split_rows(f):
+    """Yields the lines of a binary file, without a byte order mark and their ends: LF, CR LF, or CR if it has no LF."""
+    for i, line in enumerate(f):
+        line = line if i else line.removeprefix(b"\xef\xbb\xbf")
+        if i or line.endswith(b"\n"):
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+        else:  # the first line is the whole file
+            yield from line.removesuffix(b"\r").split(b"\r")
 
 
 def first_line(file):

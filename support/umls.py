@@ -1,35 +1,27 @@
-"""A UMLS release -> the tables of a knowledge graph, one set for each language, kept as Parquet.
+"""A UMLS release -> the tables of a knowledge graph, one set for each language; cache.py keeps them.
 
 Read here: which concepts have a name in a language (MRCONSO, and MRRANK for the order of names), what they are
 (MRSTY and the table of semantic groups), and how they are related (MRREL). data.py makes the graph of these tables.
 """
 
-import hashlib
-import json
 import re
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import parquet
 
-import configs
 from configs import UserError
 from support import rrf
-from support.files import atomic_directory, check_output, memory_map, read_bytes, write_atomic
+from support.files import read_bytes
 from support.rrf import prefix8, read_rrf
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
+
 MAX_RANK = 4095
-FILES = {  # of the tables of a language: how their beginning is recognised, as files.check_output has it
-    "source.json": rb'\{\s*"source"', "concepts.parquet": b"PAR1", "terms.parquet": None, "relations.parquet": None,
-}  # fmt: skip
+
+
 LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
     "en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish"), "it": ("ITA", "Italian"),
     "eu": ("BAQ", "Basque"), "de": ("GER", ""), "pt": ("POR", ""), "nl": ("DUT", ""), "cs": ("CZE", ""),
@@ -55,16 +47,6 @@ class Tables:
     first_term: np.ndarray  # (N + 1,) int64
     terms: pa.Array  # of strings
     keys: np.ndarray  # (E,) int64: triple_key of each triple
-
-
-class Release(NamedTuple):
-    """What read_release found."""
-
-    tables: list[Tables]  # of each language
-    skipped: dict  # {file: malformed rows left out, and those missing of what MRFILES.RRF states}
-    nci: dict  # {file: rows left out, of concepts with NCI Metathesaurus ids}
-    unsaved: list[Tables]  # those that were not in the cache
-    source: dict  # what they were made from, for save_tables
 
 
 def triple_key(h, r, t):
@@ -329,36 +311,7 @@ def sort_unique(keys):
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
-# ---------------------------------------------------------------- a release, and the cache of parsed tables
-
-
-def read_release(umls, langs, s, cache, relations, log):
-    """The Release of a folder. Each RRF file is read once, and not at all if the cache holds its outcome.
-
-    Args:
-        s: settings (semantic_types, semgroups, skip_bad_rows). cache: the folder that holds the tables of languages.
-        relations: the codes of REL to keep. log: prints a line.
-    """
-    for name in ("MRSTY", "MRCONSO", "MRREL"):
-        if not rrf.find_rrf(umls, name):
-            hint = rrf.missing_files_hint(umls)
-            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
-    semgroups = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
-    source, found, skipped, nci = describe_source(umls, s, semgroups), {}, Counter(), Counter()
-    for lang in langs:
-        if cached := load_tables(cache / lang, lang, source):
-            found[lang], skipped, nci = cached[0], skipped | cached[1], nci | cached[2]
-            log(f"{lang}: tables of {cache / lang} (made from the same files)")
-    missing = [lang for lang in langs if lang not in found]
-    for lang in missing:
-        check_output(cache / lang, FILES)
-    if missing:
-        counters = Counter() if s.skip_bad_rows else None, Counter()
-        for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, counters, log):
-            found[tables.lang] = tables
-        skipped, nci = skipped | (counters[0] or Counter()), nci | counters[1]
-    tables, unsaved = ([found[lang] for lang in these] for these in (langs, missing))
-    return Release(tables, dict(skipped), dict(nci), unsaved, source)
+# ---------------------------------------------------------------- a release -> tables
 
 
 def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log):
@@ -395,64 +348,3 @@ def find_gaps(group, has_row, in_cui1, in_cui2):
     ):
         if n := np.count_nonzero(concepts & gaps):
             yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}; many mean that a file was cut"
-
-
-def describe_source(umls, s, semgroups):
-    """What the tables of a release depend on: if it is the same again, the cache holds."""
-    files = {path.name: path.stat() for name in (*rrf.COLUMNS, "MRFILES") for path in rrf.find_rrf(umls, name)}
-    return {
-        "version": 4, "folder": str(Path(umls).resolve()),
-        "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},
-        "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
-        "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),
-    }  # fmt: skip
-
-
-def save_tables(folder, tables, source, skipped, nci):
-    """Writes Tables as three Parquet files, with what they were made from."""
-    h, r, t = split_key(tables.keys)
-    columns = {
-        "concepts": {"cui": tables.cui, "group": tables.group, "terms": np.diff(tables.first_term)},
-        "terms": {"term": tables.terms},
-        "relations": {"head": h, "relation": r, "tail": t},
-    }
-    options = {"compression": "lz4", "use_dictionary": False, "write_page_checksum": True}
-    with atomic_directory(folder, FILES) as new:
-        for name, table in columns.items():
-            path, table = new / f"{name}.parquet", pa.table(table)
-            write_atomic(path, lambda f, table=table: parquet.write_table(table, f, **options))
-        about = {"source": source, "groups": tables.groups, "skipped": skipped, "nci": nci}
-        write_atomic(new / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
-
-
-def load_tables(folder, lang, source=None):
-    """(Tables, skipped, nci) of save_tables; None if not there, damaged, or made from another source."""
-    try:
-        about = json.loads(read_bytes(Path(folder, "source.json")).decode())
-        if source not in (None, about["source"]):
-            return None
-        concepts, terms, relations = (
-            parquet.read_table(memory_map(folder / f"{name}.parquet"), page_checksum_verification=True)
-            for name in ("concepts", "terms", "relations")
-        )
-        first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
-        h, r, t = (relations[c].to_numpy() for c in ("head", "relation", "tail"))
-        tables = Tables(
-            lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
-            terms["term"].combine_chunks(), triple_key(h, r, t),
-        )  # fmt: skip
-        consistent = first_term[-1] == len(tables.terms) and len(tables.groups) > tables.group.max()
-        return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
-        return None
-
-
-@contextmanager
-def saving_tables(release, cache):
-    """Saves the tables of a release that are not in its cache, in a thread of its own while the block runs."""
-    with ThreadPoolExecutor(1) as saver:
-        about = release.source, release.skipped, release.nci
-        saving = [saver.submit(save_tables, cache / tables.lang, tables, *about) for tables in release.unsaved]
-        yield
-        for saved in saving:
-            saved.result()

@@ -21,7 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 import configs  # noqa: E402
 import data  # noqa: E402
-from support import hardware, umls  # noqa: E402
+from support import hardware  # noqa: E402
+from support.cache import read_release  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
 
 SMALL = {
@@ -57,7 +58,7 @@ def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settin
     """The graph of a release folder, read again."""
     s = configs.Data(semantic_types=list(kept), **settings)
     with tempfile.TemporaryDirectory() as cache:
-        found = umls.read_release(release, [lang], s, Path(cache), data.RELATIONS, lambda _: None)
+        found = read_release(release, [lang], s, Path(cache), data.RELATIONS, lambda _: None)
     return data.Graph(**vars(found.tables[0]))
 
 

@@ -28,7 +28,10 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import checkpoints, corpora, tokenizers
+from support import tokenizers
+from support.labels import Document, align_entities
+from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
+from support.tensors import DTYPES, read_safetensors, read_torch, write_safetensors
 from tests.conftest import ROOT, build
 from tests.test_files import Narrow
 
@@ -77,7 +80,7 @@ def test_computes_what_another_library_computed(family):
     lines = []
     model = models.load(HERE / family, dropout=0.0, log=lines.append)
     assert lines == [f"{HERE / family}: {line}" for line in NO_OWN_HEADS]
-    want = checkpoints.read_torch(HERE / family / "parity.pt")
+    want = read_torch(HERE / family / "parity.pt")
     mask, targets = want["am"].bool(), (want["labels"].ravel() != -100).nonzero().ravel()
     hidden = model.encoder(want["ids"], mask)
     assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
@@ -159,7 +162,7 @@ def test_half_precision_and_several_files(tmp_path):
         where[name] = f"model-{i % 3}.safetensors"
     for part in set(where.values()):
         with open(folder / part, "wb") as f:
-            checkpoints.write_safetensors(f, {n: t for n, t in written("bert").items() if where[n] == part})
+            write_safetensors(f, {n: t for n, t in written("bert").items() if where[n] == part})
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": where}))
     assert equal(plain, models.load(folder, log=SILENT))
@@ -276,7 +279,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 def tensors_of(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
-    return checkpoints.read_safetensors(tmp_path / "x.safetensors")
+    return read_safetensors(tmp_path / "x.safetensors")
 
 
 def file_of(header, payload=b""):
@@ -292,14 +295,14 @@ def test_safetensors_there_and_back(tmp_path):
     """What is written can be read, by hand too; every type of number is read."""
     f = io.BytesIO()
     want = {"a": torch.randn(3, 4), "b": torch.randn(6, 5).T, "ä": torch.tensor(2.5), "c": torch.randn(7)}
-    checkpoints.write_safetensors(f, want)
+    write_safetensors(f, want)
     content = f.getvalue()
     got = tensors_of(content, tmp_path)
     assert got.keys() == want.keys() and all(torch.equal(got[k], v) for k, v in want.items())
     n = struct.unpack("<Q", content[:8])[0]
     assert n % 8 == 0 and json.loads(content[8 : 8 + n])["b"] == entry(shape=(5, 6), at=(48, 168))
     assert struct.unpack("<f", content[8 + n + 168 : 8 + n + 172]) == (2.5,)
-    for name, dtype in checkpoints.DTYPES.items():
+    for name, dtype in DTYPES.items():
         x = torch.tensor([[0, 1, 3]]).to(dtype)
         payload = x.view(torch.uint8).numpy().tobytes() if dtype != torch.bool else bytes([0, 1, 1])
         header = {"x": entry(name, (1, 3), (0, len(payload))), "empty": entry(shape=(0, 2**62), at=(len(payload),) * 2)}
@@ -367,7 +370,7 @@ def test_in_out_in_is_bit_exact(tmp_path, family):
 def test_a_family_keeps_its_layout(tmp_path, family):
     """Names, shapes and values of the file that came in, but for token type 0, which went into the positions."""
     models.save(models.load(HERE / family, log=SILENT), tmp_path)
-    before, after = written(family), checkpoints.read_safetensors(tmp_path / "model.safetensors")
+    before, after = written(family), read_safetensors(tmp_path / "model.safetensors")
     extra = {n for n in after if n.startswith(OWN_HEADS) or n.endswith("decoder.bias")}
     assert set(after) - extra == set(before) and len(extra) == (4 if family == "distilbert" else 5)
     for name, tensor in before.items():
@@ -392,7 +395,7 @@ def test_scratch_models_have_distilberts_layout(tmp_path):
         models.save(model, tmp_path / str(layers))
         d = json.loads((tmp_path / str(layers) / "config.json").read_text())
         assert d["model_type"] == "distilbert" and (d["n_layers"], d["n_heads"]) == (layers, heads)
-        names = checkpoints.read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
+        names = read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
         fixture = written("distilbert").keys()
         shape_of = {n.replace(".1.", ".0.") for n in fixture}
         assert {n for n in names if ".layer." not in n or ".layer.0." in n} - shape_of == {
@@ -407,7 +410,7 @@ def test_scratch_models_have_distilberts_layout(tmp_path):
 def test_new_tokens_start_around_the_mean_of_the_old(tmp_path):
     """Old rows and logits stay; new ones lie around the mean of the old; the seed decides."""
     model = models.load(HERE / "bert", dropout=0.0, log=SILENT)
-    want = checkpoints.read_torch(HERE / "bert" / "parity.pt")
+    want = read_torch(HERE / "bert" / "parity.pt")
     mask = want["am"].bool()
     word, bias = model.encoder.word.weight.detach().clone(), model.mlm_bias.detach().clone()
     new = [90, 95, *range(96, 500)]  # the first two have rows that were never trained
@@ -469,12 +472,12 @@ def checkpoint(folder, family, texts, positions=70):
                       eps=1e-12 if family in ("bert", "distilbert") else 1e-5, type_vocab_size=type_vocab_size)
     )  # fmt: skip
     models.save(model, folder)
-    weights = checkpoints.read_safetensors(folder / "model.safetensors")
+    weights = read_safetensors(folder / "model.safetensors")
     weights = {n: t for n, t in weights.items() if not n.startswith(OWN_HEADS)}
     if type_vocab_size:
         weights[("bert" if family == "bert" else "roberta") + ".embeddings.token_type_embeddings.weight"].normal_()
     with open(folder / "model.safetensors", "wb") as f:
-        checkpoints.write_safetensors(f, weights)
+        write_safetensors(f, weights)
     return folder
 
 
@@ -535,7 +538,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     card = (out / "README.md").read_text()
     assert "continues the training of `start`" in card and "| en |" in card and "held out, at step 4" in card
     assert (out / "tokenizer.json").read_bytes() == Path("datasets/en-start/tokenizer.json").read_bytes()
-    assert checkpoints.read_pooling(out) == checkpoints.Pooling("cls", 70)
+    assert read_pooling(out) == Pooling("cls", 70)
 
     again = set_up(init=str(out), out="runs/again")  # no token is new now
     assert all(torch.equal(v, state[k]) for k, v in again.model.state_dict().items())
@@ -570,8 +573,8 @@ def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monke
             kgi.train(configs.Train(**TINY | settings, out=str(stopped)))
     train(**settings, out=str(stopped))
     assert "training steps 3 to 6" in capsys.readouterr().out
-    assert checkpoints.read_pooling(stopped) == checkpoints.read_pooling(start) == checkpoints.Pooling("mean", 9)
-    a, b = (checkpoints.read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
+    assert read_pooling(stopped) == read_pooling(start) == Pooling("mean", 9)
+    a, b = (read_torch(out / "checkpoint.pt")["model"] for out in (whole, stopped))
     assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
@@ -609,10 +612,10 @@ def test_a_run_does_not_resume_from_other_initial_weights(release, texts, tmp_pa
     dataset = build(release, tmp_path / "data", tokenizer=str(start))
     settings = {"data": str(dataset), "init": str(start), "out": str(tmp_path / "run")}
     train(**settings)
-    weights = checkpoints.read_safetensors(start / "model.safetensors")
+    weights = read_safetensors(start / "model.safetensors")
     weights["distilbert.embeddings.LayerNorm.bias"] += 1
     with open(start / "model.safetensors", "wb") as f:
-        checkpoints.write_safetensors(f, weights)
+        write_safetensors(f, weights)
     with pytest.raises(UserError, match="cannot resume .*: init has changed"):
         kgi.train(configs.Train(**TINY | settings))
 
@@ -628,10 +631,10 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
         names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
         assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
     special = tokenizers.special_ids(tokenizer)
-    sentences = [corpora.Document("x", ["kidney", "liver"], ["O", "O"])]
+    sentences = [Document("x", ["kidney", "liver"], ["O", "O"])]
     ((_, _, ids, positions),) = finetune.make_windows(sentences, tokenizer, special, 60)
     assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
-    text = corpora.align_entities("x", "acute liver-kidney", [], None, Counter())  # a word touches the one before
+    text = align_entities("x", "acute liver-kidney", [], None, Counter())  # a word touches the one before
     ((_, _, ids, positions),) = finetune.make_windows([text], tokenizer, special, 60)
     assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
 
@@ -908,10 +911,10 @@ def test_the_pooling_of_a_run(tmp_path):
         if own:
             modules_json(init, "Transformer", *kinds.split())
             pooled(init, own, max_seq_length=9)
-        found = checkpoints.inherit_pooling(str(init) if own else "", at_cls, lines.append)
-        assert found == checkpoints.Pooling(*want)
-        checkpoints.write_pooling(out, found, 32, 20)
-        assert checkpoints.read_pooling(out) == found._replace(max_len=found.max_len or 20)
+        found = inherit_pooling(str(init) if own else "", at_cls, lines.append)
+        assert found == Pooling(*want)
+        write_pooling(out, found, 32, 20)
+        assert read_pooling(out) == found._replace(max_len=found.max_len or 20)
     assert [line.removeprefix(f"{tmp_path}/") for line in lines] == [
         "dense: its module Dense is not supported; the run has the vector at [CLS]",
         "max: its pooling, max, is not supported; the run has the vector at [CLS]",
@@ -925,8 +928,8 @@ def test_the_pooling_of_a_run(tmp_path):
         "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
     }  # fmt: skip
     assert json.loads((out / "sentence_bert_config.json").read_text()) == {"max_seq_length": 9, "do_lower_case": False}
-    checkpoints.write_pooling(out, checkpoints.Pooling("cls"), 32, 20)  # what its user changed stays
-    assert checkpoints.read_pooling(out).mode == "mean"
+    write_pooling(out, Pooling("cls"), 32, 20)  # what its user changed stays
+    assert read_pooling(out).mode == "mean"
 
 
 def test_fixed_positions_and_another_name_of_gelu(tmp_path):
@@ -954,10 +957,10 @@ def test_objects_that_could_run_code_are_refused(tmp_path, thing, zipped):
     """The message is not torch's own, which advises how to load the file regardless."""
     torch.save({"a": thing}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="x.bin: holds objects other than tensors, which could run code; refused$"):
-        checkpoints.read_torch(tmp_path / "x.bin")
+        read_torch(tmp_path / "x.bin")
     (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": 1}, 2)[:-1] + b"\x95")
     with pytest.raises(UserError, match="x.bin: damaged or not a weights file") as e:
-        checkpoints.read_torch(tmp_path / "x.bin")
+        read_torch(tmp_path / "x.bin")
     assert "weights_only" not in str(e.value)
 
 

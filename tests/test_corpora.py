@@ -25,7 +25,8 @@ import configs
 import data
 import finetune
 from configs import UserError
-from support import corpora, tagging, texts, tokenizers
+from support import corpora, formats, tagging, texts, tokenizers
+from support.labels import Document, align_entities, decode_entities, strict_iob2, to_iob2
 from tests.conftest import build
 
 NER = Path(os.environ.get("NER", "NER is not set"))
@@ -187,7 +188,7 @@ def test_second_file_with_other_words(tmp_path):
     """A number that has other words in the second file is another sentence, kept if new, and counted."""
     spec = tagged([1]) + tagged([2], "Avec toux .") + tagged([2]).replace("\n2", "\n3").replace("2\t1", "3\t1", 1)
     write(tmp_path, {"CAS_neg.txt": tagged([1, 2, 3]), "CAS_spec.txt": spec})
-    documents = corpora.read_cas(tmp_path, "CAS", issues := Counter())
+    documents = formats.read_cas(tmp_path, "CAS", issues := Counter())
     assert len({d.name for d in documents}) == 4 and [d.tokens[-1] for d in documents] == ["n1", "n2", "n3", "n2"]
     assert issues["numbers with other words in the second file: kept if new"] == 2
 
@@ -203,7 +204,7 @@ def test_second_file_with_other_words(tmp_path):
 def test_rows_of_cas(tmp_path, row, want):
     """The tag is found where TABs within numbers moved it; @card@ is none; cues are not read; no row is lost."""
     write(tmp_path, {"x.txt": f"1 1 {row}\r\n1 2\n".replace(" ", "\t")})
-    words, tags = corpora.read_tagged(tmp_path / "x.txt", issues := Counter())[1]
+    words, tags = formats.read_tagged(tmp_path / "x.txt", issues := Counter())[1]
     assert [f"{w}/{t}" for w, t in zip(words, tags)] == [want]
     assert issues["lines of fewer than five columns: left out"] == 1
     assert issues["words joined again from several columns"] == (" " in want)
@@ -212,7 +213,7 @@ def test_rows_of_cas(tmp_path, row, want):
 @pytest.mark.parametrize("rows", ["1 2 1", "1 . 1"])
 def test_sentence_numbers_that_come_again(tmp_path, rows):
     rows = "".join(f"{n}\t1\tmot\tmot\tNOM\t***\n" if n != "." else "\n" for n in rows.split())
-    sentences = corpora.read_tagged(write(tmp_path, {"x.txt": rows}) / "x.txt", issues := Counter())
+    sentences = formats.read_tagged(write(tmp_path, {"x.txt": rows}) / "x.txt", issues := Counter())
     assert len(sentences[1][0]) == 2 and sum(issues.values()) == 1
 
 
@@ -244,7 +245,7 @@ NESTED = "T1\tPROC 3 39\tablation d' un nodule de la thyroïde\nT2\tDISO 18 24\t
 def test_brat(tmp_path, text, ann, want, lost):
     """Offsets count code points of the file as it is; what labels cannot express follows the rule, and is counted."""
     write(tmp_path, {"d.txt": text, "d.ann": ann})
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert shown([document]) == [want] and document.text == text
     assert all(text[a:b] == t and t for t, (a, b) in zip(document.tokens, document.spans))
     assert len(document.gold) == len(re.findall(r"^T", ann, re.M))
@@ -257,7 +258,7 @@ def test_offsets_beside_their_words(tmp_path, by):
     """An entity is looked for within three characters of its offsets, and counted if found."""
     text = "mg de drogue1 cada 8 h"
     write(tmp_path, {"d.txt": text, "d.ann": f"T1\tX {6 + by} {13 + by}\tdrogue1\n"})
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("X", ((6, 13),))] and +issues == {"entities beside their offsets: moved": 1}
 
 
@@ -272,7 +273,7 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
     (document,) = corpora.read_corpus("custom", tmp_path)[0]["test"]
     assert len(document.gold) == len(finetune.gold_entities(document, False)) == 3
     twice = pubtator(7, "Sans", "fièvre", "DiseaseClass fièvre", "Modifier fièvre")
-    (document,) = corpora.read_split(write(tmp_path, {"x": twice}) / "x", corpora.NCBI, issues := Counter())
+    (document,) = formats.read_split(write(tmp_path, {"x": twice}) / "x", corpora.NCBI, issues := Counter())
     assert document.gold == [("Disease", ((5, 11),))] and +issues == {"entities marked twice: counted once": 1}
 
 
@@ -283,7 +284,7 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
 def test_blanks_are_no_part_of_an_entity(tmp_path, ann, gold):
     """A mention of QUAERO begins with a blank: no label could say it, so nothing could hit it."""
     write(tmp_path, {"d.txt": "Le foie  du rat ", "d.ann": "T1\t" + ann})
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("X", gold)]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
     assert +issues == {"entities with blanks at an end: trimmed": 1} | several
@@ -303,7 +304,7 @@ ORGANS = "the liver\npain\tof the rat"
 def test_fragments_with_blanks_between_them_are_one_span(tmp_path, fragments, words, gold):
     """Brat has a fragment a line: a tagger that predicts all labels hits an entity over a line end, as any other."""
     write(tmp_path, {"d.txt": ORGANS, "d.ann": f"T1\tOrgan {fragments}\t{words}\nT2\tX 0 3\tthe\n"})
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("Organ", gold), ("X", ((0, 3),))]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
     assert +issues == several
@@ -320,20 +321,20 @@ def test_our_own_brat_is_read_back(tmp_path):
         text += " of\n"
     tagging.write_brat(tmp_path, tagging.TaggedText("d", text, [], [], [], entities))
     assert ";" in (tmp_path / "d.ann").read_text()
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("Organ", ((e.start, e.end),)) for e in entities] and not +issues
     assert {*document.gold} == finetune.predicted_entities(document, document.labels, False)
 
 
 def test_pubtators_blanks_are_counted(tmp_path):
     write(tmp_path, {"x": "1|t|A b\n1|a|c\n1\t0\t2\tA \tX\n"})
-    (document,) = corpora.read_split(tmp_path / "x", None, issues := Counter())
+    (document,) = formats.read_split(tmp_path / "x", None, issues := Counter())
     assert document.gold == [("X", ((0, 1),))] and +issues == {"entities with blanks at an end: trimmed": 1}
 
 
 def test_entities_of_several_fragments_are_counted_though_not_labelled(tmp_path):
     write(tmp_path, {"d.txt": "a b c d", "d.ann": "T1\tX 0 7\ta b c d\nT2\tX 0 1;4 5\ta c\nT3\tX 2 3;6 7\tb d\n"})
-    corpora.read_brat(tmp_path, None, issues := Counter())
+    formats.read_brat(tmp_path, None, issues := Counter())
     assert issues["entities of several fragments: one stretch, where labelled"] == 2
 
 
@@ -341,9 +342,9 @@ def test_offsets_past_the_end_are_moved_to_the_words_or_refused(tmp_path):
     """A slice of Python ends at the text's end: the words alone do not say that the offsets are right."""
     write(tmp_path, {"d.txt": "a foie", "d.ann": "T1\tX 0 1;4 8\ta foie\n"})
     with pytest.raises(UserError, match="d.ann, row 1: 0 1;4 8 is .*6 characters"):
-        corpora.read_brat(tmp_path, None, Counter())
+        formats.read_brat(tmp_path, None, Counter())
     write(tmp_path, {"d.ann": "T1\tX 4 8\tfoie\n"})
-    (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
+    (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("X", ((2, 6),))] and +issues == {"entities beside their offsets: moved": 1}
 
 
@@ -382,7 +383,7 @@ def test_list_explains_the_counts_of_table_5(capsys):
 def test_hidden_files_are_not_read(tmp_path):
     """macOS leaves ._x beside each x of an archive."""
     write(tmp_path, brat("d", "Le foie", "ANAT foie") | {"._d.ann": b"\0\5\x16\xff", "._d.txt": b"\0\xff"})
-    assert shown(corpora.read_brat(tmp_path, None, Counter())) == ["Le/O foie/B-ANAT"]
+    assert shown(formats.read_brat(tmp_path, None, Counter())) == ["Le/O foie/B-ANAT"]
     assert corpora.read_texts(tmp_path) == ["Le foie"]
 
 
@@ -399,7 +400,7 @@ def test_hidden_files_are_not_read(tmp_path):
 def test_pubtator(tmp_path, content, want):
     """One separator between title and abstract, `|` in identifiers, relations skipped, a repeated PMID read once."""
     write(tmp_path, {"x.txt": content})
-    assert shown(corpora.read_split(tmp_path / "x.txt", None, issues := Counter())) == want
+    assert shown(formats.read_split(tmp_path / "x.txt", None, issues := Counter())) == want
     assert issues["repeated documents: left out"] == content.count("1|t|A\n") // 2
     assert issues["entities within the word of another: not labelled"] == ("xY1z" in content)
 
@@ -407,7 +408,7 @@ def test_pubtator(tmp_path, content, want):
 def test_bioc_is_pubtator(tmp_path):
     of = "Foie et rein ", "d'un rat ß, 12 mois", "X et", "Y rein", "Z un rat", "X 12 m", "Y ois"
     write(tmp_path, {"a": pubtator(7, *of), "b.JSON": bioc(7, *of)})
-    (one,), (other,) = (corpora.read_split(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
+    (one,), (other,) = (formats.read_split(tmp_path / name, None, Counter()) for name in ("a", "b.JSON"))
     assert one.name == other.name and one == other and len(one.gold) == 5
 
 
@@ -432,7 +433,7 @@ def test_bioc_of_any_level(tmp_path, place, in_sentences):
     for i, a in enumerate(annotations):
         places[place][i % len(places[place])].setdefault("annotations", []).append(a)
     write(tmp_path, {"b.json": json.dumps(collection)})
-    one, other = (corpora.read_split(tmp_path / name, None, Counter())[0] for name in ("a.txt", "b.json"))
+    one, other = (formats.read_split(tmp_path / name, None, Counter())[0] for name in ("a.txt", "b.json"))
     assert other.tokens == one.tokens and other.labels == one.labels and {*other.gold} == {*one.gold}
     found, want = (corpora.read_texts(tmp_path / name)[0].split() for name in ("b.json", "a.txt"))
     assert found == want if not in_sentences else "".join(found) == "".join(want)
@@ -441,7 +442,7 @@ def test_bioc_of_any_level(tmp_path, place, in_sentences):
 def test_half_a_surrogate_pair_in_bioc(tmp_path):
     """JSON can hold it, but no file in UTF-8: types become labels, which are written; no offset moves."""
     content = bioc("d-\ud800", "A\ud800 foie", "b", "Organ foie").replace('"Organ"', r'"Or\udcffgan"')
-    (document,) = corpora.read_split(write(tmp_path, {"x.json": content}) / "x.json", None, Counter())
+    (document,) = formats.read_split(write(tmp_path, {"x.json": content}) / "x.json", None, Counter())
     assert document.gold == [("Or\ufffdgan", ((3, 7),))] and document.name == "d-\ufffd"
     "".join([document.text, *document.tokens, *document.labels]).encode()
 
@@ -457,15 +458,15 @@ def test_half_a_surrogate_pair_in_bioc(tmp_path):
 ])  # fmt: skip
 def test_columns(tmp_path, content, want):
     write(tmp_path, {"x.txt": content})
-    assert " . ".join(shown(corpora.read_conll(tmp_path / "x.txt", None, Counter()))) == want
+    assert " . ".join(shown(formats.read_conll(tmp_path / "x.txt", None, Counter()))) == want
 
 
 def test_documents_of_columns(tmp_path):
     """Abstracts are numbered, since their identifiers repeat; without marks a sentence is of no known document."""
     write(tmp_path, {"x": "###MEDLINE:1\n\na\tO\n\nb\tO\n\n###MEDLINE:1\n\nc\tO\n", "y": "a\tO\n\nb\tO\n"})
-    one, two, three = corpora.read_conll(tmp_path / "x", None, Counter())
+    one, two, three = formats.read_conll(tmp_path / "x", None, Counter())
     assert one.group == two.group != three.group and one.group and len({one.name, two.name, three.name}) == 3
-    assert [d.group for d in corpora.read_conll(tmp_path / "y", None, Counter())] == ["", ""]
+    assert [d.group for d in formats.read_conll(tmp_path / "y", None, Counter())] == ["", ""]
 
 
 LATIN = "fièvre O\n".encode("latin-1")
@@ -549,7 +550,7 @@ def test_an_unknown_form_is_not_read_as_columns(tmp_path, content, message):
 ])  # fmt: skip
 def test_what_has_columns(tmp_path, content):
     """The last column of the first row is a label, whatever the first one is, or the row begins a document."""
-    (document,) = corpora.read_split(write(tmp_path, {"x.txt": content}) / "x.txt", None, Counter())
+    (document,) = formats.read_split(write(tmp_path, {"x.txt": content}) / "x.txt", None, Counter())
     assert len(document.tokens) == 1
 
 
@@ -582,7 +583,7 @@ def test_missing_splits(tmp_path, corpus, files, message):
 
 
 def tokens_of(text):
-    return corpora.align_entities("", text, [], None, Counter()).tokens
+    return align_entities("", text, [], None, Counter()).tokens
 
 
 @pytest.mark.parametrize("text, want", [
@@ -635,7 +636,7 @@ def test_a_decomposed_corpus_has_the_scores_of_a_composed_one(tmp_path):
             for i, (kind, a, b) in enumerate(entities)
         ]
         write(tmp_path / form, {"d.txt": text, "d.ann": "".join(rows)})
-        documents += corpora.read_brat(tmp_path / form, None, issues := Counter())
+        documents += formats.read_brat(tmp_path / form, None, issues := Counter())
         assert not +issues and documents[-1].gold == [(kind, ((a, b),)) for kind, a, b in entities]
         ids += [w.ids for w in finetune.make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
     nfc, nfd = documents
@@ -661,7 +662,7 @@ def test_words_of_entities_are_compared_in_one_form(tmp_path, form, text_form, w
         ]
         passages = [{"offset": 0, "text": text, "annotations": annotations}]
         write(tmp_path, {"x.json": json.dumps({"documents": [{"id": 1, "passages": passages}]})})
-    (document,) = corpora.read_split(next(tmp_path.iterdir()), None, Counter())
+    (document,) = formats.read_split(next(tmp_path.iterdir()), None, Counter())
     assert document.gold == [(kind, ((a, b),)) for kind, a, b in entities]
 
 
@@ -713,7 +714,7 @@ def test_random_entities_in_random_text(tmp_path, seed):
         surface = " ".join(text[a:b] for a, b in where).replace("\n", " ")
         rows.append(f"T1\t{kind} {';'.join(f'{a} {b}' for a, b in where)}\t{surface}")
     write(tmp_path, {"d.txt": text, "d.ann": "\n".join(rows)})
-    (d,) = corpora.read_brat(tmp_path, {"X": "x", "Y": "y"}, issues := Counter())
+    (d,) = formats.read_brat(tmp_path, {"X": "x", "Y": "y"}, issues := Counter())
     ours = []
     for kind, where in entities:
         pieces = [(b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in where]
@@ -742,7 +743,7 @@ def test_split_entities_are_those_that_no_window_holds_whole(dataset, max_len):
     for i in range(30):
         text = "".join(rng.choice(["acute ", "liver ", "pain ", "kidney\n", "x"]) for _ in range(60))
         entities = [("X", ((m.start(), m.end() + 12),)) for m in re.finditer(r"kidney|pain", text)]
-        documents.append(corpora.align_entities(f"{i}", text, entities, None, Counter()))
+        documents.append(align_entities(f"{i}", text, entities, None, Counter()))
     cut = finetune.make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
     want = 0
     for i, d in enumerate(documents):
@@ -867,7 +868,7 @@ def test_contamination(dataset):
     offsets = np.cumsum([0, *map(len, ids)])
     examples = SimpleNamespace(ids=np.concatenate(ids), offsets=offsets, rows=np.arange(1, 5))  # not document 0
     test = [words(0, 60), words(1, 60)[10:30], words(2, 60)[:11], words(9, 40), [], words(1, 60)[40:]]
-    splits = {"train": [], "test": [corpora.Document("", t, ["O"] * len(t)) for t in test]}
+    splits = {"train": [], "test": [Document("", t, ["O"] * len(t)) for t in test]}
     splits |= {f"test {i}": [document] for i, document in enumerate(splits["test"])}
     overlapping, comparable = finetune.find_contamination(splits, examples, tokenizer)
     assert [*overlapping.values()] == [0, 2, 0, 1, 0, 0, 0, 1]
@@ -922,7 +923,7 @@ def shared(name):
     if not NER.is_dir():
         pytest.skip("NER names no folder of corpora")
     if name.endswith("layer2"):
-        return {"text": corpora.read_conll(NER / name / "text.txt", None, Counter())}, {}
+        return {"text": formats.read_conll(NER / name / "text.txt", None, Counter())}, {}
     return corpora.read_corpus(name.split("/")[0], NER / name)
 
 
@@ -972,7 +973,7 @@ def test_entities_are_those_of_a_brute_force(kinds):
     rng = random.Random(0)
     for _ in range(300):
         labels = rng.choices(["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")], k=rng.randint(0, 9))
-        found, n = corpora.decode_entities(labels), len(labels)
+        found, n = decode_entities(labels), len(labels)
         assert found == [
             (a, b, labels[a][2:]) for a in range(n) for b in range(a + 1, n + 1)
             if labels[a][:2] == "B-" and {*labels[a + 1 : b]} <= {"I-" + labels[a][2:]}
@@ -1010,7 +1011,7 @@ def test_tags_of_every_scheme_are_read_as_iob2(tmp_path, scheme):
         n_others += sum(tag[0] in "ESLU" for tag in tags)
         n_repaired += scheme == "IOB1" and sum(tags[a][0] == "I" for a, _, _ in entities)
     (tmp_path / "x.txt").write_text("\n\n".join("\n".join(f"w\t{tag}" for tag in tags) for _, tags in of_file))
-    documents = corpora.read_conll(tmp_path / "x.txt", None, issues := Counter())
+    documents = formats.read_conll(tmp_path / "x.txt", None, issues := Counter())
     for (entities, tags), document in zip(of_file, documents, strict=True):
         assert document.labels == in_scheme("IOB2", len(tags), entities)
     assert {k: v for k, v in issues.items() if v} == {k: v for k, v in {
@@ -1026,10 +1027,10 @@ def test_labels_in_any_order_are_read_as_conlleval_does(last, single):
         labels = rng.choices(["O", *(f"{prefix}-{kind}" for prefix in "BI" + last + single for kind in "xy")], k=9)
         known = [label.replace(last + "-", "E-").replace(single + "-", "S-") for label in labels]
         want = [(start, end + 1, kind) for kind, start, end in get_entities(known)]
-        assert corpora.decode_entities(corpora.to_iob2(labels)) == want
+        assert decode_entities(to_iob2(labels)) == want
 
 
 def test_strict_iob2_keeps_entities_and_nothing_else():
     labels = ["O", "I-A", "B-A", "I-A", "I-B", "B-B", "B-B", "I-A"]
-    assert corpora.strict_iob2(labels) == ["O", "O", "B-A", "I-A", "O", "B-B", "B-B", "O"]
-    assert corpora.decode_entities(corpora.strict_iob2(labels)) == corpora.decode_entities(labels)
+    assert strict_iob2(labels) == ["O", "O", "B-A", "I-A", "O", "B-B", "B-B", "O"]
+    assert decode_entities(strict_iob2(labels)) == decode_entities(labels)

@@ -20,7 +20,7 @@ import configs
 import data
 from configs import UserError
 from data import MLM
-from support import datasets, umls
+from support import cache, datasets
 from tests.conftest import FEW, ROOT, build, command
 
 # ---------------------------------------------------------------- what was changed or damaged since the build
@@ -224,7 +224,7 @@ def test_another_language_does_not_replace_a_data_set(release, tmp_path):
 ])  # fmt: skip
 def test_a_build_replaces_only_what_builds_write(release, tmp_path, held, message, monkeypatch):
     """Each is told before the release is read, and stays."""
-    monkeypatch.setattr(umls, "read_tables", None)
+    monkeypatch.setattr(cache, "read_tables", None)
     for name, text in held.items():
         path = tmp_path / "en" / name
         (tmp_path / "en").mkdir(exist_ok=True)

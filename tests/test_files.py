@@ -16,7 +16,7 @@ import torch
 
 import configs
 from configs import UserError
-from support import files
+from support import arrays, files, programs
 from tests.conftest import ROOT
 
 # ---------------------------------------------------------------- read
@@ -97,7 +97,7 @@ def test_a_reader_waits_for_no_device_and_no_pipe(tmp_path, read):
 def test_a_mapped_file_may_have_any_name(tmp_path):
     path = tmp_path / os.fsdecode(b"donn\xe9es")
     path.write_bytes(b"abc")
-    assert files.memory_map(path).read() == b"abc"
+    assert arrays.memory_map(path).read() == b"abc"
 
 
 # ---------------------------------------------------------------- write
@@ -428,7 +428,7 @@ PROGRAM = """if True:
     import os, sys
     from dataclasses import dataclass
     from configs import UserError
-    from support.files import run_command
+    from support.programs import run_command
 
     @dataclass
     class Nothing:
@@ -519,7 +519,7 @@ def test_ctrl_c_reaches_a_command_as_ever(monkeypatch):
     seen, before = [], signal.signal(signal.SIGINT, configs.end_quietly)
     monkeypatch.setattr(sys, "argv", ["program.py", "one"])
     try:
-        files.run_command("doc", {"one": (lambda _: seen.append(signal.getsignal(signal.SIGINT)), Nothing)})
+        programs.run_command("doc", {"one": (lambda _: seen.append(signal.getsignal(signal.SIGINT)), Nothing)})
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.default_int_handler]
@@ -533,7 +533,7 @@ class Nothing:
 def test_the_command_and_its_settings_are_found(monkeypatch):
     called = []
     monkeypatch.setattr(sys, "argv", ["program.py", "one"])
-    files.run_command("doc", {"one": (called.append, Nothing)})
+    programs.run_command("doc", {"one": (called.append, Nothing)})
     assert called == [Nothing()]
 
 

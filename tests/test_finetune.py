@@ -23,6 +23,7 @@ import kgi
 from configs import UserError
 from support import corpora, tables, tokenizers
 from support.files import folder_lock
+from support.labels import Document, align_entities
 from tests.conftest import command
 
 
@@ -45,7 +46,7 @@ def run_command(*argv):
 def documents(sequences):
     """Sentences of (words, labels), or of labels alone, as Documents."""
     sequences = [x if isinstance(x, tuple) else (["x"] * len(x), x) for x in sequences]
-    return [corpora.Document(str(i), *x) for i, x in enumerate(sequences)]
+    return [Document(str(i), *x) for i, x in enumerate(sequences)]
 
 
 E3C, PLAIN = corpora.CORPORA["e3c"], corpora.CORPORA["meddocan"]
@@ -105,7 +106,7 @@ def test_scores_are_of_characters_against_all_that_is_marked():
     """What labels cannot express counts as missed: a nested entity, one within a word, one of two fragments."""
     text, issues = "acute hepatitis B of the liver", Counter()
     gold = [("D", ((0, 17),)), ("A", ((25, 30),)), ("D", ((6, 15),)), ("D", ((18, 20), (25, 30)))]
-    document = corpora.align_entities("x", text, gold, None, issues)
+    document = align_entities("x", text, gold, None, issues)
     got = finetune.score([document], [document.labels], PLAIN)
     assert sum(issues.values()) == 3 and document.labels == ["B-D", "I-D", "I-D", "B-D", "I-D", "I-D"]
     assert got["entity"] == pytest.approx([50, 25, 100 / 3]) and got["labels"]["A"] == [0, 0, 0, 1]
@@ -114,7 +115,7 @@ def test_scores_are_of_characters_against_all_that_is_marked():
 @pytest.mark.parametrize("kind", ["Sign-", "-Sign", "-", "Sign or symptom", "B-"])
 def test_a_perfect_tagger_gets_100_whatever_its_types_are_called(kind):
     text = "acute pain of the liver"
-    document = corpora.align_entities("x", text, [(kind, ((0, 10),)), ("Sign", ((18, 23),))], None, Counter())
+    document = align_entities("x", text, [(kind, ((0, 10),)), ("Sign", ((18, 23),))], None, Counter())
     got = finetune.score([document], [document.labels], E3C)
     assert got["entity"] == [100, 100, 100] and got["labels"][kind] == [100, 100, 100, 1]
 
@@ -180,7 +181,7 @@ def test_a_tokenizer_with_metaspace_puts_a_space_before_every_word():
     """Also before one that touches the word before it, as make_windows says."""
     tokenizer = Tokenizer(algorithms.Unigram([("<s>", 0), ("</s>", 0), ("<unk>", 0), ("\u2581x", -1), ("x", -1)], 2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    document = corpora.align_entities("x", "x-x x", [], None, Counter())
+    document = align_entities("x", "x-x x", [], None, Counter())
     ((_, _, ids, _),) = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
     assert [tokenizer.id_to_token(i) for i in ids[1:-1] if i != 2] == ["\u2581x"] * 3
 
@@ -189,7 +190,7 @@ def test_windows_end_at_lines(dataset):
     """Where a line end fits in, none overlap and each begins a line; a line too long is covered by half-overlaps."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
-    document = corpora.align_entities("x", "\n".join(lines), [], None, Counter())
+    document = align_entities("x", "\n".join(lines), [], None, Counter())
     per_word = len(tokenizer.encode("liver", add_special_tokens=False).ids)
     windows = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
     spans = [(w.first_word, w.first_word + len(w.word_positions)) for w in windows]

@@ -15,7 +15,7 @@ import torch
 import kgi
 import model as models
 from configs import UserError
-from support import files, hardware, runs
+from support import hardware, programs, runs
 from support.files import folder_lock
 from tests.training import args, one_step, same_end, set_up, settings, train
 
@@ -252,7 +252,7 @@ def test_an_environment_of_ranks_that_is_wrong_is_one_line(dataset, tmp_path, mo
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=re.escape(message)):
         set_up(dataset, tmp_path / "run")
-    assert files.is_first_here() and not (tmp_path / "run").exists()
+    assert programs.is_first_here() and not (tmp_path / "run").exists()
 
 
 def test_ranks_as_the_launchers_set_them(monkeypatch):
@@ -264,7 +264,7 @@ def test_ranks_as_the_launchers_set_them(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        assert files.read_launch() == want and files.is_first_here() == (want[2] == 0)
+        assert programs.read_launch() == want and programs.is_first_here() == (want[2] == 0)
     monkeypatch.setenv("LOCAL_RANK", "9")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -289,10 +289,10 @@ def test_a_run_out_of_memory_before_its_first_step_is_one_line(dataset, tmp_path
 
     ended = []
     monkeypatch.setattr(models.KGIBert, "to", full)
-    monkeypatch.setattr(files, "end_process", ended.append)
+    monkeypatch.setattr(programs, "end_process", ended.append)
     monkeypatch.setattr(sys, "argv", ["kgi.py", *args(dataset, tmp_path)])
     monkeypatch.setenv("LOCAL_RANK", "1")
-    files.run_command("doc", kgi.COMMANDS, "train")
+    programs.run_command("doc", kgi.COMMANDS, "train")
     (line,) = ended
     assert line.startswith("kgi.py: error: out of memory: end other programs") and line.endswith("2.00 GiB)")
 
@@ -304,8 +304,8 @@ def test_what_says_that_memory_ran_out():
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     )  # fmt: skip
-    assert all(map(files.is_out_of_memory, full))
-    assert not any(map(files.is_out_of_memory, (RuntimeError("size mismatch"), RecursionError(), OSError("memory"))))
+    assert all(map(programs.is_out_of_memory, full))
+    assert not any(map(programs.is_out_of_memory, (RuntimeError("size mismatch"), RecursionError(), OSError("memory"))))
 
 
 def test_gradients_are_views_of_what_is_exchanged(dataset, tmp_path, monkeypatch):

@@ -17,7 +17,9 @@ import configs
 import finetune
 import model as models
 from configs import UserError
-from support import checkpoints, corpora, reports, tagging, tokenizers
+from support import checkpoints, corpora, formats, reports, taggers, tagging, tokenizers
+from support.labels import align_entities
+from support.tensors import read_safetensors, write_safetensors
 from tests.conftest import ROOT
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
@@ -117,7 +119,7 @@ def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_pa
     found = {row["id"]: row for row in read_json_lines(tmp_path / "found.jsonl")}
     assert list(found) == [d.name for d in gold] and all(found[d.name]["text"] == d.text for d in gold)
     from_json = {key: {(e["type"], ((e["start"], e["end"]),)) for e in row["entities"]} for key, row in found.items()}
-    from_brat = {d.name: {*d.gold} for d in corpora.read_brat(tmp_path / "brat", None, Counter())}
+    from_brat = {d.name: {*d.gold} for d in formats.read_brat(tmp_path / "brat", None, Counter())}
     for entities in (from_json, from_brat):
         n_correct = sum(len(entities[d.name] & {*d.gold}) for d in gold)
         n_found, n_gold = sum(map(len, entities.values())), sum(len({*d.gold}) for d in gold)
@@ -198,7 +200,7 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
             checkpoint, "--data", data, "--out", tmp_path / "r", "--seed", first, "--runs", n, "--device", "cpu"
         )
         record = json.loads((tmp_path / "r" / "scores.json").read_text())
-        kept = checkpoints.read_tagger_details(tmp_path / "r" / "model")["seed"]
+        kept = taggers.read_tagger_details(tmp_path / "r" / "model")["seed"]
         assert record["tagger"]["seed"] == kept
         assert [r["dev"]["entity"][2] for r in record["runs"]] == [dev_f1[r["seed"]] for r in record["runs"]]
         return kept, record["tagger"]["chosen"]
@@ -212,7 +214,7 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
     out = ["--out", tmp_path / "first", "--device", "cpu"]
     for seed in (4, 5, 3):
         run_command(checkpoint, "--data", data, "--seed", seed, *out)
-        assert checkpoints.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
+        assert taggers.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
     (tmp_path / "first" / "scores.json").unlink()  # what is left beside it may be of other settings
     run_command(checkpoint, "--data", data, "--seed", 9, *out)
     record = json.loads((tmp_path / "first" / "scores.json").read_text())
@@ -243,7 +245,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
-    tensors = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+    tensors = read_safetensors(tmp_path / "model" / "model.safetensors")
     prefix = NAMES[family][1].split(".")[0] + "."
     assert NAMES[family][1] in tensors and tensors["classifier.weight"].shape == (3, 16)
     assert {name for name in tensors if not name.startswith(prefix)} == {"classifier.weight", "classifier.bias"}
@@ -299,7 +301,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     said, stray = capsys.readouterr().err.splitlines()[0], Counter()
     blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
     for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
-        text = [corpora.align_entities("", line, [], None, Counter())]
+        text = [align_entities("", line, [], None, Counter())]
         window = finetune.make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
         with torch.no_grad():
             softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
@@ -357,13 +359,13 @@ def test_folders_that_cannot_be_read_as_a_tagger(results, tmp_path, changes, mes
     if names:
         names = names.split("," if "," in names else None)
         changes["id2label"] = {str(i): name for i, name in enumerate(names)}
-        weights = checkpoints.read_safetensors(tmp_path / "model" / "model.safetensors")
+        weights = read_safetensors(tmp_path / "model" / "model.safetensors")
         weights |= {f"classifier.{x}": weights[f"classifier.{x}"][: len(names)] for x in ("weight", "bias")}
         with open(tmp_path / "model" / "model.safetensors", "wb") as f:
-            checkpoints.write_safetensors(f, weights)
+            write_safetensors(f, weights)
     path.write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=re.escape(message)) as e:
-        checkpoints.read_tagger(tmp_path / "model", models.load_config(tmp_path / "model"))
+        taggers.read_tagger(tmp_path / "model", models.load_config(tmp_path / "model"))
     assert len(str(e.value)) < 400 and "\n" not in str(e.value)
 
 
@@ -408,7 +410,7 @@ def test_brat_has_a_fragment_a_line(tmp_path):
     ann = (tmp_path / "out" / "d" / "1.ann").read_text()
     assert ann == "T1\tp 8 13;16 20\tacute pain\n#1\tAnnotatorNotes T1\tscore 0.8\n"
     assert [(tmp_path / "out" / f"2.{x}").read_bytes() for x in ("txt", "ann")] == [b"", b""]
-    documents = corpora.read_brat(tmp_path / "out", None, Counter())
+    documents = formats.read_brat(tmp_path / "out", None, Counter())
     assert [d.gold for d in documents] == [[], [("q_<r", ((0, 8),))]]
 
 
@@ -446,7 +448,7 @@ def test_columns_are_read_back(tmp_path):
     """Every document begins with -DOCSTART-, one without a word as well."""
     write_tagged(tmp_path, format="conll", out=str(tmp_path / "out"))
     assert (tmp_path / "out").read_text().split("\n")[2] == "acute\t8\t13\t0.9000\tB-p"
-    documents = corpora.read_conll(tmp_path / "out", None, Counter())
+    documents = formats.read_conll(tmp_path / "out", None, Counter())
     assert [(d.tokens, d.labels, d.group) for d in documents] == [
         (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q <r"], "3")
     ]  # fmt: skip
@@ -520,7 +522,7 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
 def test_a_long_document_and_one_without_words(results, tmp_path):
     source = write_text(tmp_path / "x.txt", "fever of , " * 4000 + "\n\n \u200b \n")
     run_command("tag", results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
-    (document,) = corpora.read_conll(tmp_path / "out", None, Counter())
+    (document,) = formats.read_conll(tmp_path / "out", None, Counter())
     assert document.tokens == "fever of ,".split() * 4000 and document.labels.count("B-Finding") > 3000
     assert (tmp_path / "out").read_text().count("-DOCSTART-") == 3
 
@@ -606,7 +608,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     config = json.loads((results / "model" / "config.json").read_text())
     del config["kgi_tagger"]
     labels = {"id2label": {"0": "O", "1": "LABEL_1", "2": "B-x", "3": "I-x", "4": "B-y"}}
-    tensors = checkpoints.read_safetensors(results / "model" / "model.safetensors")
+    tensors = read_safetensors(results / "model" / "model.safetensors")
     headless = {name: t for name, t in tensors.items() if not name.startswith("classifier")}
     for name, changes, weights in (
         ("masked", {"architectures": ["DistilBertForMaskedLM"]}, tensors), ("headless", {}, headless),
@@ -615,7 +617,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | changes))
         with open(tmp_path / name / "model.safetensors", "wb") as f:
-            checkpoints.write_safetensors(f, weights)
+            write_safetensors(f, weights)
     out = [] if "--out" in argv or not argv else ["--out", tmp_path / "left.jsonl"] * ("brat" not in argv)
     places = {"MODEL": results / "model", "PLAIN": checkpoint}
     with pytest.raises(UserError, match=re.escape(message)):

@@ -12,7 +12,7 @@ import data
 import model
 from configs import UserError
 from data import MLM
-from support import corpora, linking, tagging, texts
+from support import corpora, formats, linking, tagging, texts
 from tests.conftest import build
 
 
@@ -124,15 +124,15 @@ def test_line_ends(tmp_path, monkeypatch, end):
     assert texts.read_text(rows)[0] == [text for _, text in tagging.read_texts(str(rows))] == ["a", "b"]
     assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
     assert linking.read_ids(there("ids.tsv", "id\tcui", "D1\tC1", "D2\tC2")) == {"D1": ["C1"], "D2": ["C2"]}
-    columns = corpora.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())
+    columns = formats.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())
     assert [d.tokens for d in columns] == [["a", "b"], ["c"]]
     pubtator = there("test.PubTator", "1|t|Flu", "1|a|Bad.", "1\t0\t3\tFlu\tX\tD1")
-    assert corpora.read_split(pubtator, None, Counter())[0].text == "Flu\nBad."
+    assert formats.read_split(pubtator, None, Counter())[0].text == "Flu\nBad."
     assert corpora.read_texts(pubtator)[0].split() == ["Flu", "Bad."]
     (tmp_path / "brat").mkdir()
     there("brat/x.txt", "Le foie", "va")
     there("brat/x.ann", f"T1\tX 4 {11 + len(end)}\tfoie va")
-    (document,) = corpora.read_brat(tmp_path / "brat", None, Counter())
+    (document,) = formats.read_brat(tmp_path / "brat", None, Counter())
     assert document.text == "\ufeff" + end.join(["Le foie", "va", ""]) and document.breaks == (2,)
     assert document.gold == [("X", ((4, 10 + len(end)),))]
 

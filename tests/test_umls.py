@@ -9,6 +9,7 @@ import configs
 import data
 from configs import UserError
 from support import umls
+from support.cache import read_release, save_tables
 from tests.conftest import graph_of
 from tests.small_releases import (
     ANAT,
@@ -123,7 +124,7 @@ def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
         for name in (tmp_path / "x").glob("*"):
             name.unlink()
         folder = write(tmp_path / "x", mrconso, mrrel, mrsty)
-        umls.read_release(folder, ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, lines.append)
+        read_release(folder, ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, lines.append)
         return [line.split("; many mean")[0] for line in lines if "; many mean" in line]
 
     assert gaps(names, whole, TYPES) == gaps([*names, *BASE], whole * 2, TYPES * 2) == []
@@ -231,9 +232,9 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
         reads.clear()
         s = configs.Data(semantic_types=list(kept), **more)
         cache = tmp_path / "tables"
-        found = umls.read_release(folder, [lang], s, cache, data.RELATIONS, lambda _: None)
+        found = read_release(folder, [lang], s, cache, data.RELATIONS, lambda _: None)
         for tables in found.unsaved:
-            umls.save_tables(cache / tables.lang, tables, found.source, found.skipped, found.nci)
+            save_tables(cache / tables.lang, tables, found.source, found.skipped, found.nci)
         return data.Graph(**vars(found.tables[0])), bool(reads)
 
     first, again, french = read(), read(), read("fr")

@@ -1,0 +1,309 @@
+"""Formats of corpora, one reader each: brat, PubTator, BioC (JSON), CoNLL columns, and the columns of CAS and ESSAI.
+
+Nothing is dropped silently: `issues` counts what labels cannot express and what was repaired.
+"""
+
+import gzip
+import json
+import re
+import unicodedata
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from configs import UserError
+from support.files import read_utf8
+from support.labels import (
+    SCHEMES,
+    Document,
+    align_entities,
+    check_label,
+    decode_entities,
+    iob2_labels,
+    map_type,
+    to_iob2,
+)  # fmt: skip
+from support.texts import replace_surrogates
+
+PUBTATOR_TEXT = re.compile(r"([^\s|]+)\|([ta])\|(.*)")
+NUMBER = re.compile(r"\d{1,15}")  # an offset, or the number of a sentence; int() refuses thousands of digits
+BRAT_SPAN = re.compile(r"(\S+) (N N(?:;N N)*)".replace("N", NUMBER.pattern))
+LABEL = re.compile(r"O|[BIELSU]-.+")  # of IOB, BIOES and BILOU
+COLUMNS_MARK = ("###MEDLINE:", "-DOCSTART-")  # lines that begin a document of columns
+MAX_CHARACTERS = 10**7  # of a document: where BioC has a passage further away, its offset is wrong
+MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
+
+
+def read_brat(folder, types, issues):
+    """A folder of X.txt and X.ann (brat standoff): a list of Documents.
+
+    Only text-bound lines (T) count. Offsets are code points of the file as it is, a byte order mark included.
+    Raises: UserError for a line that is not brat's, or offsets whose text is not in the file at or near them.
+    """
+    documents, files = [], sorted(Path(folder).glob("[!.]*.ann"))
+    without_ann = {*Path(folder).glob("[!.]*.txt")} - {f.with_suffix(".txt") for f in files}
+    issues["texts without an .ann file: not read"] += len(without_ann)
+    for path in files:
+        if not path.with_suffix(".txt").is_file():
+            raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
+        text = read_utf8(path.with_suffix(".txt"), bom="\ufeff")
+        entities = [
+            parse_brat_entity(f"{path}, row {row}", line.rstrip("\r"), text, issues)
+            for row, line in enumerate(read_utf8(path).split("\n"), 1)
+            if line.startswith("T")
+        ]
+        documents.append(align_entities(path.stem, text, entities, types, issues))
+    return documents
+
+
+def parse_brat_entity(where, line, text, issues):
+    """One text-bound line of an .ann file -> (type, fragments). Raises: UserError."""
+    fields = line.split("\t")
+    match = BRAT_SPAN.fullmatch(fields[1]) if len(fields) == 3 else None
+    if not match:
+        raise UserError(f"{where}: not 'T<n> TAB type start end TAB text': {line[:60]!r}")
+    fragments = [tuple(map(int, f.split())) for f in match[2].split(";")]
+    for shift in sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs):  # 0 first: the offsets as they are
+        shifted = tuple((a + shift, b + shift) for a, b in fragments)
+        words = " ".join(text[a:b] for a, b in shifted)
+        # A slice ends at the end of the text without a word, so the offsets are compared with it.
+        if is_same_text(words, fields[2]) and all(0 <= a <= b <= len(text) for a, b in shifted):
+            issues["entities beside their offsets: moved"] += shift != 0
+            return match[1], shifted
+    words = " ".join(text[a:b] for a, b in fragments)
+    past = f" (the text has {len(text):,} characters)" if max(map(max, fragments)) > len(text) else ""
+    raise UserError(
+        f"{where}: {match[2]} is {words[:40]!r} in the text{past}, not {fields[2][:40]!r}; "
+        "are both files of one version?"
+    )
+
+
+def is_same_text(found, words):
+    """Whether the words that a corpus gives for an entity are those at its offsets, in any Unicode form and blanks."""
+    found, words = (unicodedata.normalize("NFC", x).split() for x in (found, words))
+    return found == words != []
+
+
+def read_pubtator(path, types, issues):
+    """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
+    texts, entities, n_repeats = parse_pubtator(path)
+    issues["repeated documents: left out"] += n_repeats.total()
+    found = {pmid: [(kind, ((a, b),)) for a, b, kind, _ in entities[pmid]] for pmid in texts}
+    return [align_entities(pmid, text, found[pmid], types, issues) for pmid, text in texts.items()]
+
+
+def parse_pubtator(path):
+    """A file of PubTator as it is: {document: title, line end and abstract}, {document: its entities}, Counter.
+
+    An entity is (start, end, type, ids): characters of the text, and the sixth column as text, "" if there is none.
+    Relations (BioRED, BC5CDR) are skipped, and so are the single names that BC5CDR has in a seventh column. The Counter
+    has the documents that come again, and how often; only the first of each is read.
+    """
+    texts, entities = {}, defaultdict(list)
+    n_repeats, is_repeat = Counter(), False
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        line = line.rstrip("\r")
+        if match := PUBTATOR_TEXT.fullmatch(line):
+            pmid, what, text = match.groups()
+            if what == "t":
+                is_repeat = pmid in n_repeats
+                n_repeats[pmid] += is_repeat
+            if not is_repeat:
+                texts[pmid] = text if what == "t" else f"{texts.get(pmid, '')}\n{text}"
+            continue
+        fields = line.split("\t")
+        is_relation = len(fields) in (4, 5) and not NUMBER.fullmatch(fields[1])
+        if not line.strip() or is_repeat or is_relation:
+            continue
+        is_entity = len(fields) in (5, 6, 7) and all(map(NUMBER.fullmatch, fields[1:3]))
+        if not is_entity or fields[0] not in texts:
+            raise UserError(f"{path}, row {row}: neither text, entity nor relation of PubTator: {line[:60]!r}")
+        pmid, a, b, words, kind, ids = [*fields, ""][:6]
+        a, b = int(a), int(b)
+        found = texts[pmid][a:b]
+        if not is_same_text(found, words) or b > len(texts[pmid]):
+            raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
+        entities[pmid].append((a, b, kind, ids))
+    return texts, entities, n_repeats
+
+
+def read_bioc(path, types, issues):
+    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage or a sentence begins at its own.
+
+    The text is that of the passages, or of the sentences of those that have none of their own. Annotations are those of
+    documents, passages and sentences.
+    """
+    documents = []
+    try:
+        for document in json.loads(read_utf8(path))["documents"]:
+            name, text = replace_surrogates(str(document["id"])), ""
+            for part in bioc_parts(document):
+                if not 0 <= part["offset"] <= MAX_CHARACTERS:
+                    raise UserError(f"{path}, document {name}: no passage can begin at {part['offset']}")
+                text = text.ljust(part["offset"], "\n") + replace_surrogates(part["text"])
+            sentences = [sentence for passage in document["passages"] for sentence in passage.get("sentences", [])]
+            parts = [document, *document["passages"], *sentences]
+            entities = []
+            for a in (a for part in parts for a in part.get("annotations", [])):
+                spans = tuple((x["offset"], x["offset"] + x["length"]) for x in a["locations"])
+                found = " ".join(text[a:b] for a, b in spans)
+                is_inside = all(0 <= a <= b <= len(text) for a, b in spans)
+                if not is_inside or not is_same_text(found, replace_surrogates(a["text"])):
+                    raise UserError(f"{path}, document {name}: {spans} is {found[:40]!r}, not {a['text'][:40]!r}")
+                entities.append((replace_surrogates(a["infons"]["type"]), spans))
+            documents.append(align_entities(name, text, entities, types, issues))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: not a collection of BioC in JSON ({type(e).__name__}: {e})") from None
+    return documents
+
+
+def bioc_parts(document):
+    """The parts of a document in BioC that have its text: its passages, or the sentences of a passage without one."""
+    for passage in document["passages"]:
+        yield from [passage] if passage.get("text") else passage.get("sentences") or [passage]
+
+
+def read_conll(path, types, issues):
+    """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
+
+    Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
+    Tags of IOB1, BIOES and BILOU become IOB2: O, B-X, I-X.
+    Raises: UserError naming the row of another number of columns, an unknown tag or one of another scheme.
+    """
+    sentences, n_columns, tokens, tags, n_documents, scheme = [], None, [], [], 0, ""
+    for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith(COLUMNS_MARK):
+            if tokens:
+                group = f"{n_documents}" if n_documents else ""
+                labels = convert_tags(tags, types, issues)
+                sentences.append(Document(f"{path.stem}:{row}", tokens, labels, group=group))
+                tokens, tags = [], []
+            n_documents += bool(line.strip())
+            continue
+        fields = line.split("\t") if "\t" in line else line.split(" ")
+        n_columns = n_columns or max(2, len(fields))
+        if len(fields) != n_columns or not fields[0]:
+            what = f"{len(fields)} columns instead of {n_columns}" if fields[0] else "an empty token"
+            raise UserError(f"{path}, row {row}: {what} (the token first, its tag last): {line[:60]!r}")
+        scheme = check_label(fields[-1], scheme, f"{path}, row {row}")
+        tokens.append(fields[0])
+        tags.append(fields[-1])
+    if not sentences:
+        raise UserError(f"{path}: no sentence in it")
+    return sentences
+
+
+def convert_tags(tags, types, issues):
+    """The tags of a sentence, of any scheme, as IOB2 with the task's types. What is not IOB2 is counted."""
+    labels = to_iob2(tags)
+    for tag, label in zip(tags, labels):
+        if SCHEMES.get(tag[:2]):
+            issues[f"tags of {SCHEMES[tag[:2]]}: converted to IOB2"] += 1
+        if label[:2] == "B-" and tag[:2] in ("I-", "E-", "L-"):
+            issues[f"{tag[:2]} tags that begin an entity: read as B-"] += 1
+    entities = [(start, end, map_type(kind, types, issues)) for start, end, kind in decode_entities(labels)]
+    return iob2_labels(len(labels), [e for e in entities if e[2]])
+
+
+# CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.
+TAGS = set(
+    "ABR ADJ ADV DET:ART DET:POS FAG INT KON NAM NN NOM NUM PREF PRO PRO:DEM PRO:IND PRO:PER PRO:POS PRO:REL PRP "
+    "PRP:det PUN PUN:cit SENT SYM VER: VER:con VER:cond VER:futu VER:impf VER:infi VER:pper VER:ppre VER:pres VER:simp "
+    "VER:subi VER:subp".split()
+)
+
+
+def read_tagged(path, issues):
+    """A file of CAS or ESSAI (columns: sentence, token, word, lemma, tag, cues) -> {sentence number: (words, tags)}.
+
+    A number that was cut at its thousands ("100 000") has moved the columns after it. So the tag is the first column
+    from the fifth on that is one, and the word all before the lemma. @card@, the lemma of numbers, is not a tag.
+    """
+    sentences, last = {}, None
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        fields = line.rstrip("\r").split("\t")
+        if not line.strip():
+            last = None
+            continue
+        if len(fields) < 5 or not all(map(NUMBER.fullmatch, fields[:2])):
+            issues["lines of fewer than five columns: left out"] += 1
+            continue
+        at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
+        if at is None and "@card@" not in fields[4:]:
+            raise UserError(f"{path}, row {row}: no part of speech in column 5 or later: {line[:60]!r}")
+        end = at - 1 if at else 3 + fields[3 : fields.index("@card@", 4)].count("000")
+        issues["words joined again from several columns"] += end > 3
+        number = int(fields[0])
+        issues["sentence numbers that come again later: one sentence"] += number != last and number in sentences
+        words, tags = sentences.setdefault(number, ([], []))
+        words.append(" ".join(fields[2 : max(end, 3)]))
+        tags.append(fields[at] if at else "NUM")
+        last = number
+    return sentences
+
+
+def read_cas(folder, name, issues):
+    """CAS or ESSAI: <name>_neg.txt and <name>_spec.txt -> Documents, sentences; those of both files once."""
+    paths = [Path(folder, f"{name}_{what}.txt") for what in ("neg", "spec")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} not found; {folder} must hold {name}_neg.txt and {name}_spec.txt")
+    sentences, second = (read_tagged(path, issues) for path in paths)
+    known = {tuple(words) for words, _ in sentences.values()}
+    documents = [Document(str(number), words, tags) for number, (words, tags) in sorted(sentences.items())]
+    for number, (words, tags) in sorted(second.items()):
+        if number not in sentences:
+            documents.append(Document(str(number), words, tags))
+        elif words != sentences[number][0]:  # not the same sentence after all
+            issues["numbers with other words in the second file: kept if new"] += 1
+            if tuple(words) not in known:
+                documents.append(Document(f"{number}'", words, tags))
+    return documents
+
+
+def read_split(path, types, issues):
+    """The Documents of a file or folder, in the form that it has: brat, BioC, PubTator or columns.
+
+    A file has columns if the last column of its first row is a label. Raises: UserError for one of no known form.
+    """
+    if path.is_dir():
+        return read_brat(path, types, issues)
+    if path.suffix.lower() == ".json":
+        return read_bioc(path, types, issues)
+    head = read_head(path) or ""
+    if PUBTATOR_TEXT.match(head):
+        return read_pubtator(path, types, issues)
+    line = re.split("[\r\n]", head, maxsplit=1)[0]
+    if not line or line.startswith(COLUMNS_MARK) or LABEL.fullmatch(line.split("\t" if "\t" in line else " ")[-1]):
+        return read_conll(path, types, issues)
+    if line.lstrip().startswith("<"):
+        raise UserError(f"{path}: {describe_xml(head)}")
+    raise UserError(
+        f"{path}: neither columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, and not named "
+        f".json as BioC in JSON is; it begins with {line[:60]!r}"
+    )
+
+
+def read_head(path):
+    """The first 64 KB of a file (or .gz) as text, without blank lines before the first other one.
+
+    None if it cannot be read: reading all of it says why.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
+            text = f.read(1 << 16).decode("utf-8-sig", "replace")
+    except (EOFError, OSError, zlib.error):
+        return None
+    return re.sub(r"\A(?:[^\S\r\n]*[\r\n])+", "", text)
+
+
+def describe_xml(head):
+    """What to do with a file of XML, of which none is read: the corpus that has it in another form, or a conversion."""
+    for root, advice in (
+        ("collection", "BioC in XML; convert it to BioC in JSON (.json), which biored and custom read, or to PubTator"),
+        ("MEDDOCAN", "the XML of MEDDOCAN; --corpus meddocan reads the brat files that lie beside it"),
+        ("(xmi:)?XMI", "XMI, as E3C has it; --corpus e3c reads train.txt and test.txt of clinical_entities/layer1"),
+    ):
+        if re.search(rf"<{root}[\s>]", head):
+            return advice
+    return "XML, which is not read; convert it to columns, brat, PubTator or BioC in JSON"

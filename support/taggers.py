@@ -1,0 +1,84 @@
+"""Token classifiers as checkpoint folders: labels, the classifier's weights, and our own details in config.json."""
+
+from pathlib import Path
+
+from configs import UserError
+from support.checkpoints import FAMILIES, read_tensors
+from support.files import read_json
+from support.labels import check_label, check_type
+from support.tensors import is_plain_finite
+
+TAGGER_FILES = {  # of a tagger's folder, which is replaced as a whole: how ours is recognised; see files.check_output
+    "config.json": rb'(?s).*"kgi_tagger": ', "model.safetensors": None, "tokenizer.json": None,
+    "tokenizer_config.json": None, "special_tokens_map.json": None,
+}  # fmt: skip
+
+
+def describe_tagger(config, labels, details):
+    """What config.json says of a token classifier: its class, its labels, and `details` of our own (kgi_tagger)."""
+    return {
+        "architectures": [FAMILIES[config.family].masked_lm.replace("MaskedLM", "TokenClassification")],
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "kgi_tagger": details,
+    }
+
+
+def read_tagger(folder, config):
+    """The classifier of a checkpoint folder for tokens.
+
+    Returns: (its labels, {"classifier.weight" and "classifier.bias": float32 tensor}, its read_tagger_details, with
+    defaults for a folder of another library). Raises: UserError if the folder is not that of a tagger.
+    """
+    d, how = read_json(Path(folder, "config.json")), "finetune.py CHECKPOINT --corpus .. writes one to <results>/model"
+    names = d.get("id2label")
+    if type(names) is not dict:
+        raise UserError(f"{folder} is not a tagger: its config.json has no id2label; {how}")
+    classes = d.get("architectures") or []
+    if type(classes) is not list or not all(type(name) is str for name in classes):
+        raise UserError(f"{folder}: architectures in its config.json is not a list of names")
+    if others := [name for name in classes if not name.endswith("ForTokenClassification")]:
+        raise UserError(f"{folder} is not a tagger: its config.json says {others[0]}; {how}")
+    labels = [names.get(str(i)) for i in range(len(names))]
+    if not all(type(label) is str and label for label in labels) or len({*labels}) < len(labels):
+        raise UserError(f"{folder}: id2label in its config.json does not number distinct labels from 0")
+    weights = read_tensors(folder, FAMILIES[config.family])
+    shapes = {"classifier.weight": (len(labels), config.dim), "classifier.bias": (len(labels),)}
+    if not shapes.keys() <= weights.keys():
+        raise UserError(f"{folder} is not a tagger: its weights have no classifier; {how}")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape or not is_plain_finite(weights[name]):
+            raise UserError(f"{folder}: {name} is not {shape} finite numbers, as its config.json says")
+    return labels, {name: weights[name].float() for name in shapes}, tagger_settings(folder, labels, config)
+
+
+def read_tagger_details(folder):
+    """The object kgi_tagger in config.json, {} if there is none. Raises: UserError."""
+    details = read_json(Path(folder, "config.json")).get("kgi_tagger", {})
+    if type(details) is not dict:
+        raise UserError(f"{folder}: kgi_tagger in its config.json is not an object")
+    return details
+
+
+def tagger_settings(folder, labels, config):
+    """{"max_len", "has_text", "pos", "precision", "is_ours", "scheme"} of a tagger.
+
+    is_ours: whether fine-tuning wrote it; its labels are IOB2. scheme: BIOES, BILOU, or "" for IOB1 or IOB2.
+    Raises: UserError for values of another kind, or for labels of no scheme.
+    """
+    defaults = {"max_len": config.max_positions, "has_text": True, "pos": False, "precision": "auto"}
+    ours = read_tagger_details(folder)
+    details = defaults | ours
+    for key, default in defaults.items():
+        if type(details[key]) is not type(default):
+            raise UserError(f"{folder}: kgi_tagger in its config.json has {key} = {details[key]!r:.60}")
+    if not 8 <= details["max_len"] <= config.max_positions or details["precision"] not in ("auto", "bf16", "fp32"):
+        raise UserError(f"{folder}: kgi_tagger in its config.json has an impossible max_len or precision")
+    scheme, where = "", f"{folder}: id2label in its config.json"
+    for label in labels:
+        check_type(label, where)
+        scheme = "" if details["pos"] else check_label(label, scheme, where)
+    if ours and scheme:
+        raise UserError(f"{where}: its labels are of {scheme}, but a tagger of finetune.py has IOB2")
+    return details | {"is_ours": bool(ours), "scheme": scheme}
