@@ -34,7 +34,10 @@ from data import TASK_NAMES, TASKS
 from support import checkpoints, hardware, layouts, reports, runs
 from support.arrays import ceil_div, splitmix64
 from support.datasets import find_data, read_tokenizer
-from support.files import folder_lock, name_of, progress, run_command
+from support.files import folder_lock, name_of, progress
+from support.pooling import Pooling, inherit_pooling
+from support.programs import run_command
+from support.tensors import weight_files
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 MAY_CHANGE_ON_RESUME = (
@@ -150,7 +153,7 @@ class Run:
     batches: Batches
     compiled: bool  # whether the encoder is
     init: str | None  # a hash of the checkpoint that it started from
-    pooling: checkpoints.Pooling  # of texts, as its files say to other libraries
+    pooling: Pooling  # of texts, as its files say to other libraries
     tokenizer: bytes  # of the data set as it is now: it may be built again while the run goes on
     stop_signal: runs.StopSignal
     began: float
@@ -169,6 +172,18 @@ class Run:
         """Names of the tasks and objectives that there are examples of."""
         names = [TASK_NAMES[index] for index in np.unique(self.train.task[self.train.rows]).tolist()]
         return names + [objective.name for objective in self.objectives]
+
+    def mixed_loss(self, sums):
+        """(names, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}.
+
+        A task without targets is left out; without any target there is no loss.
+        """
+        out = {"loss": 0.0}
+        for name, weight, (loss, correct, n) in zip(self.names, self.coefficients.tolist(), np.asarray(sums).tolist()):
+            if n:
+                out |= {f"{name}_loss": loss / n, f"{name}_accuracy": correct / n}
+                out["loss"] += weight * loss / n
+        return out if len(out) > 1 else {}
 
     def start_over(self):
         """A new optimizer and scaler, and step 0; the number of steps stays."""
@@ -197,7 +212,7 @@ def set_up(s, objectives=()):
     out, weights = Path(s.out or Path("runs", f"kgi-{name_of(folder)}")), coefficients(s, train.manifest, objectives)
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, out, ranks) if s.init else (new_model(s, train, ranks), None)
-    pooling = checkpoints.inherit_pooling(s.init, ranks.print)
+    pooling = inherit_pooling(s.init, ranks.print)
     model.to(ranks.device)
     compiled = hardware.configure_encoder(s, model.encoder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -211,7 +226,9 @@ def set_up(s, objectives=()):
     )  # fmt: skip
     for objective in objectives:
         run.pooling = run.pooling._replace(mode=objective.pooling)
-    model.encoder.config.extra_config["kgi_tasks"] = runs.known_tasks(run)
+    extra = model.encoder.config.extra_config
+    known = {*run.trained, *extra.get("kgi_tasks", ())}  # that the heads were trained on, here or in --init
+    extra["kgi_tasks"] = [name for name in run.names if name in known]
     if not s.time_budget:
         run.state.steps = configs.count_steps(s, len(train))
         check_schedule(s, run.state.steps, len(train))
@@ -228,10 +245,8 @@ def check_settings(s):
         raise UserError(
             f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
         )
-    if "mlm" in s.tasks and not s.mlm_probability:
-        raise UserError("mlm_probability = 0 leaves no target to MLM; leave mlm out of --tasks")
-    if s.time_budget:
-        configs.budget_seconds(s.time_budget)
+    if "mlm" in s.tasks and s.mlm_probability < 0.005:
+        raise UserError(f"mlm_probability = {s.mlm_probability:g} leaves hardly a target; leave mlm out of --tasks")
 
 
 def new_model(s, train, ranks):
@@ -252,7 +267,7 @@ def load_initial_model(s, train, out, ranks):
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
     model = models.load(s.init, s.dropout, log=ranks.print)
     models.resize_token_embeddings(model, checkpoints.missing_ids(s.init, train.special), train.manifest["vocab_size"])
-    return model, runs.digest([Path(s.init, "config.json"), *checkpoints.weight_files(s.init)])
+    return model, runs.digest([Path(s.init, "config.json"), *weight_files(s.init)])
 
 
 # ---------------------------------------------------------------- the training loop
@@ -270,7 +285,7 @@ def train(s, objectives=()):
     with runs.out_of_memory_named(run), lock if run.ranks.is_main_process else nullcontext():
         runs.resume(run)
         try:
-            if not run.is_done():
+            if not is_done(run):
                 runs.check_exported(run.out)
                 begin(run)
             training_loop(run)
@@ -404,7 +419,7 @@ def collect(run, sums, micro_batches, batch):
     save_now = run.ranks.is_main_process and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
     *sums, computed, stop, save_now = run.ranks.all_reduce_sum([*sums.flatten().tolist(), computed, stop, save_now])
     sums = np.reshape(sums, (len(run.names), 3))
-    if not math.isfinite(loss := mixed_loss(run, sums).get("loss", 0.0)):
+    if not math.isfinite(loss := run.mixed_loss(sums).get("loss", 0.0)):
         runs.stop_diverged(run, f"the loss is {loss}")
     state.sums = (np.array(state.sums) + sums).tolist()
     vocabulary_targets = sum(n for head, n in zip(batch.heads, batch.n_targets) if head == "mlm_head")
@@ -412,19 +427,6 @@ def collect(run, sums, micro_batches, batch):
     state.work["tokens"] += int(batch.length.sum())
     state.work["computed"] += computed
     return stop > 0, save_now > 0
-
-
-def mixed_loss(run, sums):
-    """(names, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}.
-
-    A task without targets is left out; without any target there is no loss.
-    """
-    out = {"loss": 0.0}
-    for name, weight, (loss, correct, n) in zip(run.names, run.coefficients.tolist(), np.asarray(sums).tolist()):
-        if n:
-            out |= {f"{name}_loss": loss / n, f"{name}_accuracy": correct / n}
-            out["loss"] += weight * loss / n
-    return out if len(out) > 1 else {}
 
 
 # ---------------------------------------------------------------- validation
@@ -435,6 +437,11 @@ def validation_is_due(run):
     state = run.state
     at_interval = state.step == state.steps or state.step % run.valid_every == 0
     return state.step > 0 and at_interval and state.validated != state.step
+
+
+def is_done(run):
+    """Whether the last step was made, and the last validation. The steps are 0 until a time budget decides on them."""
+    return 0 < run.state.steps == run.state.step and not validation_is_due(run)
 
 
 def validation_rows(run):
@@ -449,7 +456,7 @@ def validation_rows(run):
 
 @torch.no_grad()
 def validate(run, rows=None):
-    """Loss and accuracy of each task over the rows of a validation, or over others, as mixed_loss gives them.
+    """Loss and accuracy of each task over the rows of a validation, or over others, as Run.mixed_loss gives them.
 
     Raises: runs.Interrupted, on all ranks, if a signal asks to stop.
     """
@@ -467,7 +474,10 @@ def validate(run, rows=None):
                 sums[:n_tasks, :2] += run.model(hardware.to_device(micro_batch, run.ranks.device, run.compiled))
             sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets, device=run.ranks.device)
     run.model.train()
-    return mixed_loss(run, np.reshape(run.ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
+    losses = run.mixed_loss(np.reshape(run.ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
+    if not math.isfinite(loss := losses.get("loss", 0.0)):
+        runs.stop_diverged(run, f"the validation loss is {loss}")
+    return losses
 
 
 # ---------------------------------------------------------------- before and after the loop
@@ -549,7 +559,7 @@ def timed(run, function, *arguments):
 def finish(run):
     """Prints how the run ended, and exits: with status 75 if a signal stopped it."""
     s, ranks, state = run.s, run.ranks, run.state
-    if not run.is_done():
+    if not is_done(run):
         # Steps that only measured how long one takes do not count.
         when = f"after step {state.step:,}, saved; the same command resumes from there" if state.steps else ""
         ranks.print(f"stopped by {run.stop_signal.name} {when or 'before the first step, nothing to save'}")

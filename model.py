@@ -15,6 +15,7 @@ import configs  # isort: split
 
 import functools
 import io
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -176,8 +177,8 @@ class KGIBert(nn.Module):
     def logits(self, batch):
         """The scores of every target of a MicroBatch: a tensor (targets, classes) for each task."""
         hidden = self.encoder(batch.ids, batch.mask, batch.position).flatten(0, 1).index_select(0, batch.target_index)
-        scores = []
-        for head, tasks in groupby(zip(batch.heads, batch.n_targets), key=itemgetter(0)):  # tasks that share it, at once
+        scores = []  # tasks that share a head are scored at once
+        for head, tasks in groupby(zip(batch.heads, batch.n_targets), key=itemgetter(0)):
             sizes = [n for _, n in tasks]
             mine, hidden = hidden.split([sum(sizes), len(hidden) - sum(sizes)])
             scores += getattr(self, head)(mine).split(sizes)
@@ -251,6 +252,10 @@ def load(folder, dropout=None, heads=True, log=print):
 def save(model, folder):
     """Writes config.json and model.safetensors in the layout of the model's family, which other libraries read."""
     checkpoints.write(folder, model.encoder.config, model.state_dict(), model.encoder.token_types)
+
+
+def count_parameters(c):
+    return sum(math.prod(shape) for shape in parameter_shapes(c).values())
 
 
 def parameter_shapes(c):

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -116,8 +117,7 @@ class Data(Settings):
     seed: int = setting(0, "seed of every random choice of the build", "output", most=2**32)
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)
     ep_examples: int = setting(100_000, "entity-prediction examples a language (Table 1)", "sizes", most=10**9)
-    lp_paths: int = setting(100_000, "link-prediction paths a language (Table 1)", "sizes", most=2 * 10**6)
-    sa_pairs: int = setting(0, "pairs of synonyms a language, for synonym alignment", "sizes", most=10**9)
+    lp_paths: int = setting(100_000, "link-prediction paths a language (Table 1)", "sizes", most=10**6)
     valid_fraction: float = setting(
         0.05, "share of concept pairs and documents held out for validation", "sizes", least=1e-6, most=0.5
     )
@@ -125,10 +125,10 @@ class Data(Settings):
     seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", "tokens", least=16, most=MAX_SEQ_LEN)
     windows: str = setting(
         "random",
-        "document tokens to train on: one window an epoch, the first, or all",
+        "document tokens to train on: another window each epoch, or the first",
         "tokens",
-        choices=("random", "first", "all"),
-    )
+        choices=("random", "first"),
+    )  # fmt: skip
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; default: train one", "tokens")
     vocab_size: int = setting(
         30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", "tokens", least=100, most=10**6
@@ -173,14 +173,9 @@ class Train(Settings):
     dim: int = setting(768, "hidden size", "encoder", least=1, most=2**14)
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
-    tasks: list[str] = setting(
-        [], "tasks to train (Table 6 leaves one out; sa is synonym alignment); default: mlm ep lp tc", "objective"
-    )
+    tasks: list[str] = setting([], "tasks to train (Table 6 leaves one out); default: mlm ep lp tc", "objective")
     alphas: list[float] = setting(
         [], "weights in equation (2) of the tasks after MLM; default: as in section 4.1", "objective"
-    )
-    temperature: float = setting(
-        0.05, "of the softmax over the names of a batch, for synonym alignment", "objective", least=1e-3
     )
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
     epochs: float = setting(64.0, "passes over the training examples", "schedule", least=1e-6)
@@ -209,9 +204,7 @@ class Train(Settings):
         True, "dropout of attention probabilities; false lets faster kernels run", "machine"
     )
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
-    valid_examples: int = setting(
-        0, "examples of validations before the last, which has all; 0: 1,000, or more where cheap", "output"
-    )
+    valid_examples: int = setting(2000, "examples of validations before the last, which has all", "output", least=1)
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")
     save_minutes: float = setting(10.0, "minutes after which a checkpoint is written in any case; 0: never", "output")
     log_every: int = setting(10, "steps between lines of metrics.jsonl", "output", least=1)
@@ -390,6 +383,15 @@ TABLES = {
 def count_steps(s, n_examples):
     """Optimizer steps of a training without a time budget. s: Train. n_examples: of the training split."""
     return s.steps or max(1, round(s.epochs * n_examples / s.batch_size))
+
+
+def budget_seconds(text):
+    """Seconds of a length of time such as 24h, 1h30m, 90m or 45s. Raises: UserError."""
+    match = re.fullmatch(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
+    total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
+    if not 0 < total < 1e8:
+        raise UserError(f"time_budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")
+    return total
 
 
 def warmup_steps(s, steps):

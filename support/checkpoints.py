@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+import configs
 from configs import UserError
 from support import tokenizers
+from support.datasets import has_tokenizer_of, how_to_build
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 from support.pooling import modules_of
 from support.tensors import is_plain_finite, read_safetensors, read_torch, weight_files, write_safetensors
@@ -304,3 +306,37 @@ def write(folder, config, parameters, token_types, more_config=None):
         weights[f"{family.prefix}{family.embeddings['token_type']}.weight"] = token_types
     write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
     write_json(folder / "config.json", d | family.constants | config.extra_config | (more_config or {}))
+
+
+# ---------------------------------------------------------------- the checkpoint that a run begins with
+
+
+def check_initial(s, c, train, out, new_tokens):
+    """Raises UserError if a checkpoint cannot be trained on a data set with these settings (configs.Train).
+
+    Args: c: its model.Config. train: a data.PretrainingDataset. out: the run folder.
+    """
+    if Path(s.init).resolve() == out.resolve():
+        raise UserError(f"--init and --out are both {s.init}; to resume that run leave --init as it was")
+    # A size that equals the default passes as not given: the checkpoint's counts.
+    for size in ("layers", "heads", "dim", "ffn"):
+        if getattr(s, size) not in (getattr(configs.Train, size), getattr(c, size)):
+            raise UserError(f"{size} = {getattr(s, size)}, but {s.init} has {getattr(c, size)}; leave it out")
+    tokenizers.load(s.init, max_entries=c.vocab_size)
+    if not has_tokenizer_of(s.init, train.folder, new_tokens):
+        raise UserError(f"{train.folder} has another tokenizer than {s.init}; {how_to_build(s.init)}")
+    if c.pad_token_id != train.special["pad"]:
+        raise UserError(
+            f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {train.special['pad']}"
+        )
+    if c.max_positions < train.seq_len:
+        raise UserError(
+            f"{s.init} has {c.max_positions} positions and {train.folder} sequences of up to {train.seq_len} tokens; "
+            "build it with a smaller --seq_len"
+        )
+
+
+def missing_ids(init, special):
+    """The ids of the relation tokens and [HREL] that a checkpoint's own tokenizer lacks. special: of the data set."""
+    tokenizer = tokenizers.load(init)
+    return [i for i in (*special["relations"], special["hrel"]) if tokenizer.id_to_token(i) is None]

@@ -8,11 +8,12 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 
 from configs import UserError
-from support.programs import read_launch
+from support.programs import is_out_of_memory, read_launch
 
 MAX_MICRO_TOKENS = 81_920  # on a GPU: a quarter above the mean batch of the paper, so that none is cut in two
 # What torch.compile, Triton and the C compiler raise; torch's own exceptions are RuntimeErrors.
@@ -166,3 +167,65 @@ def check_model_fits(n_parameters, device):
             f"the model is too large for the memory: {n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train"
             f"{each}, and there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
         )
+
+
+# ---------------------------------------------------------------- the encoder on a device
+
+
+def configure_encoder(s, encoder, ranks):
+    """Sets what makes the encoder faster on a GPU. Returns: whether it is compiled."""
+    if s.bf16_stream:
+        if ranks.dtype != torch.bfloat16:
+            raise UserError("bf16_stream needs --precision bf16")
+        encoder.stream_dtype = torch.bfloat16
+    if not s.attention_dropout:
+        encoder.config.attention_dropout = 0.0
+        for layer in encoder.layers:
+            layer.attention_dropout = 0.0
+    on_gpu = ranks.device.type == "cuda"
+    is_recent = on_gpu and torch.cuda.get_device_capability()[0] >= 8  # before, Triton falls back to slow code
+    compiled = s.compile == "on" or (s.compile == "auto" and is_recent and s.layout != "rectangles")
+    if compiled:
+        encoder.compile()
+    return compiled
+
+
+def to_device(micro_batch, device, compiled=False):
+    """A MicroBatch there. compiled: of packed rows, so that one graph serves any number of them."""
+    micro_batch = micro_batch.to(device)
+    if compiled and micro_batch.position is not None:
+        for x in (micro_batch.ids, micro_batch.mask, micro_batch.position):
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+    return micro_batch
+
+
+def compile_encoder(run, micro_batch):
+    """Compiles the encoder for training and for validation, by a first pass of each; or all ranks run it uncompiled.
+
+    They do where it fails on one of them, such as without a C compiler or with GPUs of two kinds. What fails for
+    another reason than compilation fails again in the first step. Raises: UserError with --compile on.
+    """
+    ranks, began, fault = run.ranks, time.monotonic(), ""
+    alone = nullcontext() if ranks.world_size == 1 else run.ddp.no_sync()  # the others may be without a gradient
+    micro_batch = to_device(micro_batch, ranks.device, run.compiled)
+    try:
+        if run.compiled:
+            with alone, autocast(ranks.device, ranks.dtype):
+                loss_and_correct = run.ddp(micro_batch)
+            loss_and_correct[:, 0].sum().backward()
+            with torch.no_grad(), autocast(ranks.device, ranks.dtype):
+                run.model.eval()(micro_batch)
+    except COMPILER_ERRORS as e:
+        if is_out_of_memory(e):
+            raise
+        fault = compiler_message(e)
+    run.model.train()
+    (n_compiled,) = ranks.all_reduce_sum([float(run.compiled and not fault)])
+    if n_compiled == ranks.world_size:
+        ranks.print(f"encoder compiled in {time.monotonic() - began:.0f} s")
+    elif run.compiled or n_compiled:
+        fault = f"{fault or 'not all ranks can'}. It needs a C compiler and Python's header files"
+        if run.s.compile == "on":
+            raise UserError(f"compile = 'on', but torch.compile failed: {fault}")
+        ranks.print(f"the encoder runs uncompiled, as torch.compile failed: {fault}")
+        run.compiled, run.model.encoder._compiled_call_impl = False, None  # as before Module.compile

@@ -11,6 +11,8 @@ import torch
 from support.arrays import ceil_div, concat_ranges
 
 IGNORE = -100  # the label of a token that is not predicted
+MAX_PADDING = {"cpu": 64, "cuda": 1024}  # tokens of padding in a padded micro-batch (docs/measurements.md)
+ROW_MULTIPLE = {"cpu": 8, "cuda": 1}  # of packed rows: a CPU compiles its products for each new shape
 
 
 @dataclass

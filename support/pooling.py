@@ -72,15 +72,15 @@ def pooling_mode(path, is_named):
     return " and ".join(names.get(str(x), str(x)) for x in (modes if type(modes) is list else [modes]))
 
 
-def inherit_pooling(init, at_cls, log):
+def inherit_pooling(init, log):
     """The Pooling of a run, which begins with the checkpoint `init` ("": with none).
 
-    It is [CLS], unless the checkpoint has its own. at_cls: whether names were aligned at [CLS], which then counts.
+    It is [CLS], unless the checkpoint has its own.
     """
     own = read_pooling(init) if init else Pooling()
     if own.fault:
         log(f"{init}: {own.fault}; the run has the vector at [CLS]")
-    return own._replace(mode="cls" if at_cls or own.fault else own.mode or "cls", others=())
+    return own._replace(mode="cls" if own.fault else own.mode or "cls", others=())
 
 
 def write_pooling(folder, pooling, dim, max_positions):

@@ -5,17 +5,22 @@ import math
 import shlex
 import statistics
 import sys
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 import configs
 from configs import UserError
-from support.files import check_output, check_output_file, made_folder, name_of, read_bytes, write_atomic
+from support import hardware
+from support.files import append_line, check_output, check_output_file, made_folder, name_of, read_bytes, write_atomic
 from support.tables import mean_and_deviation
 from support.texts import replace_surrogates
 
+VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
 MADE_BY = "KGI, a program for UMLS-KGI-BERT"  # in each picture
 PICTURE = f"(?s).*{MADE_BY}".encode()  # how ours are recognised; see check_output
 
@@ -261,6 +266,83 @@ def add_legend(figure, names, colours, title=""):
     figure.legend(dots, [*map(as_drawn, names)], loc="outside lower center", title=title, ncols=4)
 
 
+# ---------------------------------------------------------------- a run of kgi.py: its console and metrics.jsonl
+
+
+def print_run(run):
+    """Prints how large a run is, and what it runs on."""
+    s, ranks = run.s, run.ranks
+    size = sum(p.numel() for p in run.model.parameters())
+    weights = zip(run.names, run.coefficients.tolist())
+    shown = " ".join(f"{name} {w:.3f}" for name, w in weights if name in (*s.tasks, *run.trained))
+    ranks.print(f"{run.out}: {size:,} parameters, {len(run.train):,} examples, weights {shown}")
+    ranks.print(
+        f"{ranks.world_size} x {ranks.device.type} {str(ranks.dtype or torch.float32)[6:]}, "
+        f"{run.matmul_flops / 1e12:.3g} TFLOP/s, micro-batches of {run.batches.max_tokens:,} tokens"
+    )
+
+
+def announce_validation(run, rows):
+    """A line before the first validation, which can take minutes: a log file shows no progress bar."""
+    length = np.minimum(np.diff(run.valid.offsets)[rows], run.valid.seq_len)
+    flops = hardware.training_flops(run.model.encoder.config, length, 0.15 * length.sum()) / 3  # forward alone
+    seconds = flops / (VALID_MFU * run.matmul_flops)
+    of_tokens = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
+    what = f"{len(rows):,} held-out examples before the first step"
+    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{of_tokens}")
+
+
+def progress_bar(run):
+    """A bar over the steps: on a terminal from the first rank, nothing elsewhere."""
+    disable = None if run.ranks.is_main_process else True  # None: only where there is no terminal
+    state = run.state
+    return tqdm(total=state.steps, initial=state.step, unit="step", disable=disable, leave=False, dynamic_ncols=True)
+
+
+def log_training(run, lr, eta):
+    """A line of the console and of metrics.jsonl about the steps since the last one. eta: seconds left."""
+    state = run.state
+    work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
+    losses = run.mixed_loss(state.sums)
+    achieved = work["flops"] / seconds
+    run.matmul_flops = max(run.matmul_flops, achieved)  # it may have been measured on a busy machine
+    speed = work["tokens"] / seconds
+    record = {"step": state.step, "epoch": state.step * run.s.batch_size / len(run.train), **losses}
+    record |= {
+        "lr": lr, "tokens_per_s": speed, "mfu": achieved / run.matmul_flops if run.matmul_flops else 0.0,
+        "padding": 1 - work["tokens"] / work["computed"], "skipped": state.skipped,
+        "memory_gb": hardware.peak_memory(run.ranks.device) / 1e9, "eta_s": eta,
+    }  # fmt: skip
+    write_metrics(run, record)
+    shown = {name: losses.get(f"{name}_loss") for name in run.trained}
+    # A sum over some of the tasks cannot be compared with one over all.
+    shown = {"loss": None if None in shown.values() else losses["loss"]} | shown
+    parts = [f"step {state.step:>6}/{state.steps}"] + ["no targets"] * (not losses)
+    parts += [f"{name} -" if loss is None else f"{name} {loss:.3f}" for name, loss in shown.items() if losses]
+    parts += [f"{speed:,.0f} tokens/s", f"left {timedelta(seconds=round(eta))}"]
+    run.ranks.print("  ".join(parts))
+    state.begin_interval(len(run.names))
+
+
+def log_validation(run, losses):
+    """A line of the console and of metrics.jsonl about a validation: loss and accuracy of each task."""
+    run.state.validated = run.state.step
+    write_metrics(run, {"step": run.state.step, "valid": losses})
+    parts = [
+        f"step {run.state.step:>6}/{run.state.steps}",
+        f"valid {losses['loss']:.3f}" if losses else "valid: no targets",
+    ]
+    for name in run.names:
+        if f"{name}_loss" in losses:
+            parts.append(f"{name} {losses[f'{name}_loss']:.3f} ({100 * losses[f'{name}_accuracy']:.1f} %)")
+    run.ranks.print("  ".join(parts))
+
+
+def write_metrics(run, record):
+    if run.ranks.is_main_process:
+        append_line(run.out / "metrics.jsonl", (json.dumps(record) + "\n").encode())
+
+
 def print_after_training(s, out):
     """Prints what to do with a finished run. s: its configs.Train."""
     finetune = ("python finetune.py {} --corpus CORPUS --data FOLDER", out)
@@ -269,16 +351,16 @@ def print_after_training(s, out):
     print_next(finetune, ("python kgi.py evaluate {}", out), ("python kgi.py plot {}", out))
 
 
-def model_card(folder, init, config, manifest, weights, values, tasks, trained):
+def model_card(folder, init, config, manifest, weights, values, titles):
     """The README.md of a run folder: what it was trained on and with, and its last validation, as Markdown.
 
     Args:
         init: the checkpoint that it started from, or "". config: model.Config. manifest: of the data set.
-        weights: {task name: weight in equation (2)}. values: {setting: value} to show. tasks: data.TASKS.
-        trained: names of the tasks that it was trained on.
+        weights: {name: weight in equation (2)}. values: {setting: value} to show. titles: {name: title} of the tasks
+        that it was trained on, and of the objectives beside them.
     """
-    tasks, languages = [task for task in tasks if task.name in trained], manifest["languages"]
-    has_text, has_graph = "mlm" in trained, trained != ["mlm"]
+    languages, has_text, has_graph = manifest["languages"], "mlm" in titles, [*titles] != ["mlm"]
+    counted = [name for name in titles if all(name in n["train"] for n in manifest["counts"].values())]
     sources = ["sequences from the UMLS knowledge graph"] * has_graph + ["documents"] * has_text
     beginning = f"continues the training of `{name_of(init)}`" if init else "was trained from scratch"
     licence = " (for the UMLS, that of the US National Library of Medicine)" if has_graph else ""
@@ -294,31 +376,31 @@ def model_card(folder, init, config, manifest, weights, values, tasks, trained):
     ]
     columns = ["terms", "CUIs", "relations"] * has_graph
     lines += markdown_table(
-        ["language", *columns, *(f"{task.title} examples" for task in tasks)],
+        ["language", *columns, *(f"{titles[name]} examples" for name in counted)],
         [
-            [lang, *(f"{n[x.lower()]:,}" for x in columns), *(f"{n['train'][task.name]:,}" for task in tasks)]
+            [lang, *(f"{n[x.lower()]:,}" for x in columns), *(f"{n['train'][name]:,}" for name in counted)]
             for lang, n in manifest["counts"].items()
         ],
     )
     sizes = {"layers": config.layers, "heads": config.heads, "hidden size": config.dim, "feed-forward": config.ffn}
     sizes |= {"vocabulary": config.vocab_size, "positions": config.max_positions}
-    weights = ", ".join(f"{task.name.upper()} {weights[task.name]:.3f}" for task in tasks)
+    weights = ", ".join(f"{name.upper()} {weights[name]:.3f}" for name in titles)
     lines += markdown_table(["setting", "value"], (sizes | values | {"weights of the tasks": weights}).items())
     validations = [r for r in read_metrics(folder / "metrics.jsonl")[0] if "valid" in r]
     if validations:
         step, valid = validations[-1]["step"], validations[-1]["valid"]
         rows = [
-            [unit_of(task), f"{valid[f'{task.name}_loss']:.3f}", f"{100 * valid[f'{task.name}_accuracy']:.1f} %"]
-            for task in tasks
-            if f"{task.name}_loss" in valid and f"{task.name}_accuracy" in valid
+            [title + of_tokens(name), f"{valid[f'{name}_loss']:.3f}", f"{100 * valid[f'{name}_accuracy']:.1f} %"]
+            for name, title in titles.items()
+            if f"{name}_loss" in valid and f"{name}_accuracy" in valid
         ]
         lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
     return replace_surrogates("\n".join(lines))
 
 
-def unit_of(task):
-    """The title of a task where its accuracy stands, which for entity prediction is that of single tokens."""
-    return task.title + ", of tokens" * (task.name == "ep")
+def of_tokens(name):
+    """A note on the accuracy of entity prediction, which is that of single tokens."""
+    return ", of tokens" * (name == "ep")
 
 
 def markdown_table(heads, rows):

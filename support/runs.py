@@ -1,26 +1,33 @@
 """A run on a machine: its ranks, its signals, and a run folder that survives being killed at any moment."""
 
 import hashlib
+import json
 import os
 import re
 import signal
 import sys
+import time
 import zipfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from configs import UserError
-from support import hardware
+from configs import UserError, warmup_steps
+from support import checkpoints, hardware, reports, tokenizers
 from support.checkpoints import read_config
-from support.datasets import RUN_FILE
+from support.datasets import RUN_FILE, write_run
 from support.files import check_output, errors_named, reject_lfs_pointer, write_atomic
-from support.programs import read_launch
+from support.pooling import write_pooling
+from support.programs import is_out_of_memory, read_launch
 from support.tensors import WEIGHT_FILES, read_torch, weight_files
 
+EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
     "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
@@ -33,17 +40,17 @@ class Ranks:
     """This process among those of the run, and its device."""
 
     def __init__(self, s):
-        self.rank, self.world, *_ = read_launch()
-        self.is_first = self.rank == 0
+        self.rank, self.world_size, *_ = read_launch()
+        self.is_main_process = self.rank == 0
         port, address = os.environ.get("MASTER_PORT", ""), os.environ.get("MASTER_ADDR", "")
-        if self.world > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
+        if self.world_size > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
             what = f"MASTER_PORT = '{port}'" if address else "MASTER_ADDR = ''"
-            raise UserError(f"WORLD_SIZE = {self.world}, but {what} in the environment; start with torchrun")
+            raise UserError(f"WORLD_SIZE = {self.world_size}, but {what} in the environment; start with torchrun")
         self.device, self.dtype = hardware.choose_device(s.device, s.precision)
 
     def wrap(self, model):
         """The model as this rank trains it; all ranks meet here."""
-        if self.world == 1:
+        if self.world_size == 1:
             return model
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return DistributedDataParallel(model, gradient_as_bucket_view=True)  # or each gradient is kept and copied twice
@@ -51,23 +58,23 @@ class Ranks:
     def all_reduce_sum(self, numbers):
         """A list of numbers, summed over all ranks."""
         total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(total)
         return total.tolist()
 
-    def sum_tensor(self, tensor):
+    def all_reduce(self, tensor):
         """A tensor, summed over all ranks in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, number):
         """The mean of a number over all ranks, so that they agree on it."""
-        return self.all_reduce_sum([number])[0] / self.world
+        return self.all_reduce_sum([number])[0] / self.world_size
 
     def print(self, text):
         """Prints a line, above the progress bar, from the first rank."""
-        if self.is_first:
+        if self.is_main_process:
             with errors_named("standard output"):
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
@@ -78,12 +85,34 @@ class Ranks:
         Everything is on disk by now. A rank that takes its threads down in the usual way aborts now and then
         ("terminate called without an active exception"), and torchrun then kills the rest.
         """
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
         sys.exit(status)
+
+
+@dataclass
+class TrainState:
+    """Where a run is. A checkpoint holds this beside model, optimizer and scaler, and no more.
+
+    The order, the masks and the dropout are functions of (seed, step, micro-batch, rank).
+    """
+
+    step: int = 0
+    steps: int = 0  # of the whole run; 0: not yet known, with a time budget
+    validated: int = 0  # the step of the last validation: one that a signal interrupted is made up for on resume
+    skipped: int = 0  # fp16 steps whose gradients overflowed
+    overflows: int = 0  # of them in a row, up to now
+    compiled: bool = False  # whether the encoder was
+    sums: list = field(default_factory=list)  # since the last line of the log: (names, 3) loss, correct, targets
+    work: dict = field(default_factory=dict)  # since the last line of the log
+
+    def begin_interval(self, n_names):
+        """A line of the log was written: the next one counts from here."""
+        self.sums = np.zeros((n_names, 3)).tolist()
+        self.work = dict.fromkeys(("seconds", "tokens", "computed", "flops"), 0.0)
 
 
 class Interrupted(Exception):
@@ -97,13 +126,13 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.number, self.is_first = 0, read_launch().rank == 0
+        self.number, self.is_main_process = 0, read_launch().rank == 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
     def handle(self, number, _):
         self.number = number
-        if self.is_first:  # not print, which the signal may have interrupted
+        if self.is_main_process:  # not print, which the signal may have interrupted
             line = f"{self.name} received: saving the last finished step; a second {self.name} exits immediately\n"
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
         signal.signal(number, signal.SIG_DFL)
@@ -121,13 +150,16 @@ def out_of_memory_message(rank, tokens, seq_len):
     return f"rank {rank}: out of memory with micro-batches of {tokens:,} tokens; {advice}"
 
 
-def budget_seconds(text):
-    """Seconds of a length of time such as 24h, 1h30m, 90m or 45s. Raises: UserError."""
-    match = re.fullmatch(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
-    total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
-    if not 0 < total < 1e8:
-        raise UserError(f"time_budget = '{text}' is not a length of time such as 24h, 1h30m or 90m")
-    return total
+@contextmanager
+def out_of_memory_named(run):
+    """Has a run that is out of memory end in a line that says what to do, from whatever rank it is."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e):
+            raise
+        message = out_of_memory_message(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
+        sys.exit(f"kgi.py: error: {message}")  # the others do not know
 
 
 # ---------------------------------------------------------------- the run folder
@@ -301,3 +333,105 @@ def digest(paths):
         with open(Path(path), "rb") as f:
             out.update(hashlib.file_digest(f, "sha256").digest())
     return out.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- a run of kgi.py, saved and resumed
+
+
+def checkpoint_content(run):
+    """What a checkpoint holds."""
+    return {
+        "signature": run.signature(), "state": asdict(run.state), "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+    }  # fmt: skip
+
+
+def save_checkpoint(run):
+    """Writes checkpoint.pt, to resume from, and the model as other programs open it.
+
+    A model that has diverged is not written: the checkpoint before it stays.
+    """
+    began = time.monotonic()
+    if not all(p.isfinite().all() for p in run.model.parameters()):
+        stop_diverged(run, "the weights are not finite")
+    if run.ranks.is_main_process:
+        write_checkpoint(run.out, checkpoint_content(run), keep_previous=not run.fell_back)
+        run.fell_back = False
+        export_checkpoint(run)
+    run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
+    if run.saved < 0:
+        at_latest = f", at the latest after {run.s.save_minutes:g} minutes" if run.s.save_minutes else ""
+        run.ranks.print(
+            f"checkpoint: saved in {time.monotonic() - began:.1f} s, every {run.save_every:,} steps{at_latest}"
+        )
+    run.saved, run.saved_at = run.state.step, time.monotonic()
+
+
+def resume(run):
+    """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
+    path, content, faults = find_checkpoint(run.out, checkpoint_content(run))
+    metrics = run.out / "metrics.jsonl"
+    records, n_damaged = reports.read_metrics(metrics)
+    if content:
+        check_signature(path, content, run.signature())
+        run.model.load_state_dict(content["model"])
+        # Its settings are those of this run, the learning rate that of each step.
+        run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
+        if content["scaler"]:  # empty if that run had none
+            run.scaler.load_state_dict(content["scaler"])
+        run.state, run.fell_back = TrainState(**content["state"]), bool(faults)
+        step = run.state.step
+        if faults:
+            run.ranks.print(f"{faults[0]}; resuming from the previous checkpoint, of step {step:,}")
+        if n_damaged:
+            run.ranks.print(f"{metrics}: {n_damaged:,} damaged lines are dropped")
+        elif not records and step:
+            run.ranks.print(f"{metrics} is missing: what it held up to step {step:,} is lost")
+        known = {True: run.state.validated, False: step}
+        records = [record for record in records if step and record["step"] <= known["valid" in record]]
+    else:
+        refuse_foreign_folder(run.out, records, n_damaged)
+        records = []  # of a run that ended before its first checkpoint
+    if run.ranks.mean(run.state.step) != run.state.step:
+        raise UserError(f"the ranks see different checkpoints in {run.out}; all nodes must share the folder")
+    if run.ranks.is_main_process:
+        run.out.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        if metrics.exists():
+            write_atomic(metrics, lambda f: f.write(lines.encode()))
+
+
+def export_checkpoint(run):
+    """Writes the model as a folder that finetune.py, and AutoModel of other libraries, open; with a model card."""
+    s, state, c, folder = run.s, run.state, run.model.encoder.config, run.out
+    tokenizers.save(run.tokenizer, folder, c.max_positions, c.type_vocab_size)
+    weights = dict(zip(run.names, run.coefficients.tolist()))
+    values = {
+        "steps": f"{state.step:,} of {state.steps:,}", "effective batch": s.batch_size, "peak learning rate": s.lr,
+        "warm-up steps": f"{warmup_steps(s, state.steps):,.0f}", "dropout": s.dropout,
+        "MLM probability": s.mlm_probability, "seed": s.seed,
+    }  # fmt: skip
+    titles = {name: run.titles[name] for name in run.trained}
+    card = reports.model_card(folder, s.init, c, run.train.manifest, weights, values, titles)
+    write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
+    write_run(folder, run.train.folder, run.train.manifest, s.tables.get("finetune", {}))
+    write_pooling(folder, run.pooling, c.dim, c.max_positions)
+    checkpoints.write(folder, c, run.model.state_dict(), run.model.encoder.token_types)
+
+
+def is_exported(run):
+    """Whether the run folder holds the model of its last checkpoint: all of it, and none is older."""
+    names = (*EXPORTED, "model.safetensors", "modules.json", RUN_FILE)
+    saved = (run.out / CHECKPOINT).stat().st_mtime_ns
+    return (
+        all((run.out / name).exists() for name in names) and (run.out / "model.safetensors").stat().st_mtime_ns >= saved
+    )
+
+
+def stop_diverged(run, what):
+    """Ends a run whose numbers are no longer finite. Its last checkpoint stays."""
+    path = run.out / CHECKPOINT
+    kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
+    raise UserError(
+        f"step {run.state.step:,}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out"
+    )

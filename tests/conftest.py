@@ -57,8 +57,8 @@ def build(release, out, **settings):
 def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settings):
     """The graph of a release folder, read again."""
     s = configs.Data(semantic_types=list(kept), **settings)
-    with tempfile.TemporaryDirectory() as cache:
-        found = read_release(release, [lang], s, Path(cache), data.RELATIONS, lambda _: None)
+    with tempfile.TemporaryDirectory() as place:
+        found = read_release(release, [lang], s, Path(place), data.RELATIONS, lambda _: None)
     return data.Graph(**vars(found.tables[0]))
 
 
