@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
 )
 FILES = {  # of a data set: how their beginning is recognised, as check_output has it
     "manifest.json": rb'\{\s*"name": ".*",\s*"languages": ', "train.arrow": rb"(?s)ARROW1.{,2000}cuis",
-    "valid.arrow": None, "tokenizer.json": None,
+    "valid.arrow": None, "tokenizer.json": None, "pairs.arrow": None, "pairs.json": None,
 }  # fmt: skip
 VERSION = 2  # of the form of a data set; 1, without a number, had examples with [CLS] and [SEP]
 RUN_FILE = "kgi.json"  # of a run folder
