@@ -42,7 +42,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import hardware, linking, reports, retrieval, runs, tokenizers, umls
+from support import distributed, hardware, linking, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
 from support.datasets import (
     RUN_FILE,
@@ -163,7 +163,7 @@ class Batches:
 
     def micro_batches(self, batch):
         """This rank's share of a MaskedBatch, as data.MicroBatches of the layout that suits the device."""
-        share = self.ranks.rank, self.ranks.world
+        share = self.ranks.rank, self.ranks.world_size
         if not self.packed:
             return data.rectangles(batch, self.micro_tokens, self.max_padding, *share)
         row_length = -(-self.dataset.seq_len // 8) * 8  # what attention kernels like
@@ -227,7 +227,7 @@ class Run:
     """What the functions below share."""
 
     s: configs.Train
-    ranks: runs.Ranks
+    ranks: distributed.Ranks
     out: Path
     train: data.PretrainingDataset
     valid: data.PretrainingDataset
@@ -267,7 +267,7 @@ class Run:
 def set_up(s):
     """The Run of settings `s`, before its first step. Raises: UserError."""
     began, stop_signal = time.monotonic(), runs.StopSignal()
-    ranks = runs.Ranks(s)
+    ranks = distributed.Ranks(s)
     folder = find_data(s.data, s.init, data.NEW_TOKENS)
     if not set(s.tasks) <= set(TASK_NAMES):
         raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
@@ -388,7 +388,7 @@ def train(s):
     run = set_up(s)
     lock = folder_lock(run.out, "another process is training into it; wait for it, or end it")
     try:
-        with lock if run.ranks.is_first else nullcontext():
+        with lock if run.ranks.is_main_process else nullcontext():
             resume(run)
             at_end = run.state.steps and run.state.step == run.state.steps  # steps is 0 if a time budget decides
             try:
@@ -474,8 +474,8 @@ def forward_backward(run, micro_batches, batch):
     Returns: (tasks, 2) float32, of this rank: summed loss and correct predictions.
     """
     ranks = run.ranks
-    # DDP averages over the ranks; times world makes it the sum.
-    scale = run.coefficients * ranks.world / torch.from_numpy(batch.targets_per_task).clamp(min=1)
+    # DDP averages over the ranks; times world_size makes it the sum.
+    scale = run.coefficients * ranks.world_size / torch.from_numpy(batch.targets_per_task).clamp(min=1)
     scale = scale.to(ranks.device, torch.float32)
     sums = torch.zeros(len(TASKS), 2, device=ranks.device)
     name_gradient = None
@@ -485,7 +485,7 @@ def forward_backward(run, micro_batches, batch):
         is_last = i == len(micro_batches) - 1
         stop_if_asked(run, is_last)
         seed_dropout(run, i)
-        exchange = nullcontext() if ranks.world == 1 or is_last else run.ddp.no_sync()
+        exchange = nullcontext() if ranks.world_size == 1 or is_last else run.ddp.no_sync()
         with exchange:
             with hardware.autocast(ranks.device, ranks.dtype):
                 loss_and_correct = run.ddp(*to_device(micro_batch, ranks.device, run.compiled), name_gradient)
@@ -529,7 +529,7 @@ def align_names(run, micro_batches, batch):
         with hardware.autocast(ranks.device, ranks.dtype):
             found = run.model.logits(ids, mask, target_index, targets_per_task, position)[data.SA].detach()
         vectors[label], is_mine[label] = found, True
-    vectors = ranks.sum_tensor(vectors).requires_grad_()
+    vectors = ranks.all_reduce(vectors).requires_grad_()
     with torch.enable_grad():
         loss, correct = models.alignment_loss(vectors, batch.concepts_of_names, run.s.temperature)
         (gradient,) = torch.autograd.grad(loss.sum(), vectors)
@@ -566,7 +566,7 @@ def collect(run, sums, micro_batches, batch):
     state = run.state
     computed = sum(ids.numel() for ids, *_ in micro_batches)
     stop = run.stop_signal.number > 0
-    save_now = run.ranks.is_first and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
+    save_now = run.ranks.is_main_process and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
     *sums, computed, stop, save_now = run.ranks.all_reduce_sum([*sums.flatten().tolist(), computed, stop, save_now])
     statistics = np.column_stack([np.reshape(sums, (len(TASKS), 2)), batch.targets_per_task])
     if not math.isfinite(loss := summarise(run, statistics).get("loss", 0.0)):
@@ -630,7 +630,7 @@ def validate(run, rows=None):
     run.model.eval()
     sums, counts = torch.zeros(len(TASKS), 2, device=run.ranks.device), np.zeros(len(TASKS))
     batches = validation_batches(run, rows)
-    for some in progress("validation", batches) if run.ranks.is_first else batches:
+    for some in progress("validation", batches) if run.ranks.is_main_process else batches:
         batch = run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH))
         counts += batch.targets_per_task
         micro_batches = run.batches.lay_out(batch)
@@ -661,16 +661,16 @@ def stop_diverged(run, what):
 def begin(run):
     """Prints what the run is, validates before the first step, and finds out the steps that a time budget allows."""
     s, ranks, state = run.s, run.ranks, run.state
-    run.matmul_flops = ranks.world * hardware.measure_matmul_flops(ranks.device, ranks.dtype)
+    run.matmul_flops = ranks.world_size * hardware.measure_matmul_flops(ranks.device, ranks.dtype)
     run.matmul_measured = time.monotonic()
     size = sum(p.numel() for p in run.model.parameters())
     weights = " ".join(f"{name} {w:.3f}" for name, w in zip(TASK_NAMES, run.coefficients.tolist()) if name in s.tasks)
     ranks.print(f"{run.out}: {size:,} parameters, {len(run.train):,} examples, weights {weights}")
     ranks.print(
-        f"{ranks.world} x {ranks.device.type} {str(ranks.dtype or torch.float32)[6:]}, "
+        f"{ranks.world_size} x {ranks.device.type} {str(ranks.dtype or torch.float32)[6:]}, "
         f"{run.matmul_flops / 1e12:.3g} TFLOP/s, micro-batches of {run.batches.micro_tokens:,} tokens"
     )
-    if ranks.world > 1 or run.compiled:
+    if ranks.world_size > 1 or run.compiled:
         warm_up(run)
     if state.step and state.compiled != run.compiled:
         now, before = ("", "not ") if run.compiled else ("no longer ", "")
@@ -713,7 +713,7 @@ def warm_up(run):
     """
     micro_batches, batch = run.batches.get(run.state.step)
     compile_encoder(run, micro_batches[0])
-    for _ in range(2 * (run.ranks.world > 1)):
+    for _ in range(2 * (run.ranks.world_size > 1)):
         forward_backward(run, micro_batches[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.batches.prefetched = {}
@@ -726,7 +726,7 @@ def compile_encoder(run, micro_batch):
     another reason than compilation fails again in the first step. Raises: UserError with --compile on.
     """
     ranks, began, fault = run.ranks, time.monotonic(), ""
-    alone = nullcontext() if ranks.world == 1 else run.ddp.no_sync()  # the others may be without a gradient
+    alone = nullcontext() if ranks.world_size == 1 else run.ddp.no_sync()  # the others may be without a gradient
     arguments = to_device(micro_batch, ranks.device, run.compiled)
     try:
         if run.compiled:
@@ -741,7 +741,7 @@ def compile_encoder(run, micro_batch):
         fault = hardware.compiler_message(e)
     run.model.train()
     (n_compiled,) = ranks.all_reduce_sum([float(run.compiled and not fault)])
-    if n_compiled == ranks.world:
+    if n_compiled == ranks.world_size:
         ranks.print(f"encoder compiled in {time.monotonic() - began:.0f} s")
     elif run.compiled or n_compiled:
         fault = f"{fault or 'not all ranks can'}. It needs a C compiler and Python's header files"
@@ -835,15 +835,15 @@ def finish(run):
         when = f"after step {state.step:,}, saved; the same command resumes from there" if state.steps else ""
         ranks.print(f"stopped by {run.stop_signal.name} {when or 'before the first step, nothing to save'}")
         ranks.exit(EXIT_REQUEUE)
-    if ranks.is_first and not is_exported(run):  # killed before the model was written
+    if ranks.is_main_process and not is_exported(run):  # killed before the model was written
         runs.check_exported(run.out)
         export_checkpoint(run)
     records = [r for r in reports.read_metrics(run.out / "metrics.jsonl")[0] if "valid" not in r]
     had_none = bool(records) and not any("loss" in r for r in records)
-    if ranks.all_reduce_sum([float(had_none and ranks.is_first)])[0]:
+    if ranks.all_reduce_sum([float(had_none and ranks.is_main_process)])[0]:
         raise UserError(f"{run.out}: no step had a target, so nothing was trained; give a larger --mlm_probability")
     ranks.print(f"done: {run.out}")
-    if ranks.is_first:
+    if ranks.is_main_process:
         reports.print_after_training(s, run.out)
     ranks.exit(0)
 
@@ -853,7 +853,7 @@ def finish(run):
 
 def progress_bar(run):
     """A bar over the steps: on a terminal from the first rank, nothing elsewhere."""
-    disable = None if run.ranks.is_first else True  # None: only where there is no terminal
+    disable = None if run.ranks.is_main_process else True  # None: only where there is no terminal
     state = run.state
     return tqdm(total=state.steps, initial=state.step, unit="step", disable=disable, leave=False, dynamic_ncols=True)
 
@@ -892,7 +892,7 @@ def raise_matmul_flops(run, achieved):
         run.matmul_measured = time.monotonic()
         with suppress(torch.OutOfMemoryError):  # the run may need all there is
             again = hardware.measure_matmul_flops(run.ranks.device, run.ranks.dtype, repeat=1)
-            run.matmul_flops = max(run.matmul_flops, run.ranks.world * again)
+            run.matmul_flops = max(run.matmul_flops, run.ranks.world_size * again)
     run.matmul_flops = max(run.matmul_flops, achieved)
 
 
@@ -911,7 +911,7 @@ def log_validation(run, losses):
 
 
 def write_metrics(run, record):
-    if run.ranks.is_first:
+    if run.ranks.is_main_process:
         append_line(run.out / "metrics.jsonl", (json.dumps(record) + "\n").encode())
 
 
@@ -940,7 +940,7 @@ def save_checkpoint(run):
     began = time.monotonic()
     if not all(p.isfinite().all() for p in run.model.parameters()):
         stop_diverged(run, "the weights are not finite")
-    if run.ranks.is_first:
+    if run.ranks.is_main_process:
         runs.write_checkpoint(run.out, checkpoint_content(run), keep_previous=not run.fell_back)
         run.fell_back = False
         export_checkpoint(run)
@@ -981,7 +981,7 @@ def resume(run):
         records = []  # of a run that ended before its first checkpoint
     if run.ranks.mean(run.state.step) != run.state.step:
         raise UserError(f"the ranks see different checkpoints in {run.out}; all nodes must share the folder")
-    if run.ranks.is_first:
+    if run.ranks.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         if metrics.exists():

@@ -1,23 +1,18 @@
-"""A run on a machine: its ranks, its signals, and a run folder that survives being killed at any moment."""
+"""A run on a machine: its signals, and a run folder that survives being killed at any moment."""
 
 import hashlib
 import os
 import re
 import signal
-import sys
 import zipfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from configs import UserError
-from support import hardware
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE
-from support.files import check_output, errors_named, reject_lfs_pointer, write_atomic
+from support.files import check_output, reject_lfs_pointer, write_atomic
 from support.programs import read_launch
 from support.tensors import WEIGHT_FILES, read_torch, weight_files
 
@@ -27,63 +22,6 @@ EXPORTED = {  # what a run writes for other programs: how the beginning of ours 
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
     "special_tokens_map.json": rb'\{\s*"pad_token": ',
 }  # fmt: skip
-
-
-class Ranks:
-    """This process among those of the run, and its device."""
-
-    def __init__(self, s):
-        self.rank, self.world, *_ = read_launch()
-        self.is_first = self.rank == 0
-        port, address = os.environ.get("MASTER_PORT", ""), os.environ.get("MASTER_ADDR", "")
-        if self.world > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
-            what = f"MASTER_PORT = '{port}'" if address else "MASTER_ADDR = ''"
-            raise UserError(f"WORLD_SIZE = {self.world}, but {what} in the environment; start with torchrun")
-        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
-
-    def wrap(self, model):
-        """The model as this rank trains it; all ranks meet here."""
-        if self.world == 1:
-            return model
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)  # or each gradient is kept and copied twice
-
-    def all_reduce_sum(self, numbers):
-        """A list of numbers, summed over all ranks."""
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(total)
-        return total.tolist()
-
-    def sum_tensor(self, tensor):
-        """A tensor, summed over all ranks in place."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def mean(self, number):
-        """The mean of a number over all ranks, so that they agree on it."""
-        return self.all_reduce_sum([number])[0] / self.world
-
-    def print(self, text):
-        """Prints a line, above the progress bar, from the first rank."""
-        if self.is_first:
-            with errors_named("standard output"):
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
-
-    def exit(self, status):
-        """Ends the process, together with the other ranks.
-
-        Everything is on disk by now. A rank that takes its threads down in the usual way aborts now and then
-        ("terminate called without an active exception"), and torchrun then kills the rest.
-        """
-        if self.world > 1:
-            dist.barrier()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        sys.exit(status)
 
 
 class Interrupted(Exception):
@@ -97,13 +35,13 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.number, self.is_first = 0, read_launch().rank == 0
+        self.number, self.is_main_process = 0, read_launch().rank == 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
     def handle(self, number, _):
         self.number = number
-        if self.is_first:  # not print, which the signal may have interrupted
+        if self.is_main_process:  # not print, which the signal may have interrupted
             line = f"{self.name} received: saving the last finished step; a second {self.name} exits immediately\n"
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
         signal.signal(number, signal.SIG_DFL)
