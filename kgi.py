@@ -403,7 +403,7 @@ def train(s):
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
-        message = runs.out_of_memory_message(run.ranks.rank, run.batches.micro_tokens, run.train.seq_len)
+        message = runs.memory_advice(run.ranks.rank, run.batches.micro_tokens, run.train.seq_len)
         sys.exit(f"kgi.py: error: {message}")  # from whatever rank it is: the others do not know
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from configs import UserError
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE
 from support.files import check_output, reject_lfs_pointer, write_atomic
+from support.forms import find_misfit
 from support.programs import read_launch
 from support.tensors import WEIGHT_FILES, read_torch, weight_files
 
@@ -51,8 +53,8 @@ class StopSignal:
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
 
 
-def out_of_memory_message(rank, tokens, seq_len):
-    """What to do about it. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
+def memory_advice(rank, tokens, seq_len):
+    """What to do if memory ran out in a step. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
     advice = f"retry with --micro_tokens {tokens // 2}; the run will resume"
     if tokens // 2 < seq_len:  # a micro-batch of one sequence cannot be halved
         advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
@@ -123,14 +125,15 @@ def find_fault(content, like):
 
     That of a run with other settings needs to say no more than these: check_signature is about to refuse it.
     """
-    if misfit := find_misfit(content, dict.fromkeys(like), "it"):
+    if misfit := find_misfit(content, dict.fromkeys(like)):
         return misfit
     signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
     if type(signature) is not dict or not is_plain(signature):
         return "signature does not hold the settings of a run"
     # One of an older version lacks what was added to the state since.
     needed = {"step", "steps", "statistics", "work"}.union(state if type(state) is dict else ())
-    if misfit := find_misfit(state, {key: x for key, x in like["state"].items() if key in needed}, "state"):
+    form = form_of({key: x for key, x in like["state"].items() if key in needed})
+    if misfit := find_misfit(state, form, "state"):
         return misfit
     if not max(state.get("skipped", 0), state.get("overflows", 0)) <= state["step"] <= state["steps"]:
         return f"state is at step {state['step']} of {state['steps']}"
@@ -142,44 +145,38 @@ def find_fault(content, like):
     is_new = found == {} and state["step"] == state.get("skipped", 0)
     scaler = content["scaler"] or {}  # empty if that run had none
     return (
-        find_misfit(content["model"], like["model"], "model")
-        or find_misfit(found, {} if is_new else dict(enumerate(moments)), "state of the optimizer")
-        or find_misfit(scaler, torch.amp.GradScaler("cpu").state_dict() if scaler else {}, "scaler")
+        find_misfit(content["model"], form_of(like["model"]), "model")
+        or find_misfit(found, {} if is_new else form_of(dict(enumerate(moments))), "state of the optimizer")
+        or find_misfit(scaler, form_of(torch.amp.GradScaler("cpu").state_dict()) if scaler else {}, "scaler")
     )
 
 
-def find_misfit(value, like, name):
-    """What of a value has another form than `like`, in words; "" if nothing.
+def form_of(like):
+    """The form, as find_misfit has it, of a value like this one: same keys, lengths and shapes, and finite numbers.
 
-    Tensors have the same shape, numbers are finite, whole ones not negative, lists have the same length, objects the
-    same keys. What is None in `like` may be anything.
+    Whole numbers are not negative. What is None may be anything.
     """
     if isinstance(like, dict):
-        if not isinstance(value, dict):
-            return f"{name} is no object"
-        if missing := [key for key in like if key not in value]:
-            return f"no {missing[0]} in {name}"
-        if unknown := [key for key in value if key not in like]:
-            return f"{unknown[0]} in {name} is unknown"
-        parts = [(value[key], like[key], f"{key} in {name}") for key in like]
-        return next((misfit for part in parts if (misfit := find_misfit(*part))), "")
+        return {key: form_of(x) for key, x in like.items()}
     if type(like) is list:
-        if type(value) is not list or len(value) != len(like):
-            return f"{name} is no list of {len(like)}"
-        return next((misfit for x, y in zip(value, like) if (misfit := find_misfit(x, y, name))), "")
+        return tuple(map(form_of, like))
     if isinstance(like, torch.Tensor):
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            return f"{name} is no tensor of numbers"
-        return "" if value.shape == like.shape else f"{name} has shape {[*value.shape]}, not {[*like.shape]}"
+        return partial(tensor_fault, like)
     if like is None:
-        return ""
-    if type(like) is bool:
-        fits = type(value) is bool
-    elif type(like) is int:
-        fits = type(value) is int and 0 <= value < 2**53
-    else:
-        fits = type(value) in (int, float) and abs(value) < 1e300
-    return "" if fits else f"{name} is {ascii(value)[:20]}"
+        return None
+    return type(like) if type(like) in (bool, int) else number_fault
+
+
+def tensor_fault(like, value):
+    """What is wrong with a value where there was a tensor `like`; "" if nothing."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return "is no tensor of numbers"
+    return "" if value.shape == like.shape else f"has shape {[*value.shape]}, not {[*like.shape]}"
+
+
+def number_fault(value):
+    """What is wrong with a value where there was a number, maybe below 0; "" if nothing."""
+    return "" if type(value) in (int, float) and abs(value) < 1e300 else f"is {ascii(value)[:20]}"
 
 
 def is_plain(value):
