@@ -31,7 +31,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import TASK_NAMES, TASKS
-from support import checkpoints, hardware, layouts, reports, runs
+from support import checkpoints, distributed, hardware, layouts, reports, runs
 from support.arrays import ceil_div, splitmix64
 from support.datasets import find_data, read_tokenizer
 from support.files import folder_lock, name_of, progress
@@ -140,7 +140,7 @@ class Run:
     """What the functions below share."""
 
     s: configs.Train
-    ranks: runs.Ranks
+    ranks: distributed.Ranks
     out: Path
     train: data.PretrainingDataset
     valid: data.PretrainingDataset
@@ -203,7 +203,7 @@ class Run:
 def set_up(s, objectives=()):
     """The Run of settings `s`, before its first step. Raises: UserError."""
     began, stop_signal = time.monotonic(), runs.StopSignal()
-    ranks = runs.Ranks(s)
+    ranks = distributed.Ranks(s)
     check_settings(s)
     folder = find_data(s.data, s.init, data.NEW_TOKENS)
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)

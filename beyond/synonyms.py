@@ -4,9 +4,9 @@
     torchrun --nproc_per_node 4 -m beyond.synonyms configs/v1-fr.toml      kgi.py with this loss beside its tasks
     python -m beyond.synonyms --data datasets/en --tasks mlm --init all-MiniLM-L6-v2
 
-Names of one concept, in one language or two, are positives, as SapBERT has them. Each name has to find its partner among
-the partners of all pairs of a step, by the cosine of the vectors at [CLS]. Neither micro-batches nor ranks change the
-loss. Names of held-out concepts are in no pair of the training.
+Names of one concept, in one language or two, are positives, as SapBERT has them. Each name has to find its partner
+among the partners of all pairs of a step, by the cosine of the vectors at [CLS]. Neither micro-batches nor ranks change
+the loss. Names of held-out concepts are in no pair of the training.
 """
 
 import configs  # isort: split
@@ -219,7 +219,7 @@ def write_pairs(f, columns):
 
 
 class Pairs:
-    """The pairs of one split: names 2k and 2k + 1 are pair k. ids, cuis: lists one after another, with their offsets."""
+    """The pairs of one split: names 2k and 2k + 1 are pair k. ids, cuis: one list after another, with offsets."""
 
     def __init__(self, table, split):
         rows = table.filter(pc.equal(table["split"], data.SPLITS.index(split))).combine_chunks()
@@ -254,7 +254,7 @@ def flatten(column):
 
 
 def read_pairs(folder):
-    """({split: Pairs}, the SHA-256 of the file) of a data set. Raises: UserError if there is none, or of another one."""
+    """({split: Pairs}, the SHA-256 of the file) of a data set. Raises: UserError if it has none."""
     path, how = Path(folder, "pairs.arrow"), f"python -m beyond.synonyms build {folder}"
     about = read_json(Path(folder, "pairs.json"))
     if not path.is_file() or about.get("data") != datasets.read_manifest(folder)["sha256"]:

@@ -50,46 +50,38 @@ DISTILBERT_PARTS = {
     "q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "out": "attention.out_lin",
     "norm1": "sa_layer_norm", "ffn1": "ffn.lin1", "ffn2": "ffn.lin2", "norm2": "output_layer_norm",
 }  # fmt: skip
-
 BERT_PARTS = {
     "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
     "out": "attention.output.dense", "norm1": "attention.output.LayerNorm",
     "ffn1": "intermediate.dense", "ffn2": "output.dense", "norm2": "output.LayerNorm",
 }  # fmt: skip
-
 DISTILBERT_KEYS = {
     "vocab_size": "vocab_size", "max_positions": "max_position_embeddings", "dim": "dim", "layers": "n_layers",
     "heads": "n_heads", "ffn": "hidden_dim", "dropout": "dropout", "attention_dropout": "attention_dropout",
     "activation": "activation", "pad_token_id": "pad_token_id",
 }  # fmt: skip
-
 BERT_KEYS = {
     "vocab_size": "vocab_size", "max_positions": "max_position_embeddings", "dim": "hidden_size",
     "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn": "intermediate_size",
     "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob", "activation": "hidden_act",
     "pad_token_id": "pad_token_id", "eps": "layer_norm_eps", "type_vocab_size": "type_vocab_size",
 }  # fmt: skip
-
 DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # if config.json is silent
-
 BERT = Family(
     "BertForMaskedLM", "bert.", "encoder.layer", BERT_PARTS, "cls.predictions.transform.dense",
     "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder", BERT_KEYS,
     constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
-
 DISTILBERT = Family(
     "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS, "vocab_transform",
     "vocab_layer_norm", "vocab_projector.bias", "vocab_projector", DISTILBERT_KEYS,
     constants={"sinusoidal_pos_embds": False},
 )  # fmt: skip
-
 ROBERTA = Family(
     "RobertaForMaskedLM", "roberta.", "encoder.layer", BERT_PARTS, "lm_head.dense", "lm_head.layer_norm",
     "lm_head.bias", "lm_head.decoder", BERT_KEYS, padded_positions=True, mlm_activation="gelu",
     constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
-
 FAMILIES = {
     "distilbert": DISTILBERT,
     "bert": BERT,
@@ -97,9 +89,7 @@ FAMILIES = {
     "camembert": ROBERTA._replace(masked_lm="CamembertForMaskedLM"),
     "xlm-roberta": ROBERTA._replace(masked_lm="XLMRobertaForMaskedLM"),
 }
-
 PREFIXES = {family.prefix for family in FAMILIES.values()} | {"camembert.", "xlm_roberta.", "transformer."}
-
 IGNORED = re.compile(  # parts of other models on the same encoder
     r"^(pooler|cls\.seq_relationship|classifier|pre_classifier|qa_outputs)\.|^embeddings\.(position|token_type)_ids$"
 )

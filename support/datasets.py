@@ -18,6 +18,7 @@ from support import tokenizers, umls
 from support.arrays import memory_map
 from support.cache import load_tables
 from support.files import atomic_directory, read_bytes, read_json, write_atomic, write_json
+from support.forms import find_misfit
 
 SCHEMA = pa.schema(
     [(name, pa.uint8()) for name in ("task", "lang", "kind")]
@@ -29,49 +30,27 @@ FILES = {  # of a data set: how their beginning is recognised, as check_output h
 }  # fmt: skip
 VERSION = 2  # of the form of a data set; 1, without a number, had examples with [CLS] and [SEP]
 RUN_FILE = "kgi.json"  # of a run folder
-MANIFEST = {  # the form of a manifest.json; see find_misfit
+MANIFEST = {  # the form of a manifest.json, as find_misfit has it; str: None lets other keys in
     "name": str,
     "languages": [str],
-    "settings": {"seq_len": int},
-    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7},
+    "settings": {"seq_len": int, str: None},
+    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7, str: None},
     "vocab_size": int,
     "malformed_rows_left_out": {str: int},
     "nci_rows_left_out": {str: int},
     "counts": {
         str: {
             "train": {str: int}, "valid": {str: int}, "terms": int, "cuis": int, "relations": int, "megabytes": float,
+            str: None,
             "distribution": {
                 "columns": [str], "groups": {str: [float]}, "relations": {str: [float]},
-                "largest_deviation": {str: (float, str)},
+                "largest_deviation": {str: (float, str)}, str: None,
             },
         }
     },
-    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str},
+    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str, str: None},
+    str: None,
 }  # fmt: skip
-
-
-def find_misfit(value, form, name="it"):
-    """What of a value from a JSON file is not of `form`, in words; "" if it fits.
-
-    A form is a type (float takes int too; numbers are from 0 to 1e15), [form] a list, (form, ...) a list of that
-    length, {key: form} an object with at least these keys, and {str: form} one with any.
-    """
-    if isinstance(form, type):
-        fits = type(value) is form or (form is float and type(value) is int)
-        return "" if fits and (form is str or 0 <= value < 1e15) else f"{name} is {str(value)[:20]}"
-    if type(value) is not (dict if type(form) is dict else list):
-        return f"{name} is {str(value)[:20]}"
-    if type(form) is dict and str not in form:
-        if missing := sorted(set(form) - set(value)):
-            return f"no {', '.join(missing)} in {name}"
-        parts = [(value[key], form[key], key) for key in form]
-    elif type(form) is dict:
-        parts = [(x, form[str], f"{name}: {key}") for key, x in value.items()]
-    elif type(form) is tuple and len(value) != len(form):
-        return f"{name} has {len(value)} values"
-    else:
-        parts = [(x, form[0] if type(form) is list else form[i], name) for i, x in enumerate(value)]
-    return next((misfit for part in parts if (misfit := find_misfit(*part))), "")
 
 
 def read_manifest(folder, task_names=()):
@@ -310,7 +289,8 @@ def read_run(folder):
     """
     path = Path(folder, RUN_FILE)
     said = read_json(path) if path.is_file() else {}
-    if said and (misfit := find_misfit(said, {"data": str, "sha256": {str: str}, "finetune": {}})):
+    form = {"data": str, "sha256": {str: str}, "finetune": {str: None}, str: None}
+    if said and (misfit := find_misfit(said, form)):
         raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
     if said:
         configs.check_types(path, "finetune", said["finetune"])

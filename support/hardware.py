@@ -39,7 +39,7 @@ def choose_device(name, precision):
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     else:
         launch = read_launch()
-        if launch.local_world > torch.cuda.device_count():
+        if launch.local_world_size > torch.cuda.device_count():
             raise UserError(f"more ranks than GPUs: --nproc_per_node must be {torch.cuda.device_count()} at most")
         torch.cuda.set_device(launch.local_rank)
         check_kernels()
@@ -157,7 +157,7 @@ def check_model_fits(n_parameters, device):
 
     Weights, gradients and two moments of AdamW in float32 take 16 bytes a parameter, on each GPU or for each rank.
     """
-    needed, ranks = 16 * n_parameters, read_launch().local_world
+    needed, ranks = 16 * n_parameters, read_launch().local_world_size
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         available, ranks = torch.cuda.get_device_properties(device).total_memory, 1

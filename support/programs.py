@@ -19,9 +19,9 @@ class Launch(NamedTuple):
     """This process among those of a run, and among those of the run on this machine."""
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int
-    local_world: int
+    local_world_size: int
 
 
 def read_launch():
@@ -35,16 +35,16 @@ def read_launch():
         if text is not None and not re.fullmatch("[0-9]{1,6}", text):
             raise UserError(f"{name} = '{text}' in the environment is no number from 0 on; unset it, or use torchrun")
         values[name] = None if text is None else int(text)
-    rank, world, local_rank, local_world = values.values()
-    rank, world, local_rank = rank or 0, 1 if world is None else world, local_rank or 0
-    local_world = local_rank + 1 if local_world is None else local_world
+    rank, world_size, local_rank, local_world_size = values.values()
+    rank, world_size, local_rank = rank or 0, 1 if world_size is None else world_size, local_rank or 0
+    local_world_size = local_rank + 1 if local_world_size is None else local_world_size
     for name, value, of, n in (
-        ("", rank, "WORLD_SIZE", world),
-        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world),
+        ("", rank, "WORLD_SIZE", world_size),
+        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world_size),
     ):
         if value >= n:
             raise UserError(f"{name}RANK = {value} in the environment is not below {of} = {n}; start with torchrun")
-    return Launch(rank, world, local_rank, local_world)
+    return Launch(rank, world_size, local_rank, local_world_size)
 
 
 def is_first_here():

@@ -1,28 +1,26 @@
-"""A run on a machine: its ranks, its signals, and a run folder that survives being killed at any moment."""
+"""A run on a machine: its signals, and a run folder that survives being killed at any moment."""
 
 import hashlib
 import json
 import os
-import re
 import signal
 import sys
 import time
 import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from configs import UserError, warmup_steps
-from support import checkpoints, hardware, reports, tokenizers
+from support import checkpoints, reports, tokenizers
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
-from support.files import check_output, errors_named, reject_lfs_pointer, write_atomic
+from support.files import check_output, reject_lfs_pointer, write_atomic
+from support.forms import find_misfit
 from support.pooling import write_pooling
 from support.programs import is_out_of_memory, read_launch
 from support.tensors import WEIGHT_FILES, read_torch, weight_files
@@ -34,63 +32,6 @@ EXPORTED = {  # what a run writes for other programs: how the beginning of ours 
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
     "special_tokens_map.json": rb'\{\s*"pad_token": ',
 }  # fmt: skip
-
-
-class Ranks:
-    """This process among those of the run, and its device."""
-
-    def __init__(self, s):
-        self.rank, self.world_size, *_ = read_launch()
-        self.is_main_process = self.rank == 0
-        port, address = os.environ.get("MASTER_PORT", ""), os.environ.get("MASTER_ADDR", "")
-        if self.world_size > 1 and not (address and re.fullmatch("[0-9]{1,5}", port)):
-            what = f"MASTER_PORT = '{port}'" if address else "MASTER_ADDR = ''"
-            raise UserError(f"WORLD_SIZE = {self.world_size}, but {what} in the environment; start with torchrun")
-        self.device, self.dtype = hardware.choose_device(s.device, s.precision)
-
-    def wrap(self, model):
-        """The model as this rank trains it; all ranks meet here."""
-        if self.world_size == 1:
-            return model
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)  # or each gradient is kept and copied twice
-
-    def all_reduce_sum(self, numbers):
-        """A list of numbers, summed over all ranks."""
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return total.tolist()
-
-    def all_reduce(self, tensor):
-        """A tensor, summed over all ranks in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def mean(self, number):
-        """The mean of a number over all ranks, so that they agree on it."""
-        return self.all_reduce_sum([number])[0] / self.world_size
-
-    def print(self, text):
-        """Prints a line, above the progress bar, from the first rank."""
-        if self.is_main_process:
-            with errors_named("standard output"):
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
-
-    def exit(self, status):
-        """Ends the process, together with the other ranks.
-
-        Everything is on disk by now. A rank that takes its threads down in the usual way aborts now and then
-        ("terminate called without an active exception"), and torchrun then kills the rest.
-        """
-        if self.world_size > 1:
-            dist.barrier()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        sys.exit(status)
 
 
 @dataclass
@@ -142,8 +83,8 @@ class StopSignal:
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
 
 
-def out_of_memory_message(rank, tokens, seq_len):
-    """What to do about it. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
+def memory_advice(rank, tokens, seq_len):
+    """What to do if memory ran out in a step. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
     advice = f"retry with --micro_tokens {tokens // 2}; the run will resume"
     if tokens // 2 < seq_len:  # a micro-batch of one sequence cannot be halved
         advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
@@ -158,7 +99,7 @@ def out_of_memory_named(run):
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
-        message = out_of_memory_message(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
+        message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
         sys.exit(f"kgi.py: error: {message}")  # the others do not know
 
 
@@ -217,63 +158,57 @@ def find_fault(content, like):
 
     That of a run with other settings needs to say no more than these: check_signature is about to refuse it.
     """
-    if misfit := find_misfit(content, dict.fromkeys(like), "it"):
+    if misfit := find_misfit(content, dict.fromkeys(like)):
         return misfit
     signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
     if type(signature) is not dict or not is_plain(signature):
         return "signature does not hold the settings of a run"
-    # One of an older version lacks what was added to the state since.
-    needed = {"step", "steps", "statistics", "work"}.union(state if type(state) is dict else ())
-    if misfit := find_misfit(state, {key: x for key, x in like["state"].items() if key in needed}, "state"):
+    form = form_of(like["state"])
+    if misfit := find_misfit(state, form | {"sums": None}, "state"):
         return misfit
-    if not max(state.get("skipped", 0), state.get("overflows", 0)) <= state["step"] <= state["steps"]:
+    if not max(state["skipped"], state["overflows"]) <= state["step"] <= state["steps"]:
         return f"state is at step {state['step']} of {state['steps']}"
     if signature_change(content, like["signature"]):
         return ""
     # In the order of the model's parameters; it may be empty before the first step that was not skipped.
     moments = [{"step": torch.zeros(()), "exp_avg": x, "exp_avg_sq": x} for x in like["model"].values()]
     found = optimizer.get("state") if type(optimizer) is dict else optimizer
-    is_new = found == {} and state["step"] == state.get("skipped", 0)
+    is_new = found == {} and state["step"] == state["skipped"]
     scaler = content["scaler"] or {}  # empty if that run had none
     return (
-        find_misfit(content["model"], like["model"], "model")
-        or find_misfit(found, {} if is_new else dict(enumerate(moments)), "state of the optimizer")
-        or find_misfit(scaler, torch.amp.GradScaler("cpu").state_dict() if scaler else {}, "scaler")
+        find_misfit(state["sums"], form["sums"], "sums in state")
+        or find_misfit(content["model"], form_of(like["model"]), "model")
+        or find_misfit(found, {} if is_new else form_of(dict(enumerate(moments))), "state of the optimizer")
+        or find_misfit(scaler, form_of(torch.amp.GradScaler("cpu").state_dict()) if scaler else {}, "scaler")
     )
 
 
-def find_misfit(value, like, name):
-    """What of a value has another form than `like`, in words; "" if nothing.
+def form_of(like):
+    """The form, as find_misfit has it, of a value like this one: same keys, lengths and shapes, and finite numbers.
 
-    Tensors have the same shape, numbers are finite, whole ones not negative, lists have the same length, objects the
-    same keys. What is None in `like` may be anything.
+    Whole numbers are not negative. What is None may be anything.
     """
     if isinstance(like, dict):
-        if not isinstance(value, dict):
-            return f"{name} is no object"
-        if missing := [key for key in like if key not in value]:
-            return f"no {missing[0]} in {name}"
-        if unknown := [key for key in value if key not in like]:
-            return f"{unknown[0]} in {name} is unknown"
-        parts = [(value[key], like[key], f"{key} in {name}") for key in like]
-        return next((misfit for part in parts if (misfit := find_misfit(*part))), "")
+        return {key: form_of(x) for key, x in like.items()}
     if type(like) is list:
-        if type(value) is not list or len(value) != len(like):
-            return f"{name} is no list of {len(like)}"
-        return next((misfit for x, y in zip(value, like) if (misfit := find_misfit(x, y, name))), "")
+        return tuple(map(form_of, like))
     if isinstance(like, torch.Tensor):
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            return f"{name} is no tensor of numbers"
-        return "" if value.shape == like.shape else f"{name} has shape {[*value.shape]}, not {[*like.shape]}"
+        return partial(tensor_fault, like)
     if like is None:
-        return ""
-    if type(like) is bool:
-        fits = type(value) is bool
-    elif type(like) is int:
-        fits = type(value) is int and 0 <= value < 2**53
-    else:
-        fits = type(value) in (int, float) and abs(value) < 1e300
-    return "" if fits else f"{name} is {ascii(value)[:20]}"
+        return None
+    return type(like) if type(like) in (bool, int) else number_fault
+
+
+def tensor_fault(like, value):
+    """What is wrong with a value where there was a tensor `like`; "" if nothing."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return "is no tensor of numbers"
+    return "" if value.shape == like.shape else f"has shape {[*value.shape]}, not {[*like.shape]}"
+
+
+def number_fault(value):
+    """What is wrong with a value where there was a number, maybe below 0; "" if nothing."""
+    return "" if type(value) in (int, float) and abs(value) < 1e300 else f"is {ascii(value)[:20]}"
 
 
 def is_plain(value):
@@ -285,10 +220,15 @@ def is_plain(value):
 def signature_change(content, now):
     """Which setting of a checkpoint is another one now, in words; "" if none. now: the signature of this run."""
     before = content["signature"]
-    for key, value in now.items():
+    for key in now | before:
+        value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
-            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
+            return (
+                f"{key} has changed"
+                if key in ("data", "init", "objectives")
+                else f"{key} was {before.get(key)}, now {value}"
+            )
     return ""
 
 

@@ -18,7 +18,6 @@ from support.files import read_bytes
 from support.rrf import prefix8, read_rrf
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
-
 MAX_RANK = 4095
 
 

@@ -290,7 +290,7 @@ def prepare(folder, gpu, ranks, layout, layers, dim):
     n_parameters = sum(p.numel() for p in run.model.parameters())
     run.batches.micro_tokens = hardware.micro_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
     run.batches.max_padding, run.batches.row_multiple = kgi.MAX_PADDING["cuda"], kgi.ROW_MULTIPLE["cuda"]
-    run.batches.ranks.world = ranks
+    run.batches.ranks.world_size = ranks
     micro_batches, batch = run.batches.assemble(0)
     return run, micro_batches, batch
 

@@ -33,7 +33,7 @@ def test_damaged_data_sets_are_refused(dataset, tmp_path):
     whole[len(whole) // 2] ^= 1
     for i, (name, content, message) in enumerate(
         [("train.arrow", b"ARROW1", "damaged"), ("train.arrow", whole, "damaged"), ("manifest.json", b"{", "damaged"),
-         ("manifest.json", b"{}", "no counts, "), ("manifest.json", b"[]", "damaged")]
+         ("manifest.json", b"{}", "no name in it"), ("manifest.json", b"[]", "damaged")]
     ):  # fmt: skip
         copy = tmp_path / str(i)
         shutil.copytree(dataset, copy)
@@ -86,9 +86,11 @@ def test_a_changed_value_of_the_manifest_is_harmless_or_reported(dataset, tmp_pa
 
 @pytest.mark.parametrize("path, value, message", [
     (["special"], [1], "special is"), (["special", "mask"], 10**6, "special token is not in the vocabulary"),
-    (["special", "relations"], [5, 6], "relations has 2 values"), (["special", "hrel"], None, "hrel is None"),
+    (["special", "relations"], [5, 6], "relations in special is no list of 7"),
+    (["special", "hrel"], None, "hrel in special is None"),
+    (["counts", "en", "terms"], True, "terms in en in counts is True"), (["languages"], "en", "languages is no list"),
     (["settings"], {}, "no seq_len in settings"), (["settings", "seq_len"], 10**9, "seq_len is 1000000000"),
-    (["nci_rows_left_out"], 3, "nci_rows_left_out is 3"),
+    (["nci_rows_left_out"], 3, "nci_rows_left_out is no object"),
     (["vocab_size"], 2**40, "vocab_size 1099511627776"), (["languages"], ["fr"], "counts of other languages"),
     (["counts", "en", "train"], {"mlm": 3}, "no ep, lp, tc in train"),
     (["counts", "en", "distribution", "columns"], ["graph"], "shares of other columns"),
@@ -210,7 +212,7 @@ def test_another_language_does_not_replace_a_data_set(release, tmp_path):
     with pytest.raises(UserError, match="en holds a data set of language en, not fr; choose another --out"):
         build(release, out, lang="fr", **FEW)
     (out / "manifest.json").write_text('{"sha256": {}}')  # damaged, or of an older version
-    with pytest.raises(UserError, match=r"damaged or of another version \(no counts, .*; build the data set again"):
+    with pytest.raises(UserError, match=r"damaged or of another version \(no name in it.*; build the data set again"):
         data.show(configs.Show(dataset=str(out)))
     build(release, out, **FEW)
 
@@ -335,7 +337,7 @@ def test_a_run_remembers_its_data_set_and_fine_tuning(dataset, tmp_path, capsys)
         datasets.write_run(run, place, other, {})
         assert datasets.data_of_run(run) == "" and capsys.readouterr().err.endswith(message)
     for said, message in (
-        ({"data": 3}, "no finetune, sha256 in it"),
+        ({"data": 3}, "no sha256 in it"),
         ({"data": "", "sha256": {}, "finetune": {"l": 1}}, "unknown"),
     ):
         (run / "kgi.json").write_text(json.dumps(said))

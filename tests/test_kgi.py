@@ -197,7 +197,7 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, c
         capsys.readouterr()
         with pytest.MonkeyPatch.context() as m:
             if not fault:
-                m.setattr(run.ranks, "world", 2)
+                m.setattr(run.ranks, "world_size", 2)
                 m.setattr(run.ranks, "all_reduce_sum", lambda numbers: numbers)  # of the other: 0
                 m.setattr(run.model, "no_sync", nullcontext, raising=False)
             kgi.compile_encoder(run, run.batches.get(0)[0][0])
@@ -388,7 +388,7 @@ def test_masks_do_not_depend_on_the_layout(dataset, tmp_path):
     for world, micro_tokens in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
         rows = []
         for rank in range(world):
-            ranks = SimpleNamespace(device=torch.device("cpu"), rank=rank, world=world)
+            ranks = SimpleNamespace(device=torch.device("cpu"), rank=rank, world_size=world)
             micro_batches, _ = kgi.Batches(s, examples, ranks, micro_tokens).get(3)
             for ids, mask, *_ in micro_batches:
                 mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -974,7 +974,7 @@ def test_the_mfu_is_never_above_one(dataset, tmp_path, monkeypatch):
     assert [mfu(x) for x in (50.0, 200.0, 100.0)] == [0.5, 1.0, 0.5]
     monkeypatch.setattr(hardware, "measure_matmul_flops", lambda *_, repeat: 400.0)
     assert mfu(100.0) == 0.5  # not yet
-    run.ranks.is_first, run.ranks.mean = False, lambda seconds: seconds + 61  # the clocks of all ranks decide
+    run.ranks.is_main_process, run.ranks.mean = False, lambda seconds: seconds + 61  # the clocks of all ranks decide
     assert mfu(100.0) == 0.25 and run.matmul_measured == clock.now
 
 

@@ -15,7 +15,7 @@ import torch
 import kgi
 import model as models
 from configs import UserError
-from support import hardware, programs, runs
+from support import distributed, hardware, programs, runs
 from support.files import folder_lock
 from tests.training import args, one_step, same_end, set_up, settings, train
 
@@ -187,7 +187,7 @@ def test_training_on_a_full_disk(dataset, tmp_path, full_disk):
     train(dataset, tmp_path / "run")
     with contextlib.redirect_stdout(io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True)):
         with pytest.raises(UserError, match="standard output: cannot be written: No space left on device"):
-            runs.Ranks(settings(dataset, tmp_path)).print("x")
+            distributed.Ranks(settings(dataset, tmp_path)).print("x")
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(dataset, baseline, tmp_path):
@@ -316,7 +316,7 @@ def test_gradients_are_views_of_what_is_exchanged(dataset, tmp_path, monkeypatch
         port = s.getsockname()[1]
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    ranks.world = 2  # here one, that exchanges with itself
+    ranks.world_size = 2  # here one, that exchanges with itself
     model = torch.nn.Linear(3, 5)
     try:
         ddp = ranks.wrap(model)
