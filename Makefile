@@ -80,7 +80,7 @@ tag: given-MODEL $(READY) ## MODEL=results/.. INPUT=notes.txt [ARGS="--html page
 	@$(PY) finetune.py tag "$(MODEL)" "$(INPUT)" $(ARGS)
 
 link: given-CHECKPOINT given-CORPUS $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
-	@$(PY) kgi.py link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m beyond.link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 plot: given-RUN $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
 	@$(PY) kgi.py plot $(RUN) $(ARGS)

@@ -9,8 +9,6 @@
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, requeued until the run is done
     python kgi.py evaluate runs/kgi-fr [OTHER ...]           what they know of held-out pairs, and of synonyms
     python kgi.py map runs/kgi-fr                            a picture of its terms by semantic group
-    python kgi.py link runs/kgi-en < mentions.txt            the concepts that mentions are nearest to
-    python kgi.py link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv    how often these are the right ones
     python kgi.py plot runs/kgi-fr runs/kgi-es               their curves as one picture
 
 Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
@@ -30,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +39,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import PAPER_TASKS, TASK_NAMES, TASKS
-from support import checkpoints, hardware, linking, reports, retrieval, runs, tokenizers, umls
+from support import checkpoints, hardware, reports, retrieval, runs, tokenizers, umls
 from support.arrays import splitmix64
 from support.datasets import (
     RUN_FILE,
@@ -1227,101 +1224,6 @@ def draw_map(s):
         print(path)
 
 
-def link(s):
-    """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
-    linking.check_settings(s)
-    if s.dictionary:
-        dictionary = linking.read_dictionary(s.dictionary)
-    else:
-        dictionary = linking.dictionary_of_dataset(data_of(s, s.checkpoint), s.lang)
-    if s.corpus:
-        link_corpus(s, dictionary)
-    else:
-        link_mentions(s, dictionary)
-
-
-def link_corpus(s, dictionary):
-    """Scores the links of the mentions of a corpus; printed, and kept in results/."""
-    began, task, path = time.monotonic(), linking.read_task(s, dictionary), linking.results_file(s)
-    check_results_file(path, signature := linking.results_signature(s, task) | runs.signature_of(s.checkpoint))
-    with made_folder(path.parent):
-        record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | score_links(s, task)
-        reports.print_linking(record)
-        write_json(path, record)
-    print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
-
-
-def score_links(s, task):
-    """The linking_record of a LinkingTask, whose mentions are looked up by several methods."""
-    poolings = [s.pooling] if s.pooling else configs.POOLINGS
-    queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)
-    is_equal = linking.exact_matches(task.dictionary.names, task.queries)
-    trigrams = linking.trigram_similarities(task.dictionary.names, task.queries)
-
-    def similarities(block):
-        """Those of a block of mentions to all names, one method after the other."""
-        yield "exact match", is_equal(block)
-        spelling = trigrams(block)
-        yield "trigrams", spelling
-        for i, pooling in enumerate(poolings):
-            cosine = queries[pooling][block] @ names[:, i].T
-            yield pooling, cosine
-            yield f"{pooling} + trigrams", cosine + spelling
-
-    return linking.linking_record(task, linking.rank_mentions(task, similarities))
-
-
-def link_mentions(s, dictionary):
-    """Writes the nearest concepts of the mentions of a file, as JSON Lines."""
-    began, records = time.monotonic(), linking.read_records(s.mentions)
-    mentions = linking.mentions_of_records(records)
-    texts, log = [text for _, text in mentions if text], partial(print, file=sys.stderr)
-    pooling, *_ = models.choose_pooling(s, models.load_config(s.checkpoint), log)
-    queries, nearest = list(dict.fromkeys(texts)), []
-    if queries:
-        vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])
-        nearest = linking.nearest_concepts(dictionary, len(queries), lambda x: vectors[pooling][x] @ names[:, 0].T)
-    found = {"": []} | dict(zip(queries, nearest))
-    for mention, text in mentions:
-        mention["concepts"] = found[text]
-    linking.write_records(records, s.out)
-    print(
-        f"{len(texts):,} mentions, {len(queries):,} of them distinct; {len(dictionary.ids):,} concepts with "
-        f"{len(dictionary.names):,} names ({time.monotonic() - began:.0f} s)",
-        file=sys.stderr,
-    )
-
-
-def embed_mentions_and_names(s, mentions, names, poolings):
-    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays."""
-    device, dtype = hardware.choose_device(s.device, s.precision)
-    encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    max_tokens = models.longest_text(checkpoints.read_pooling(s.checkpoint), encoder.config)
-    queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
-    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
-    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)
-
-
-def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
-    """(names, poolings, dim) float32: vectors of length 1. A name is embedded once, or read from --keep_vectors."""
-    path = None
-    if s.keep_vectors:
-        parts = ["\n".join(names), *poolings, str(max_tokens), str(dtype), tokenizer.to_str(), repr(encoder.config)]
-        parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
-        path = linking.vectors_file(s.keep_vectors, name_of(s.checkpoint), parts)
-
-    def blocks():
-        ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
-        special = tokenizers.special_ids(tokenizer)
-        with progress("names", len(names)) as bar:
-            for block in models.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
-                yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
-                bar.update(len(block))
-
-    return linking.name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
-
-
 def plot(s):
     """Draws the curves of runs."""
     print(reports.draw_curves([Path(run) for run in s.runs], s.out, TASKS))
@@ -1331,7 +1233,6 @@ COMMANDS = {
     "train": (train, configs.Train),
     "evaluate": (evaluate, configs.Evaluate),
     "map": (draw_map, configs.Map),
-    "link": (link, configs.Link),
     "plot": (plot, configs.Plot),
 }
 

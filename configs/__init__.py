@@ -249,42 +249,6 @@ class Map:
 
 
 @dataclass
-class Link:
-    """Link mentions to concepts by the nearest name: those of a file, or of a corpus with ids, which is scored."""
-
-    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'finetune.py tag'; default: standard input",
-        optional=True,
-    )  # fmt: skip
-    corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
-    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
-    ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
-    expand_abbreviations: bool = setting(
-        False, "read a short form as the long form that its document defines", "corpus"
-    )
-    train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
-    dictionary: str = setting(
-        "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
-    )
-    data: str = setting(
-        "", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer", "dictionary"
-    )
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
-    keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting(
-        "", "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls, and for a "
-        "corpus both in turn", "model", choices=POOLINGS,
-    )  # fmt: skip
-    precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
-    device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
-    out: str = setting(
-        "", "file of the links; default: standard output. With --corpus: scores go to <out>/<checkpoint> [results]",
-        "output",
-    )  # fmt: skip
-
-
-@dataclass
 class Plot:
     """Draw loss and accuracy over the steps of one or several runs, as one picture."""
 
@@ -378,7 +342,6 @@ TABLES = {
     "train": Train,
     "evaluate": Evaluate,
     "map": Map,
-    "link": Link,
     "finetune": Finetune,
     "embed": Embed,
 }

@@ -426,35 +426,3 @@ def print_evaluation(record, tasks, relations):
                     f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f} %, "
                     f"at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
                 )
-
-
-def print_linking(record):
-    """Prints what kgi.py link found: for each subset of the mentions a table of methods."""
-    s, scores = record["settings"], record["scores"]
-    n_all, n_reachable = scores["all"]["mentions"], scores["reachable"]["mentions"]
-    print(
-        f"{s['corpus']}, {s['split']}: {n_all:,} mentions in {record['documents']:,} documents, {n_reachable:,} with a "
-        f"concept in the dictionary of {record['concepts']:,} concepts and {record['names']:,} names"
-    )
-    for issue, n in record["issues"].items():
-        print(f"  {issue}: {n:,}")
-    titles = {
-        "all": "all mentions", "reachable": "mentions with a concept in the dictionary",
-        "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
-    }  # fmt: skip
-    for subset, title in titles.items():
-        if not (x := scores.get(subset)):
-            continue
-        title = f"{title} ({x['mentions']:,})"
-        print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
-        for method, found in x["methods"].items():
-            if found:
-                cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
-                print(f"    {method:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
-    print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
-
-
-def format_score(scores, key):
-    """A score of linking.linking_scores with its confidence interval."""
-    low, high = scores["interval"][key]
-    return f"{scores[key]:5.1f} [{low:.1f}, {high:.1f}]"

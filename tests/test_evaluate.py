@@ -17,8 +17,10 @@ import data
 import finetune
 import kgi
 import model as models
+from beyond import link as linking
+from beyond.dictionaries import make_dictionary
 from configs import UserError
-from support import datasets, linking, reports, tables, tokenizers
+from support import datasets, reports, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -35,8 +37,8 @@ def pretrain(dataset, out, **settings):
 
 
 def run_command(program, *argv):
-    """What a program does with these arguments, in this process."""
-    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, default="train")
+    """What a program does with these arguments, in this process; its first command need not be named."""
+    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0])
     function(settings)
 
 
@@ -252,12 +254,12 @@ def test_a_run_knows_its_data_set(run, dataset, tmp_path, monkeypatch, capsys):
     assert f"{run.out} on {dataset}\n" in shown
     assert shown.endswith(f"next:  python finetune.py tables --results results\n       python kgi.py map {run.out}\n")
     seen = []
-    monkeypatch.setattr(kgi.linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
+    monkeypatch.setattr(linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
     monkeypatch.setattr(kgi.models, "load", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(kgi, "find_data", lambda folder, *_: seen.append(Path(folder)))
-    for argv in (["link", run.out], ["map", run.out]):
+    for program, *argv in ((linking, run.out), (kgi, "map", run.out)):
         with pytest.raises(ZeroDivisionError):
-            run_command(kgi, *argv, "--device", "cpu")
+            run_command(program, *argv, "--device", "cpu")
     assert seen == [dataset, None, dataset]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -303,14 +305,14 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
     (tmp_path / "latest").symlink_to(other)
     run_command(kgi, "map", "latest/", "--terms", 200, "--device", "cpu")
     assert (tmp_path / "results/latest/map-en.png").is_file() and path.read_bytes() == before[0]
-    assert linking.results_file(configs.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
+    assert linking.results_file(linking.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
 
 
 def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
-    names, zero = linking.make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
+    names, zero = make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
     of_task, again, other = (
         linking.results_signature(
-            configs.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
+            linking.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
         )
         for c, gold in (("c", [zero]), (os.path.abspath("c") + "/", [zero]), ("c", [zero + 1]))
     )
