@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import model as models
+from beyond import retrieval
 from configs import UserError
-from support import checkpoints, hardware, retrieval, tokenizers
+from support import checkpoints, hardware, tokenizers
 from support.datasets import choose_languages, read_dataset_tables
 from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
 

@@ -41,7 +41,7 @@ from beyond.dictionaries import (
     trigram_similarities,
 )
 from beyond.mentions import LINKS, mentions_of_records, read_records, read_task, write_records
-from kgi import data_of
+from beyond.retrieval import data_of
 from support import runs
 from support.arrays import bootstrap
 from support.files import check_output_file, made_folder, name_of, progress, run_command, write_json

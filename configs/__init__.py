@@ -218,45 +218,6 @@ class Train(Settings):
 
 
 @dataclass
-class Evaluate:
-    """Measure what checkpoints know of held-out pairs and documents, and of synonyms."""
-
-    checkpoints: list[str] = argument("CHECKPOINT", "run folders, or folders of other checkpoints", many=True)
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
-    out: str = setting("results", "results go to <out>/<checkpoint>")
-    seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
-    terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
-    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-@dataclass
-class Map:
-    """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
-
-    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
-    out: str = setting("results", "the picture goes to <out>/<checkpoint>")
-    seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
-    terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
-    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-@dataclass
-class Plot:
-    """Draw loss and accuracy over the steps of one or several runs, as one picture."""
-
-    runs: list[str] = argument("RUN", "run folders", many=True)
-    out: str = setting("", "the picture (.png, .pdf or .svg); default curves.png, of one run in its folder")
-
-
-@dataclass
 class Finetune(Settings):
     """Fine-tune a checkpoint on a corpus in one pass and score it (section 4.2).
 
@@ -340,8 +301,6 @@ class Embed:
 TABLES = {
     "data": Data,
     "train": Train,
-    "evaluate": Evaluate,
-    "map": Map,
     "finetune": Finetune,
     "embed": Embed,
 }

@@ -88,8 +88,8 @@ def test_arguments_come_in_any_order(tmp_path):
         assert parse("kgi.py", *argv).epochs == 5
         assert parse("kgi.py", "train", *argv).epochs == 5
     for argv in (["a", "b", "--seed", 2], ["--seed", 2, "a", "b"], ["a", "--seed", 2, "b"]):
-        for command in (["evaluate"],):
-            s = parse("kgi.py", *command, *argv)
+        for command in ([], ["evaluate"]):
+            s = parse("python -m beyond.evaluate", *command, *argv)
             assert (s.checkpoints, s.seed) == (["a", "b"], 2)
     for argv in (["x", "--untrained", file], ["--untrained", "x", file], [file, "x", "--untrained", "true"]):
         s = parse("finetune.py", *argv)
@@ -251,8 +251,9 @@ def test_mistakes_on_the_command_line(argv, message):
     ("finetune.py", ["--data", "x"], "required: CHECKPOINT"),
     ("finetune.py", ["a", "b", "--data", "x"], "unrecognized arguments: b"),
     ("finetune.py", ["x", "--untrained=yes"], "--untrained: 'yes' is not true or false"),
-    ("kgi.py", ["evaluate"], "required: CHECKPOINT"),
-    ("kgi.py", ["plot", "--out", "x.png"], "required: RUN"),
+    ("python -m beyond.evaluate", [], "required: CHECKPOINT"),
+    ("python -m beyond.evaluate", ["map", "a", "b"], "unrecognized arguments: b"),
+    ("python -m beyond.plot", ["--out", "x.png"], "required: RUN"),
     ("python -m beyond.link", ["a", "b", "c"], "unrecognized arguments: c"),
     ("finetune.py", ["list", "x"], "unrecognized arguments: x"),
     ("finetune.py", ["list", "--data", "x"], "unknown setting 'data'; see --help"),
@@ -300,8 +301,8 @@ def test_a_moved_command_names_its_new_program(old, name, new):
     (f"[train]\nlr = 1{'0' * 400}", "lr = inf must be between"),
     (f"[train]\nlr = 1{'0' * 5000}", "not a TOML file"),
     ("[train]\ndevice = 'tpu'", "device = 'tpu' is not one of auto, cuda, cpu"),
-    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, evaluate, map, finetune, embed"),
-    ("[link]\nsplit = 'dev'", "'link' is not one of the tables"),
+    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, finetune, embed"),
+    ("[evaluate]\nseed = 3", "'evaluate' is not one of the tables data, train, finetune, embed"),
     ("layers = 3", "'layers' is not one of the tables"),
     ("[train", "not a TOML file"),
     (f"[train]\nalphas = {'[' * 5000}", "not a TOML file"),

@@ -18,6 +18,7 @@ import configs
 import data
 import model as models
 from beyond import link as linking
+from beyond import retrieval
 from beyond.dictionaries import (
     dictionary_of_dataset,
     exact_matches,
@@ -45,7 +46,7 @@ from beyond.mentions import (
     write_records,
 )
 from configs import UserError
-from support import corpora, datasets, files, retrieval, rrf, tagging, tokenizers
+from support import corpora, datasets, files, rrf, tagging, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
