@@ -49,8 +49,8 @@ demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a
 	$(PY) kgi.py configs/demo.toml
 	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/pretrained
 	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/untrained --untrained
-	$(PY) kgi.py plot demo/kgi-fr
-	$(PY) kgi.py map demo/kgi-fr --data demo/fr --out demo/results
+	$(PY) -m beyond.plot demo/kgi-fr
+	$(PY) -m beyond.evaluate map demo/kgi-fr --data demo/fr --out demo/results
 	$(PY) finetune.py tag demo/results/pretrained/model demo/sample/ner/fr.txt --out demo/results/entities.jsonl \
 	  --html demo/results/tagged.html
 	@$(PY) tests/demo_report.py demo
@@ -71,19 +71,19 @@ train: $(READY) ## [RANKS=4] [CONFIG=configs/v1-fr.toml] [ARGS=..]: pre-training
 	@$(VENV)/bin/torchrun --nproc_per_node $(or $(RANKS),1) kgi.py $(CONFIG) $(ARGS)
 
 evaluate: given-CHECKPOINT $(READY) ## CHECKPOINT="runs/kgi-fr other" [DATA=dataset]: held-out pairs and synonyms
-	@$(PY) kgi.py evaluate $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m beyond.evaluate $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 map: given-CHECKPOINT $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a picture of its terms by semantic group
-	@$(PY) kgi.py map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m beyond.evaluate map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 tag: given-MODEL $(READY) ## MODEL=results/.. INPUT=notes.txt [ARGS="--html page.html"]: the entities of texts
 	@$(PY) finetune.py tag "$(MODEL)" "$(INPUT)" $(ARGS)
 
 link: given-CHECKPOINT given-CORPUS $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
-	@$(PY) kgi.py link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m beyond.link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 plot: given-RUN $(READY) ## RUN="runs/a runs/b" [ARGS="--out x.png"]: loss and accuracy over the steps, as a picture
-	@$(PY) kgi.py plot $(RUN) $(ARGS)
+	@$(PY) -m beyond.plot $(RUN) $(ARGS)
 
 list: $(READY) ## the evaluation corpora, and what their folders must hold
 	@$(PY) finetune.py list

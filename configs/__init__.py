@@ -211,81 +211,6 @@ class Train(Settings):
 
 
 @dataclass
-class Evaluate:
-    """Measure what checkpoints know of held-out pairs and documents, and of synonyms."""
-
-    checkpoints: list[str] = argument("CHECKPOINT", "run folders, or folders of other checkpoints", many=True)
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
-    out: str = setting("results", "results go to <out>/<checkpoint>")
-    seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
-    terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
-    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-@dataclass
-class Map:
-    """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
-
-    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
-    out: str = setting("results", "the picture goes to <out>/<checkpoint>")
-    seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
-    terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
-    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-@dataclass
-class Link:
-    """Link mentions to concepts by the nearest name: those of a file, or of a corpus with ids, which is scored."""
-
-    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'finetune.py tag'; default: standard input",
-        optional=True,
-    )  # fmt: skip
-    corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
-    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
-    ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
-    expand_abbreviations: bool = setting(
-        False, "read a short form as the long form that its document defines", "corpus"
-    )
-    train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
-    dictionary: str = setting(
-        "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
-    )
-    data: str = setting(
-        "", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer", "dictionary"
-    )
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
-    keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting(
-        "", "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls, and for a "
-        "corpus both in turn", "model", choices=POOLINGS,
-    )  # fmt: skip
-    precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
-    device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
-    out: str = setting(
-        "", "file of the links; default: standard output. With --corpus: scores go to <out>/<checkpoint> [results]",
-        "output",
-    )  # fmt: skip
-
-
-@dataclass
-class Plot:
-    """Draw loss and accuracy over the steps of one or several runs, as one picture."""
-
-    runs: list[str] = argument("RUN", "run folders", many=True)
-    out: str = setting("", "the picture (.png, .pdf or .svg); default curves.png, of one run in its folder")
-
-
-@dataclass
 class Finetune(Settings):
     """Fine-tune a checkpoint on a corpus in one pass and score it (section 4.2).
 
@@ -369,9 +294,6 @@ class Embed:
 TABLES = {
     "data": Data,
     "train": Train,
-    "evaluate": Evaluate,
-    "map": Map,
-    "link": Link,
     "finetune": Finetune,
     "embed": Embed,
 }

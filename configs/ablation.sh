@@ -35,7 +35,7 @@ for seed in $SEEDS; do
       fi
     done
     if [ ! "results/$run/knowledge-$(basename "$DATA").json" -nt "runs/$run/model.safetensors" ]; then
-      "$BIN/python" kgi.py evaluate "runs/$run" --data "$DATA"
+      "$BIN/python" -m beyond.evaluate "runs/$run" --data "$DATA"
     fi
   done
 done

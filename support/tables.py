@@ -1,6 +1,6 @@
 """The paper's tables from result files: Tables 2, 3, 4, 6, 9, 10 and 11, and what encoders know.
 
-A result is a scores.json of finetune.py or a knowledge-*.json of kgi.py evaluate. Files of other shapes are named and
+A result is a scores.json of finetune.py or a knowledge-*.json of beyond.evaluate. Files of other shapes are named and
 left out. The paper's rows and figures are in configs/tables.json.
 """
 
@@ -18,7 +18,7 @@ from support.files import check_output, read_utf8, write_atomic
 from support.texts import replace_surrogates
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
-KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that kgi.py evaluate writes
+KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that beyond.evaluate writes
     "MLM loss": "mlm_loss", "EP tokens": "ep_tokens", "LP accuracy": "lp_accuracy", "LP macro F1": "lp_macro_f1",
     "TC accuracy": "tc_accuracy", "AUC, corrupted entities": "tc_auc_corrupted_entities",
     "AUC, corrupted relation": "tc_auc_corrupted_relation", "synonyms at 1": "synonyms_at_1", "at 5": "synonyms_at_5",
@@ -183,7 +183,7 @@ def format_cell(values, column, paper=None, lower_is_better=False):
 
 
 def knowledge_table(folder):
-    """What `kgi.py evaluate` found, a block for each data set, as lines of Markdown."""
+    """What `beyond.evaluate` found, a block for each data set, as lines of Markdown."""
     blocks = defaultdict(lambda: defaultdict(list))
     for _, (block, name, scores) in read_records(folder, "knowledge-*.json", parse_knowledge):
         blocks[block][strip_seed_suffix(name)].append(scores)

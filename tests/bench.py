@@ -14,7 +14,7 @@ paper's random micro-batches of 15 padded to their longest, and (c) ours. The fi
 the vocabulary head at all positions. Each takes a sample of the micro-batches of effective batches, every k-th by
 width. A useful token is one that is not padding. This is for a CPU; where torch sees a GPU, tests/bench_gpu.py runs.
 
-search: the exact search of kgi.py link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
+search: the exact search of beyond.link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
 ones as the test split of NCBI-Disease has. Beside it are the products of the same matrices alone. Four million names
 take 13 GB of memory.
 
@@ -52,7 +52,10 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from support import hardware, layouts, linking, rrf  # noqa: E402
+from beyond import link as linking  # noqa: E402
+from beyond.dictionaries import Dictionary  # noqa: E402
+from beyond.mentions import LinkingTask  # noqa: E402
+from support import hardware, layouts, rrf  # noqa: E402
 from support.arrays import concat_ranges  # noqa: E402
 from support.files import write_atomic, write_json  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -364,10 +367,10 @@ def bench_search(n_names, repeat):
         names[start : start + 16384] /= np.linalg.norm(names[start : start + 16384], axis=1, keepdims=True)
     queries = rng.standard_normal((n_mentions, dim), dtype=np.float32)
     at = np.arange(n_names)
-    dictionary = linking.Dictionary(range(n_names // 2), range(n_names), at, np.minimum(at // 2, n_names // 2 - 1))
+    dictionary = Dictionary(range(n_names // 2), range(n_names), at, np.minimum(at // 2, n_names // 2 - 1))
     gold = [[rng.integers(0, n_names // 2, 1)] for _ in range(n_mentions)]
     mentions, unseen = range(n_mentions), np.zeros(n_mentions, bool)
-    task = linking.LinkingTask(mentions, dictionary, mentions, np.arange(n_mentions), gold, unseen, {})
+    task = LinkingTask(mentions, dictionary, mentions, np.arange(n_mentions), gold, unseen, {})
     n_at_once = max(1, linking.MAX_SIMILARITIES // n_names)
     floors, searches = [], []
     for _ in range(repeat):

@@ -15,6 +15,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
+from beyond import evaluate  # noqa: E402
 from support.reports import unit_of  # noqa: E402
 
 KINDS = "untrained", "pretrained"  # folders of results
@@ -56,7 +57,7 @@ def whole_entities(folder, config):
     """Accuracy of entity prediction in per cent if all tokens of an entity must be right: before and after training."""
     run = kgi.set_up(configs.parse([config], kgi.__doc__, kgi.COMMANDS, "train")[1])
     both = run.model, models.load(run.out, log=lambda _: None)
-    return [kgi.evaluate_tasks(m.eval(), Path(folder, "fr"), 0, None)["ep"]["entities"] for m in both]
+    return [evaluate.evaluate_tasks(m.eval(), Path(folder, "fr"), 0, None)["ep"]["entities"] for m in both]
 
 
 def main(folder, config="configs/demo.toml"):

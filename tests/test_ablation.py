@@ -21,7 +21,7 @@ if "broken" in argv:
     sys.exit(1)
 if argv[0] == "finetune.py" and argv[1] not in ("check", "tables"):
     path, n = Path(argv[argv.index("--out") + 1], "scores.json"), int(argv[argv.index("--runs") + 1])
-elif argv[:2] == ["kgi.py", "evaluate"]:
+elif argv[:2] == ["-m", "beyond.evaluate"]:
     path, n = Path("results", Path(argv[2]).name, "knowledge-fr.json"), 0
 elif argv[0] == "kgi.py":
     path, n = Path(argv[argv.index("--out") + 1], "model.safetensors"), 0
@@ -64,7 +64,7 @@ def test_each_subset_of_tasks_and_seed_once(ablation):
         f"kgi.py {config} configs/ablation-ep-lp.toml --data datasets/fr --seed 4 --out runs/{run} --init DrBERT-4GB",
         f"finetune.py runs/{run} {config} --corpus e3c --data x/y --runs 1 --out results/{run}/e3c-fr",
         f"finetune.py runs/{run} {config} --corpus meddocan --data z --runs 1 --out results/{run}/meddocan",
-        f"kgi.py evaluate runs/{run} --data datasets/fr",
+        f"-m beyond.evaluate runs/{run} --data datasets/fr",
     ]
     assert all((ROOT / call.split()[2]).is_file() for call in calls if "ablation-" in call)
 

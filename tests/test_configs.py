@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -13,35 +14,53 @@ from pathlib import Path
 import pytest
 
 import configs
-import data
-import finetune
-import kgi
-import model
 from configs import UserError
 from tests.conftest import ROOT
 
 FILES = sorted(Path(configs.__file__).parent.glob("*.toml"))
-PROGRAMS = {  # {file: (module, the command that need not be named)}
-    "data.py": (data, None), "kgi.py": (kgi, "train"), "finetune.py": (finetune, "run"), "model.py": (model, None),
-}  # fmt: skip
-EVERY_COMMAND = [(program, name) for program, (module, _) in PROGRAMS.items() for name in module.COMMANDS]
+
+
+def find_programs():
+    """{program as it is called: (its file, module, the command that need not be named)}."""
+    found = {}
+    for path in [*sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("beyond/*.py"))]:
+        if call := re.search(r'^    run_command\(__doc__, COMMANDS(?:, default="(\w+)")?\)$', path.read_text(), re.M):
+            is_beyond = path.parent.name == "beyond"
+            module = importlib.import_module(f"beyond.{path.stem}" if is_beyond else path.stem)
+            found[f"python -m beyond.{path.stem}" if is_beyond else path.name] = path, module, call[1]
+    return found
+
+
+PROGRAMS = find_programs()
+EVERY_COMMAND = [(program, name) for program, (_, module, _) in PROGRAMS.items() for name in module.COMMANDS]
 
 
 def parse(program, *argv):
     """The settings of a command line such as `kgi.py --lr 1`."""
-    module, default = PROGRAMS[program]
-    return configs.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
+    path, module, default = PROGRAMS[program]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *argv])
+        return configs.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
+
+
+def arguments_of(cls):
+    """What the arguments of a command are in these tests: x for each."""
+    return ["x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
+
+
+def executed(program):
+    """A program as arguments of Python."""
+    return program.removeprefix("python ").split()
 
 
 def settings_of(table, *argv):
     """The settings of the command that reads this table of a TOML file."""
     program, name = COMMAND_OF_TABLE[table]
-    arguments = ["x" for f in dataclasses.fields(configs.TABLES[table]) if "argument" in f.metadata]
-    return parse(program, name, *arguments, *argv)
+    return parse(program, name, *arguments_of(configs.TABLES[table]), *argv)
 
 
 COMMAND_OF_TABLE = {
-    table: next((program, name) for program, name in EVERY_COMMAND if PROGRAMS[program][0].COMMANDS[name][1] is cls)
+    table: next((program, name) for program, name in EVERY_COMMAND if PROGRAMS[program][1].COMMANDS[name][1] is cls)
     for table, cls in configs.TABLES.items()
 }
 
@@ -64,13 +83,14 @@ def test_the_command_line_wins_over_files_and_files_over_defaults(tmp_path):
 
 def test_arguments_come_in_any_order(tmp_path):
     file = tmp_path / "x.toml"
-    file.write_text("[train]\nepochs = 3\n[evaluate]\nterms = 5\n[finetune]\nruns = 4\n")
+    file.write_text("[train]\nepochs = 3\n[finetune]\nruns = 4\n")
     for argv in ([file, "--epochs", 5], ["--epochs", 5, file], ["--epochs=5", file, "--tasks", "mlm", "lp"]):
         assert parse("kgi.py", *argv).epochs == 5
         assert parse("kgi.py", "train", *argv).epochs == 5
-    for argv in (["a", "b", "--seed", 2, file], ["--seed", 2, "a", file, "b"], ["a", "--seed", 2, file, "b"]):
-        s = parse("kgi.py", "evaluate", *argv)
-        assert (s.checkpoints, s.seed, s.terms) == (["a", "b"], 2, 5)
+    for argv in (["a", "b", "--seed", 2], ["--seed", 2, "a", "b"], ["a", "--seed", 2, "b"]):
+        for command in ([], ["evaluate"]):
+            s = parse("python -m beyond.evaluate", *command, *argv)
+            assert (s.checkpoints, s.seed) == (["a", "b"], 2)
     for argv in (["x", "--untrained", file], ["--untrained", "x", file], [file, "x", "--untrained", "true"]):
         s = parse("finetune.py", *argv)
         assert (s.checkpoint, s.untrained, s.runs) == ("x", True, 4)
@@ -93,18 +113,18 @@ def test_defaults_are_not_shared():
     assert parse("kgi.py").tasks == []  # all of them
 
 
-def test_a_default_can_be_given(tmp_path):
+def test_a_default_can_be_given():
     """Also where it is not among the choices: "" is the checkpoint's own pooling."""
-    (tmp_path / "x.toml").write_text("[embed]\npooling = ''\n")
-    assert parse("model.py", "embed", "x", tmp_path / "x.toml").pooling == ""
+    assert parse("model.py", "embed", "x", "--pooling=").pooling == ""
 
 
 def test_a_command_by_name_or_by_default():
-    for module, default in PROGRAMS.values():
+    for _, module, default in PROGRAMS.values():
         for name, (function, cls) in module.COMMANDS.items():
-            arguments = ["x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
+            arguments = arguments_of(cls)
             found = configs.parse([name, *arguments], module.__doc__, module.COMMANDS, default)
-            assert found == (function, cls(*([["x"]] if cls in (configs.Evaluate, configs.Plot) else arguments)))
+            values = [["x"] if f.metadata["many"] else "x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
+            assert found == (function, cls(*values))
             if name == default:
                 assert configs.parse(arguments, module.__doc__, module.COMMANDS, default) == found
     with pytest.raises(UserError, match="unknown command 'bild'; it is one of build, show"):
@@ -122,7 +142,7 @@ def squeezed(text):
 @pytest.mark.parametrize("program, name", EVERY_COMMAND)
 def test_help_is_true(program, name, capsys):
     """Every setting is there with its explanation, its choices, and the default that the command then has."""
-    module, default = PROGRAMS[program]
+    _, module, default = PROGRAMS[program]
     cls = module.COMMANDS[name][1]
     for argv in [[name, "--help"], [name, "-h"], ["--help"] * (name == default)]:
         if argv:
@@ -132,10 +152,11 @@ def test_help_is_true(program, name, capsys):
             text = capsys.readouterr().out
     usage, squeezed_text = text.splitlines()[0], squeezed(text)
     assert squeezed(cls.__doc__) in squeezed_text
+    assert f" {program} " in f"{usage} "
     assert (f" {name}" in usage) == (name != default)
     assert ("config.toml" in usage) == (cls in configs.TABLES.values())
     fields = dataclasses.fields(cls)
-    found = parse(program, name, *("x" for f in fields if "argument" in f.metadata))
+    found = parse(program, name, *arguments_of(cls))
     for field in fields:
         m, value = field.metadata, getattr(found, field.name)
         assert squeezed(m["help"]) in squeezed_text
@@ -153,10 +174,10 @@ def test_help_is_true(program, name, capsys):
         assert all(re.search(rf"^  {other} ", text, re.M) for other in module.COMMANDS)
 
 
-@pytest.mark.parametrize("program", [program for program, (_, default) in PROGRAMS.items() if not default])
+@pytest.mark.parametrize("program", [program for program, (*_, default) in PROGRAMS.items() if not default])
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_help_of_a_program_lists_its_commands(program, argv, capsys):
-    module = PROGRAMS[program][0]
+    module = PROGRAMS[program][1]
     with pytest.raises(SystemExit) as end:
         parse(program, *argv)
     text = capsys.readouterr().out
@@ -165,21 +186,32 @@ def test_help_of_a_program_lists_its_commands(program, argv, capsys):
 
 
 def documented_commands():
-    """Every command line of the four programs in the documentation, the docstrings and the configs."""
-    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*.py"), Path(configs.__file__), *FILES]
-    for path in places:
+    """Every command line of the programs in the documentation, the docstrings and the configs."""
+    modules = [path for path, *_ in PROGRAMS.values()]
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *modules, Path(configs.__file__), *FILES]:
         text = path.read_text(encoding="utf-8").replace("\\\n#", " ").replace("\\\n", " ")
-        for line in re.findall(r"^(?:#   |    )((?:python|torchrun [^.]*?) ?\w+\.py(?: .*)?)$", text, re.M):
-            program, argv = re.fullmatch(r".*?(\w+\.py)(.*)", line).groups()
-            if program in PROGRAMS:
+        called = r"^(?:#   |    )(?:python|torchrun)(?: .*?)? (\w+\.py|-m beyond\.\w+)((?: .*)?)$"
+        for program, argv in re.findall(called, text, re.M):
+            program = program.replace("-m ", "python -m ")
+            if program in PROGRAMS or "beyond" in program:
                 argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| [<>] .*|   .*", "", argv)
                 yield pytest.param(program, shlex.split(argv), id=f"{path.name}: {program}{argv}")
 
 
-@pytest.mark.parametrize("program, argv", list(documented_commands()))
+DOCUMENTED = list(documented_commands())
+
+
+@pytest.mark.parametrize("program, argv", DOCUMENTED)
 def test_documented_commands_are_understood(program, argv, monkeypatch):
     monkeypatch.chdir(ROOT)
     parse(program, *argv)
+
+
+def test_how_many_documented_commands_were_found():
+    """Every program that has a command is among them; a pattern that finds none would let all tests pass."""
+    found = [param.values[0] for param in DOCUMENTED]
+    assert {*found} == {program for program, (_, module, _) in PROGRAMS.items() if module.COMMANDS}
+    assert len(found) >= 100 and sum("beyond" in program for program in found) >= 8
 
 
 # ---------------------------------------------------------------- mistakes
@@ -219,14 +251,37 @@ def test_mistakes_on_the_command_line(argv, message):
     ("finetune.py", ["--data", "x"], "required: CHECKPOINT"),
     ("finetune.py", ["a", "b", "--data", "x"], "unrecognized arguments: b"),
     ("finetune.py", ["x", "--untrained=yes"], "--untrained: 'yes' is not true or false"),
-    ("kgi.py", ["evaluate"], "required: CHECKPOINT"),
-    ("kgi.py", ["plot", "--out", "x.png"], "required: RUN"),
+    ("python -m beyond.evaluate", [], "required: CHECKPOINT"),
+    ("python -m beyond.evaluate", ["map", "a", "b"], "unrecognized arguments: b"),
+    ("python -m beyond.plot", ["--out", "x.png"], "required: RUN"),
+    ("python -m beyond.link", ["a", "b", "c"], "unrecognized arguments: c"),
     ("finetune.py", ["list", "x"], "unrecognized arguments: x"),
     ("finetune.py", ["list", "--data", "x"], "unknown setting 'data'; see --help"),
 ])  # fmt: skip
 def test_too_few_or_too_many_arguments(program, argv, message):
     with pytest.raises(UserError, match=message):
         parse(program, *argv)
+
+
+@pytest.mark.parametrize("program, name", EVERY_COMMAND)
+def test_every_command_refuses_an_unknown_key(program, name):
+    arguments = arguments_of(PROGRAMS[program][1].COMMANDS[name][1])
+    with pytest.raises(UserError, match="--xyz: unknown setting 'xyz'; see --help"):
+        parse(program, name, *arguments, "--xyz", "1")
+
+
+@pytest.mark.parametrize("old, name, new", [
+    (old, name, new) for old, moved in configs.MOVED.items() for name, new in moved.items()
+    if (old, name) not in EVERY_COMMAND  # of those that have moved so far
+])  # fmt: skip
+def test_a_moved_command_names_its_new_program(old, name, new):
+    """In one line; the program is there and has that command."""
+    program, *command = f"python -m beyond.{new}".rsplit(" ", new.count(" "))
+    _, module, default = PROGRAMS[program]
+    assert (command or [default])[0] in module.COMMANDS
+    p = subprocess.run([sys.executable, old, name, "x", "--seed", "1"], cwd=ROOT, capture_output=True, text=True)
+    line = f"{old}: error: this is a program of its own now: python -m beyond.{new} x --seed 1\n"
+    assert (p.returncode, p.stdout, p.stderr) == (1, "", line)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -246,13 +301,14 @@ def test_too_few_or_too_many_arguments(program, argv, message):
     (f"[train]\nlr = 1{'0' * 400}", "lr = inf must be between"),
     (f"[train]\nlr = 1{'0' * 5000}", "not a TOML file"),
     ("[train]\ndevice = 'tpu'", "device = 'tpu' is not one of auto, cuda, cpu"),
-    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, evaluate, map, link, finetune, embed"),
+    ("[tran]\nlayers = 3", "'tran' is not one of the tables data, train, finetune, embed"),
+    ("[evaluate]\nseed = 3", "'evaluate' is not one of the tables data, train, finetune, embed"),
     ("layers = 3", "'layers' is not one of the tables"),
     ("[train", "not a TOML file"),
     (f"[train]\nalphas = {'[' * 5000}", "not a TOML file"),
     ("[train]\nlr = 1\n[train]\nlr = 2", "not a TOML file"),
     (b"[train]\ndata = '\xff'", "not a TOML file"),
-], ids=range(22))  # fmt: skip
+], ids=range(23))  # fmt: skip
 def test_mistakes_in_a_file(tmp_path, text, message):
     (tmp_path / "x.toml").write_bytes(text if type(text) is bytes else text.encode())
     with pytest.raises(UserError, match=re.escape(message)):
@@ -294,11 +350,13 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 
 
 @pytest.mark.parametrize("argv, line", [
-    (["--lr", "fast"], "kgi.py: error: argument --lr: 'fast' is not a number (--help lists the settings)\n"),
-    (["--lrs", "1"], "kgi.py: error: --lrs: unknown setting 'lrs'; did you mean 'lr'?\n"),
+    (["kgi.py", "--lr", "fast"], "kgi.py: error: argument --lr: 'fast' is not a number (--help lists the settings)\n"),
+    (["kgi.py", "--lrs", "1"], "kgi.py: error: --lrs: unknown setting 'lrs'; did you mean 'lr'?\n"),
+    (["-m", "beyond.link", "x", "--split", "all"],
+     "python -m beyond.link: error: split = 'all' is not one of train, dev, test\n"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_status_1(argv, line):
-    p = subprocess.run([sys.executable, "kgi.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
     assert (p.returncode, p.stdout, p.stderr) == (1, "", line)
 
 
@@ -351,7 +409,7 @@ def test_make_data_takes_lang_from_the_command_line_alone(env, argv, passed):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_python_without_the_packages_is_one_line(program):
     """What to do, in place of a traceback."""
-    p = subprocess.run([sys.executable, "-S", program], cwd=ROOT, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, "-S", *executed(program)], cwd=ROOT, capture_output=True, text=True)
     what = (
         f"{program}: error: {sys.executable} has no torch, tokenizers, numpy, pyarrow, seqeval, sklearn, tqdm; first: "
     )
@@ -363,7 +421,7 @@ def test_an_older_python_is_one_line(monkeypatch):
     """All that it reads before the line is Python that it can read."""
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     assert configs.missing_environment().startswith("Python 3.11 or later is needed, and this is 3.")
-    for path in [Path(configs.__file__), *(ROOT / program for program in PROGRAMS)]:
+    for path in [Path(configs.__file__), *(path for path, *_ in PROGRAMS.values())]:
         ast.parse(path.read_text(), feature_version=(3, 9))
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint knows of the four tasks (kgi.py evaluate), its record and its map."""
+"""What a checkpoint knows of the four tasks (beyond.evaluate), its record and its map."""
 
 import json
 import os
@@ -17,8 +17,11 @@ import data
 import finetune
 import kgi
 import model as models
+from beyond import evaluate, maps, retrieval
+from beyond import link as linking
+from beyond.dictionaries import make_dictionary
 from configs import UserError
-from support import datasets, linking, reports, tables, tokenizers
+from support import datasets, runs, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -35,8 +38,8 @@ def pretrain(dataset, out, **settings):
 
 
 def run_command(program, *argv):
-    """What a program does with these arguments, in this process."""
-    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, default="train")
+    """What a program does with these arguments, in this process; its first command need not be named."""
+    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0])
     function(settings)
 
 
@@ -48,7 +51,7 @@ def run(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def known(run, dataset):
-    return kgi.evaluate_tasks(models.load(run.out).eval(), dataset, 0, None)
+    return evaluate.evaluate_tasks(models.load(run.out).eval(), dataset, 0, None)
 
 
 def test_evaluation_agrees_with_validation(run, known):
@@ -97,13 +100,13 @@ def test_tasks_without_held_out_examples_are_left_out(release, tmp_path):
     torch.manual_seed(0)
     manifest = datasets.read_manifest(folder)
     model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0)).eval()
-    assert set(kgi.evaluate_tasks(model, folder, 0, None)) == {"lp", "tc"}
+    assert set(evaluate.evaluate_tasks(model, folder, 0, None)) == {"lp", "tc"}
 
 
 def test_pairs_of_names_alone_have_no_tasks_to_measure(release, tmp_path):
     folder = build(release, tmp_path / "sa", e3c="none", tc_examples=0, ep_examples=0, lp_paths=0, sa_pairs=50)
     model = models.KGIBert(models.Config(datasets.read_manifest(folder)["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0))
-    assert kgi.evaluate_tasks(model, folder, 0, None) == {}
+    assert evaluate.evaluate_tasks(model, folder, 0, None) == {}
 
 
 def mean_reciprocal_rank(vectors, queries, names, concepts_of_query, concepts_of_name):
@@ -128,7 +131,7 @@ def test_held_out_synonyms_and_translations_agree_with_a_loop(release, tmp_path)
     encoder, tokenizer = encoder.eval(), tokenizers.load(folder)
     for weight in encoder.parameters():
         weight.data *= 20 if weight.dim() > 1 else 1
-    found = kgi.evaluate_synonyms(configs.Evaluate([""], terms=0), folder, encoder, tokenizer, None)
+    found = evaluate.evaluate_synonyms(evaluate.Evaluate([""], terms=0), folder, encoder, tokenizer, None)
     assert [*found["synonyms"]] == ["en", "fr"] and [*found["translations"]] == ["fr"]
     concepts, held_out, vectors = {}, {}, {}
     for lang in ("en", "fr"):
@@ -165,7 +168,7 @@ def test_scores_of_a_record_are_means_over_languages():
             "fr": {"mean": metrics | {"at_1": 30.0}, "cls": {}, "terms": 9},
         },
     }
-    scores = kgi.flat_scores(record)
+    scores = evaluate.flat_scores(record)
     assert scores == {
         "mlm_loss": 3.0, "lp_accuracy": 60.0, "lp_macro_f1": 40.0,
         "tc_accuracy": 70.0, "tc_auc_corrupted_relation": 72.0,
@@ -185,7 +188,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     embed, asked = models.embed, []
     monkeypatch.setattr(models, "embed", lambda *args: asked.append((args[4], args[5])) or embed(*args))
     capsys.readouterr()
-    run_command(kgi, "evaluate", run.out, other, "--data", dataset, "--device", "cpu")
+    run_command(evaluate, run.out, other, "--data", dataset, "--device", "cpu")
     assert asked == [(configs.POOLINGS, 62), (configs.POOLINGS, 7)]  # its own limit
     shown = capsys.readouterr().out
     assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
@@ -197,9 +200,9 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
         finetune.tables(configs.Tables())
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
-    drawn, draw_map = [], reports.draw_map
-    monkeypatch.setattr(reports, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
-    run_command(kgi, "map", run.out, "--data", dataset, "--terms", 200)
+    drawn, draw_map = [], maps.draw_map
+    monkeypatch.setattr(maps, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
+    run_command(evaluate, "map", run.out, "--data", dataset, "--terms", 200)
     ((_, points, groups, strings, _, title, _),) = drawn
     x = datasets.read_dataset_tables(dataset, "en")
     full = {"ANAT": "Anatomy", "CONC": "Concepts & Ideas", "DISO": "Disorders", "PROC": "Procedures"}
@@ -208,13 +211,13 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     assert len(points) == len({*zip(strings, groups)}) > 20 and {*zip(strings, groups)} <= known
     assert all(x in title for x in ("t-SNE of discriminant axes", " other terms", "nearest neighbours: ", "kgi-s3"))
     (other / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
-    run_command(kgi, "map", other, "--data", other_data, "--terms", 200)
+    run_command(evaluate, "map", other, "--data", other_data, "--terms", 200)
     assert asked[2:] == [(["cls"], 62), (["mean"], 7)]
     assert Path("results", other.name, "map-en.png").read_bytes()[1:4] == b"PNG"
     for name in ("knowledge-en.json", "map-en.png"):  # the same command may replace it, but no file of a user
         Path(f"results/kgi-s3/{name}").write_text('{"name": "mine"}')
         with pytest.raises(UserError, match=f"{name} is not an output of this command"):
-            run_command(kgi, "map" if "map" in name else "evaluate", run.out, "--data", dataset)
+            run_command(evaluate, "map" if "map" in name else "evaluate", run.out, "--data", dataset)
     Path("results/table-knowledge.md").write_text("mine")
     shutil.copy("results/table-knowledge.md", "results/table-6.md")
     with pytest.raises(UserError, match="table-knowledge.md is not an output of this command"):
@@ -231,7 +234,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
 def test_mistakes(run, dataset, argv, message):
     names = {"RUN": run.out, "DATA": dataset}
     with pytest.raises(UserError, match=message):
-        run_command(kgi, *(names.get(a, a) for a in argv))
+        run_command(evaluate, *(names.get(a, a) for a in argv))
 
 
 def copied(run, place):
@@ -245,40 +248,41 @@ def test_a_run_knows_its_data_set(run, dataset, tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         shutil.copytree(dataset, tmp_path / "datasets" / name)
     monkeypatch.setattr(
-        kgi, "evaluate_checkpoint", lambda s, checkpoint, folder, *_: {"synonyms": {}, "translations": {}}
+        evaluate, "evaluate_checkpoint", lambda s, checkpoint, folder, *_: {"synonyms": {}, "translations": {}}
     )
-    run_command(kgi, "evaluate", run.out, "--device", "cpu")
+    run_command(evaluate, run.out, "--device", "cpu")
     shown = capsys.readouterr().out
     assert f"{run.out} on {dataset}\n" in shown
-    assert shown.endswith(f"next:  python finetune.py tables --results results\n       python kgi.py map {run.out}\n")
+    following = f"python finetune.py tables --results results\n       python -m beyond.evaluate map {run.out}\n"
+    assert shown.endswith(f"next:  {following}")
     seen = []
-    monkeypatch.setattr(kgi.linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
-    monkeypatch.setattr(kgi.models, "load", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(kgi, "find_data", lambda folder, *_: seen.append(Path(folder)))
-    for argv in (["link", run.out], ["map", run.out]):
+    monkeypatch.setattr(linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
+    monkeypatch.setattr(models, "load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(retrieval, "find_data", lambda folder, *_: seen.append(Path(folder)))
+    for program, *argv in ((linking, run.out), (evaluate, "map", run.out)):
         with pytest.raises(ZeroDivisionError):
-            run_command(kgi, *argv, "--device", "cpu")
+            run_command(program, *argv, "--device", "cpu")
     assert seen == [dataset, None, dataset]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     older = copied(run, tmp_path / "older")
     (older / "kgi.json").unlink()
     with pytest.raises(UserError, match="several data sets found; choose one with --data: datasets/a, datasets/b"):
-        run_command(kgi, "evaluate", older, "--device", "cpu")
+        run_command(evaluate, older, "--device", "cpu")
 
 
 def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, monkeypatch):
     """Neither those of evaluate nor pictures: found out before anything is computed. A link keeps its own name."""
     monkeypatch.chdir(tmp_path)
-    run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")
-    run_command(kgi, "map", run.out, "--terms", 200, "--device", "cpu")
+    run_command(evaluate, run.out, "--terms", 200, "--device", "cpu")
+    run_command(evaluate, "map", run.out, "--terms", 200, "--device", "cpu")
     path, picture = tmp_path / "results/kgi-s3/knowledge-en.json", tmp_path / "results/kgi-s3/map-en.png"
     before = path.read_bytes(), picture.read_bytes()
     other = copied(run, tmp_path / "other" / "kgi-s3")
     changed = models.load(other)
     changed.mlm_bias.data += 1
     models.save(changed, other)
-    monkeypatch.setattr(kgi, "evaluate_tasks", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(evaluate, "evaluate_tasks", lambda *_: pytest.fail("computed"))
     monkeypatch.setattr(models, "embed_terms", lambda *_: pytest.fail("computed"))
     for argv, message in (
         (
@@ -289,33 +293,33 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
         (["map", other, "--terms", 200], "map-en.png is of another checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
-            run_command(kgi, *argv, "--device", "cpu")
+            run_command(evaluate, *argv, "--device", "cpu")
     assert (path.read_bytes(), picture.read_bytes()) == before
     for content in ("[]", "{", json.dumps({"scores": {}})):
         path.write_text(content)
         with pytest.raises(UserError, match="is not an output of this command|without a record of all"):
-            run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")
+            run_command(evaluate, run.out, "--terms", 200, "--device", "cpu")
         assert path.read_text() == content
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     path.write_bytes(before[0])
-    run_command(kgi, "evaluate", run.out, "--terms", 200, "--device", "cpu")  # again the same
+    run_command(evaluate, run.out, "--terms", 200, "--device", "cpu")  # again the same
     (tmp_path / "latest").symlink_to(other)
-    run_command(kgi, "map", "latest/", "--terms", 200, "--device", "cpu")
+    run_command(evaluate, "map", "latest/", "--terms", 200, "--device", "cpu")
     assert (tmp_path / "results/latest/map-en.png").is_file() and path.read_bytes() == before[0]
-    assert linking.results_file(configs.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
+    assert linking.results_file(linking.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
 
 
 def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
-    names, zero = linking.make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
+    names, zero = make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
     of_task, again, other = (
         linking.results_signature(
-            configs.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
+            linking.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
         )
         for c, gold in (("c", [zero]), (os.path.abspath("c") + "/", [zero]), ("c", [zero + 1]))
     )
     assert again == of_task != other  # one folder, however it is named; other ids are other results
-    signature = of_task | kgi.runs.signature_of(run.out)
+    signature = of_task | runs.signature_of(run.out)
     (tmp_path / "linking.json").write_text(json.dumps({"checkpoint": "x", "signature": signature}))
     tables.check_results_file(tmp_path / "linking.json", signature)
     with pytest.raises(UserError, match="holds results of checkpoint sha256 .*, now 0; choose another --out"):

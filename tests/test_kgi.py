@@ -21,10 +21,12 @@ import configs
 import data
 import kgi
 import model as models
+from beyond import evaluate
 from configs import UserError
 from support import datasets, hardware, runs
 from support.arrays import concat_ranges
 from tests.conftest import FEW, ROOT, build, command
+from tests.test_evaluate import run_command
 from tests.training import (
     args,
     call,
@@ -950,7 +952,7 @@ def test_a_finished_run_is_done_at_once(dataset, baseline, monkeypatch, capsys):
     before = {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"}
     train(dataset, baseline)
     want = [f"done: {baseline}", f"next:  python finetune.py {baseline} --corpus CORPUS --data FOLDER"]
-    want += [f"       python kgi.py {command} {baseline}" for command in ("evaluate", "plot")]
+    want += [f"       python -m beyond.{program} {baseline}" for program in ("evaluate", "plot")]
     assert capsys.readouterr().out.splitlines() == want
     assert {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"} == before
     other = models.load(baseline)
@@ -1079,8 +1081,8 @@ def test_a_finished_run_says_what_comes_next_and_remembers_its_config(dataset, t
     assert end.value.code == 0
     assert shown[-3:] == [
         f"next:  python finetune.py {tmp_path / 'run'} '{config}'",
-        f"       python kgi.py evaluate {tmp_path / 'run'}",
-        f"       python kgi.py plot {tmp_path / 'run'}",
+        f"       python -m beyond.evaluate {tmp_path / 'run'}",
+        f"       python -m beyond.plot {tmp_path / 'run'}",
     ]
     said = datasets.read_run(tmp_path / "run")
     assert said["data"] == str(dataset) and said["finetune"] == {"lr": 5e-4, "epochs": 2}
@@ -1142,7 +1144,7 @@ def test_evaluation_decides_by_the_tokenizer(dataset, baseline, tmp_path, monkey
     model.encoder.config.extra_config.pop("kgi_tasks", None)
     models.save(model, tmp_path / "wide")
     (tmp_path / "wide" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
-    call("evaluate", tmp_path / "wide", baseline, "--data", dataset, "--terms", 200, "--device", "cpu")
+    run_command(evaluate, tmp_path / "wide", baseline, "--data", dataset, "--terms", 200, "--device", "cpu")
     assert "synonyms alone" not in capsys.readouterr().out
     wide, own = (
         json.loads((tmp_path / "results" / name / f"knowledge-{dataset.name}.json").read_text())
@@ -1206,7 +1208,7 @@ def test_make_ablation_asks_the_run_what_is_left_to_do(tmp_path):
     assert called[0] == (
         "kgi.py configs/v1-fr.toml configs/ablation-mlm.toml --data datasets/fr --seed 0 --out runs/v1-fr-mlm-s0 --lr 1"
     )
-    assert called[1].startswith("finetune.py runs/v1-fr-mlm-s0 ") and called[2].startswith("kgi.py evaluate runs/v1")
+    assert called[1].startswith("finetune.py runs/v1-fr-mlm-s0 ") and called[2].startswith("-m beyond.evaluate runs/v1")
     model = tmp_path / "runs" / "v1-fr-mlm-s0" / "model.safetensors"
     scores, knowledge = (tmp_path / "results" / "v1-fr-mlm-s0" / x for x in ("x/scores.json", "knowledge-fr.json"))
     for path, text in ((model, ""), (scores, '{"runs": [{}]}'), (knowledge, "{}")):

@@ -16,10 +16,37 @@ import torch
 
 import configs
 import data
-import kgi
 import model as models
+from beyond import link as linking
+from beyond import retrieval
+from beyond.dictionaries import (
+    dictionary_of_dataset,
+    exact_matches,
+    gold_concepts,
+    index_of_ids,
+    make_dictionary,
+    name_vectors,
+    parse_ids,
+    read_dictionary,
+    read_ids,
+    trigram_similarities,
+    vectors_file,
+)
+from beyond.mentions import (
+    LINKS,
+    LinkingTask,
+    Mention,
+    find_abbreviations,
+    mentions_of_records,
+    parse_record,
+    read_mentions,
+    read_records,
+    read_task,
+    split_of,
+    write_records,
+)
 from configs import UserError
-from support import corpora, datasets, files, linking, reports, retrieval, rrf, tagging, tokenizers
+from support import corpora, datasets, files, rrf, tagging, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -60,15 +87,15 @@ def small(tmp_path):
 
 
 def task_of(small, **settings):
-    s = configs.Link(checkpoint="", corpus=str(small[0]), **settings)
-    return linking.read_task(s, linking.read_dictionary(small[1]))
+    s = linking.Link(checkpoint="", corpus=str(small[0]), **settings)
+    return read_task(s, read_dictionary(small[1]))
 
 
 def ranks_by_spelling(task):
     """{(document, words): rank} of both baselines."""
     methods = {
-        "exact": linking.exact_matches(task.dictionary.names, task.queries),
-        "trigrams": linking.trigram_similarities(task.dictionary.names, task.queries),
+        "exact": exact_matches(task.dictionary.names, task.queries),
+        "trigrams": trigram_similarities(task.dictionary.names, task.queries),
     }
     ranks = linking.rank_mentions(task, lambda block: ((name, method(block)) for name, method in methods.items()))
     return {name: {(m.document, m.text): r for m, r in zip(task.mentions, x.tolist())} for name, x in ranks.items()}
@@ -90,11 +117,11 @@ def ranks_by_spelling(task):
 ])  # fmt: skip
 def test_ids_of_corpora(text, parts):
     """Alternatives, composites, prefixes of some corpora, no id, and a variant whose bars are its own."""
-    assert linking.parse_ids(text) == parts
+    assert parse_ids(text) == parts
 
 
 def test_mentions_of_a_corpus(small):
-    splits, issues = linking.read_mentions(small[0])
+    splits, issues = read_mentions(small[0])
     assert {split: [m.text for m in mentions] for split, mentions in splits.items()} == {
         "train": ["Flu", "fever"], "dev": [], "test": ["Influenza", "Fever", "pain", "Pain", "cold", "flu"],
     }  # fmt: skip
@@ -112,7 +139,7 @@ def test_lists_of_documents_split_a_corpus_of_one_file(tmp_path):
     for n, split in enumerate(("trng", "dev", "test"), 1):
         (tmp_path / f"corpus_pubtator_pmids_{split}.txt").write_text(f"{n}\n")
     (tmp_path / "corpus_pubtator_pmids_all.txt").write_text("1\n2\n3\n")
-    splits, _ = linking.read_mentions(tmp_path)
+    splits, _ = read_mentions(tmp_path)
     found = {split: [m.parts for m in mentions] for split, mentions in splits.items()}
     assert found == {s: [((f"C000000{n}",),)] for n, s in enumerate(corpora.SPLITS, 1)}
 
@@ -127,7 +154,7 @@ def test_lists_of_documents_split_a_corpus_of_one_file(tmp_path):
     ("ncbitrain.txt", "train"), ("medieval.txt", ""), ("interval_7.txt", ""), ("corpus_pubtator.txt.gz", ""),
 ])  # fmt: skip
 def test_splits_in_names_of_files(name, want):
-    assert linking.split_of(Path("train", name)) == want
+    assert split_of(Path("train", name)) == want
 
 
 def test_issues_are_those_of_the_split(small, tmp_path):
@@ -138,7 +165,7 @@ def test_issues_are_those_of_the_split(small, tmp_path):
     text = (small[0] / "NCBItestset_corpus.txt").read_text()
     row = next(line for line in text.split("\n") if "Influenza\t" in line)
     (small[0] / "NCBItestset_corpus.txt").write_text(text.replace(row, f"{row}\n{row}\n{row.replace('MESH:D1', 'D2')}"))
-    mentions, issues = linking.read_mentions(small[0])
+    mentions, issues = read_mentions(small[0])
     assert [m.parts for m in mentions["test"]][:3] == [
         (("D1",),),
         (("D2",),),
@@ -157,7 +184,7 @@ def test_lists_of_documents_are_one_a_split(tmp_path):
     (tmp_path / "x_pubtator.txt").write_text("1|t|Flu\n1|a|.\n1\t0\t3\tFlu\tX\tD1\n2|t|B\n2|a|.\n2\t0\t1\tB\tX\t-\n")
     (tmp_path / "pmids_test.txt").write_text("1")
     (tmp_path / "pmids_dev.txt").write_text("2")
-    issues = linking.read_mentions(tmp_path)[1]
+    issues = read_mentions(tmp_path)[1]
     assert {split: dict(+c) for split, c in issues.items()} == {
         "train": {},
         "dev": {"mentions without an id": 1},
@@ -165,13 +192,13 @@ def test_lists_of_documents_are_one_a_split(tmp_path):
     }
     (tmp_path / "pmids_valid.txt").write_text("1")
     with pytest.raises(UserError, match="two files of the dev split: pmids_dev.txt and pmids_valid.txt"):
-        linking.read_mentions(tmp_path)
+        read_mentions(tmp_path)
 
 
 def test_ids_of_documents_need_not_be_numbers(tmp_path):
     text = "".join(f"{i}|t|Flu\n{i}|a|.\n{i}\t0\t3\tFlu\tX\tD1\n\n" for i in ("PMC12", "doc-1", "7"))
     (tmp_path / "test.PubTator").write_text(text)
-    assert [m.document for m in linking.read_mentions(tmp_path)[0]["test"]] == ["PMC12", "doc-1", "7"]
+    assert [m.document for m in read_mentions(tmp_path)[0]["test"]] == ["PMC12", "doc-1", "7"]
 
 
 @pytest.mark.parametrize("ids, concepts", [
@@ -180,18 +207,18 @@ def test_ids_of_documents_need_not_be_numbers(tmp_path):
 def test_a_concept_of_several_ids(tmp_path, ids, concepts):
     """It is one concept, which is found by each of them; in a file of ids each of them leads to each concept."""
     (tmp_path / "names.tsv").write_text(f"{ids}\nD2|D001260\tgout\nD3\tflu\n")
-    dictionary = linking.read_dictionary(tmp_path / "names.tsv")
+    dictionary = read_dictionary(tmp_path / "names.tsv")
     assert dictionary.ids == [*concepts, "D2|D001260", "D3"]
-    index = linking.index_of_ids(dictionary)
+    index = index_of_ids(dictionary)
     omim = ids.split("\t")[0].split("|")[1]
     for parts, want in (((("D001260",),), [[0, 1]]), (((omim, "D3"),), [[0, 2]]), (((omim,), ("D2",)), [[0], [1]]),
         ((("D9",),), None), ((("D001260|208900",),), None)):  # fmt: skip
-        found = linking.gold_concepts(linking.Mention("1", "", "", parts), {}, index)
+        found = gold_concepts(Mention("1", "", "", parts), {}, index)
         assert (found and [part.tolist() for part in found]) == want
     folder = corpus(tmp_path / "corpus", test=[("Ataxia.", "No.", [("Ataxia", f"{omim}")])])
     assert [*ranks_by_spelling(task_of((folder, tmp_path / "names.tsv")))["exact"].values()] == [1]
     (tmp_path / "ids.tsv").write_text("D1|208900\tC1\nD1\tC2|C3\n")
-    assert linking.read_ids(tmp_path / "ids.tsv") == {"D1": ["C1", "C2", "C3"], "208900": ["C1"]}
+    assert read_ids(tmp_path / "ids.tsv") == {"D1": ["C1", "C2", "C3"], "208900": ["C1"]}
 
 
 @pytest.mark.parametrize("header, is_header", [
@@ -206,9 +233,9 @@ def test_a_concept_of_several_ids(tmp_path, ids, concepts):
 def test_a_header_is_no_concept(tmp_path, header, is_header):
     """Only as the first line. The first field decides: a concept may have any name."""
     (tmp_path / "names.tsv").write_text(f"{header}\nD1\tflu\n")
-    assert len(linking.read_dictionary(tmp_path / "names.tsv").ids) == (1 if is_header or header[:3] == "D1\t" else 2)
+    assert len(read_dictionary(tmp_path / "names.tsv").ids) == (1 if is_header or header[:3] == "D1\t" else 2)
     (tmp_path / "names.tsv").write_text("D1\tflu\nid\tname\n")
-    assert linking.read_dictionary(tmp_path / "names.tsv").ids == ["D1", "id"]
+    assert read_dictionary(tmp_path / "names.tsv").ids == ["D1", "id"]
 
 
 @pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
@@ -224,9 +251,7 @@ def test_mentions_and_names_are_compared_in_one_form(tmp_path, form, other):
     with_train = task_of((folder, tmp_path / "names.tsv"), train_mentions=True).dictionary
     assert with_train.names == ["fièvre", "névrite rétrobulbaire", "x", "Fièvre"]
     records = [{"text": unicodedata.normalize(form, "Fièvre")}]
-    assert [x for _, x in linking.mentions_of_records(records)] == ["Fièvre"] and len(records[0]["text"]) == 6 + (
-        form == "NFD"
-    )
+    assert [x for _, x in mentions_of_records(records)] == ["Fièvre"] and len(records[0]["text"]) == 6 + (form == "NFD")
 
 
 def test_bc5cdr_and_biored_lines(tmp_path):
@@ -237,7 +262,7 @@ def test_bc5cdr_and_biored_lines(tmp_path):
         "1\tCID\tD1\tD7674\n1\tAssociation\tD1\tD7674\tNovel\n",
     ]
     (tmp_path / "CDR_TestSet.PubTator.txt").write_text("\ufeff" + "".join(lines), encoding="utf-8")
-    assert [m.parts for m in linking.read_mentions(tmp_path)[0]["test"]] == [(("D7674", "D8107"),)]
+    assert [m.parts for m in read_mentions(tmp_path)[0]["test"]] == [(("D7674", "D8107"),)]
 
 
 @pytest.mark.parametrize("text, want", [
@@ -251,7 +276,7 @@ def test_bc5cdr_and_biored_lines(tmp_path):
 ])  # fmt: skip
 def test_definitions_of_abbreviations(text, want):
     """The first letter begins a word of the same sentence; the first definition counts; no form defines itself."""
-    assert linking.find_abbreviations(text) == want
+    assert find_abbreviations(text) == want
 
 
 def test_abbreviations_are_expanded_within_their_document(tmp_path):
@@ -292,7 +317,7 @@ def test_ranks_are_those_of_sorting(seed, monkeypatch):
     n_names, n_concepts, n_mentions = 30, 12, 25
     ids = [f"C{c}" for c in [*range(n_concepts), *rng.integers(n_concepts, size=40)]]
     names = [f"n{t}" for t in [*range(n_concepts), *rng.integers(n_names, size=40)]]
-    dictionary = linking.make_dictionary(ids, names)
+    dictionary = make_dictionary(ids, names)
     assert sorted({*zip(ids, names)}) == sorted(
         (dictionary.ids[c], dictionary.names[t]) for c, t in zip(dictionary.concept, dictionary.term)
     )
@@ -303,8 +328,8 @@ def test_ranks_are_those_of_sorting(seed, monkeypatch):
     ]  # fmt: skip
     queries = [f"q{i}" for i in range(7)]
     query = rng.integers(len(queries), size=n_mentions)
-    mentions = [linking.Mention("1", "", "", ()) for _ in gold]
-    task = linking.LinkingTask(mentions, dictionary, queries, query, gold, None, Counter())
+    mentions = [Mention("1", "", "", ()) for _ in gold]
+    task = LinkingTask(mentions, dictionary, queries, query, gold, None, Counter())
     table = rng.integers(0, 6, (len(queries), len(dictionary.names))).astype(np.float32)  # few values: many ties
     monkeypatch.setattr(linking, "MAX_SIMILARITIES", 3 * len(dictionary.names))
     ranks = linking.rank_mentions(task, lambda block: [("x", table[block])])["x"]
@@ -322,8 +347,8 @@ def test_alternatives_composites_homonyms_and_names_that_are_not_there(small):
     (small[1].parent / "ids.tsv").write_text("id\tcui\n" + "".join(f"{i}\t{c[0]}\n" for i, c in ids.items()))
     with_ids = ranks_by_spelling(task_of(small, ids=str(small[1].parent / "ids.tsv")))["exact"]
     assert with_ids["101", "cold"] == 1.5  # D5 or D6
-    parts_found = linking.Mention("1", "", "", (("D3",), ("D4",))), {}, {"D3": [0]}
-    assert linking.gold_concepts(*parts_found) is None  # one part of a composite is not there
+    parts_found = Mention("1", "", "", (("D3",), ("D4",))), {}, {"D3": [0]}
+    assert gold_concepts(*parts_found) is None  # one part of a composite is not there
 
 
 def test_a_composite_is_right_at_1_if_the_first_concepts_hold_all_its_parts():
@@ -346,14 +371,14 @@ def test_trigrams_are_those_of_the_synonym_baseline():
     names, queries = ["hepatitis", "Liver disease", "fièvre", "x"], ["Hepatitides", "disease of liver", "pain"]
     of_names, of_queries = retrieval.trigram_vectors(names), retrieval.trigram_vectors(queries)
     want = of_queries @ of_names.T
-    similarity = linking.trigram_similarities(names, queries)
+    similarity = trigram_similarities(names, queries)
     assert similarity(slice(0, 3)) == pytest.approx(want.numpy(), abs=1e-6) and want.max() > 0.5
     assert similarity(slice(1, 3)) == pytest.approx(want[1:].numpy(), abs=1e-6)
     assert of_names.norm(dim=1).tolist() == pytest.approx([1] * 4)
 
 
 def test_exact_matches_ignore_case_and_blanks():
-    found = linking.exact_matches(["Liver disease", "liver", "LIVER"], ["liver  Disease", "Liver", "kidney"])
+    found = exact_matches(["Liver disease", "liver", "LIVER"], ["liver  Disease", "Liver", "kidney"])
     assert found(slice(0, 3)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
 
 
@@ -417,7 +442,7 @@ def test_mentions_are_not_unseen_where_there_is_no_training_split(tmp_path, caps
     task = task_of((corpus(tmp_path / "corpus", test=TEST), tmp_path / "names.tsv"))
     record = linking.linking_record(task, {"exact match": np.ones(6)})
     assert [*record["scores"]] == ["all", "reachable"]
-    reports.print_linking(record | {"settings": {"corpus": "x", "split": "test"}})
+    linking.print_linking(record | {"settings": {"corpus": "x", "split": "test"}})
     printed = capsys.readouterr().out
     assert "unseen" not in printed and "100.0 [100.0, 100.0]  100.0 [" in printed
 
@@ -451,7 +476,7 @@ def test_what_is_wrong_with_files(small, name, content, message):
 def test_a_dictionary_may_be_packed_and_have_a_header_and_line_ends_of_windows(small):
     packed = small[1].with_suffix(".gz")
     packed.write_bytes(gzip.compress(NAMES.replace("\n", "\r\n").encode()))
-    plain, other = linking.read_dictionary(small[1]), linking.read_dictionary(packed)
+    plain, other = read_dictionary(small[1]), read_dictionary(packed)
     assert other.ids == plain.ids == ["D1", "D2", "D3", "D5", "D6"] and other.names == plain.names
     assert plain.names.count("cold") == 1 and len(plain.term) == 7
 
@@ -462,9 +487,9 @@ def test_a_dictionary_may_be_packed_and_have_a_header_and_line_ends_of_windows(s
     ({"ids": "none.tsv"}, "none.tsv"),
 ])  # fmt: skip
 def test_what_is_wrong_with_settings(small, settings, message):
-    s = configs.Link(checkpoint="", **{"corpus": str(small[0])} | settings)
+    s = linking.Link(checkpoint="", **{"corpus": str(small[0])} | settings)
     with pytest.raises((UserError, FileNotFoundError), match=message):
-        linking.read_task(s, linking.read_dictionary(small[1]))
+        read_task(s, read_dictionary(small[1]))
 
 
 def test_mentions_of_training_that_are_not_there(tmp_path):
@@ -499,9 +524,9 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):
         calls.append(len(array))
         yield from (array[:2], array[2:])
 
-    assert (linking.name_vectors(None, x.shape, blocks(x)) == x).all()
-    assert (linking.name_vectors(path, x.shape, blocks(x)) == x).all() and (np.load(path) == x).all()
-    assert (linking.name_vectors(path, x.shape, blocks(x + 1)) == x).all() and calls == [5, 5]  # not asked for again
+    assert (name_vectors(None, x.shape, blocks(x)) == x).all()
+    assert (name_vectors(path, x.shape, blocks(x)) == x).all() and (np.load(path) == x).all()
+    assert (name_vectors(path, x.shape, blocks(x + 1)) == x).all() and calls == [5, 5]  # not asked for again
     assert not capsys.readouterr().err
     whole, size = path.read_bytes(), x.nbytes
     other_type, zeros, nan = io.BytesIO(), bytes(size), np.full(x.shape, np.nan, np.float32).tobytes()
@@ -514,8 +539,8 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):
     }  # fmt: skip
     for n, content in enumerate(damaged.values()):
         path.write_bytes(content)
-        assert (linking.name_vectors(path, x.shape, blocks(x + n)) == x + n).all() and len(calls) == 3 + n
-        assert (linking.name_vectors(path, x.shape, blocks(x)) == x + n).all() and len(calls) == 3 + n
+        assert (name_vectors(path, x.shape, blocks(x + n)) == x + n).all() and len(calls) == 3 + n
+        assert (name_vectors(path, x.shape, blocks(x)) == x + n).all() and len(calls) == 3 + n
         line = f"{path}: damaged, or of an older version; the names are embedded again\n"
         assert capsys.readouterr().err == line
 
@@ -524,19 +549,19 @@ def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):
         raise UserError("no more")
 
     with pytest.raises(UserError, match="no more"):
-        linking.name_vectors(tmp_path / "kept" / "y.npy", x.shape, broken())
+        name_vectors(tmp_path / "kept" / "y.npy", x.shape, broken())
     with files.folder_lock(tmp_path / "kept", ""), pytest.raises(UserError, match="another process embeds names"):
-        linking.name_vectors(tmp_path / "kept" / "z.npy", x.shape, blocks(x))
+        name_vectors(tmp_path / "kept" / "z.npy", x.shape, blocks(x))
     assert [p.name for p in path.parent.iterdir()] == ["x.npy"]
-    names = {linking.vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
-    assert len(names) == 4 and linking.vectors_file("f", "x", ["a", b"b"]) in names
+    names = {vectors_file("f", "x", parts) for parts in (["a", b"b"], ["ab", b""], ["a", b"c"], ["", b"ab"])}
+    assert len(names) == 4 and vectors_file("f", "x", ["a", b"b"]) in names
 
 
 def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
     """Ranks by the vectors of the model and the sums with trigrams, in a record and a printed table."""
     monkeypatch.chdir(tmp_path)
-    argv = ["link", checkpoint, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu"]
-    run_command(kgi, *argv)
+    argv = [checkpoint, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu"]
+    run_command(linking, *argv)
     path = Path("results/random/linking-corpus.json")
     first, shown = json.loads(path.read_text()), capsys.readouterr().out
     assert "6 mentions in 2 documents, 5 with a concept in the dictionary of 5 concepts and 6 names" in shown
@@ -568,7 +593,7 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
 
     def n_embedded(*argv, folder=checkpoint, out="results"):
         calls.clear()
-        run_command(kgi, "link", folder, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu",
+        run_command(linking, folder, "--corpus", small[0], "--dictionary", small[1], "--device", "cpu",
             "--pooling", "mean", "--keep_vectors", "kept", "--out", out, *argv)  # fmt: skip
         return len(calls) - 1, json.loads(Path(out, "random/linking-corpus.json").read_text())["scores"]
 
@@ -596,7 +621,7 @@ def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
     pairs = [
         (f"D{c}", f"n{int(t)}") for c in range(n_concepts) for t in rng.choice(n_names, rng.integers(1, n_names + 1))
     ]
-    dictionary = linking.make_dictionary(*zip(*pairs))
+    dictionary = make_dictionary(*zip(*pairs))
     similarity = rng.choice([0.0, 0.25, 0.5, 0.75], (n_queries, len(dictionary.names))).astype(np.float32)
     monkeypatch.setattr(linking, "MAX_SIMILARITIES", int(rng.integers(1, 40)))
     found = linking.nearest_concepts(dictionary, n_queries, lambda block: similarity[block])
@@ -612,7 +637,7 @@ def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
 
 def test_links_of_lines(checkpoint, small, tmp_path):
     """A line of standard input is a line of the output; each name is nearest to itself."""
-    argv = ["kgi.py", "link", checkpoint, "--dictionary", small[1], "--device", "cpu", "--pooling", "mean"]
+    argv = ["-m", "beyond.link", checkpoint, "--dictionary", small[1], "--device", "cpu", "--pooling", "mean"]
     found = command(*argv, stdin="\ufefffever  and pain\r\n\n flu\nflu\n\n")
     assert found.returncode == 0, found.stderr
     assert "3 mentions, 2 of them distinct; 5 concepts with 6 names" in found.stderr
@@ -632,8 +657,8 @@ def test_links_of_entities(checkpoint, small, tmp_path):
         + json.dumps({"id": 8, "text": "cold \ud800"}) + "\n"
     )  # fmt: skip
     out = tmp_path / "out.jsonl"
-    argv = ["link", checkpoint, tmp_path / "in.jsonl", "--dictionary", small[1], "--device", "cpu", "--out", out]
-    run_command(kgi, *argv)
+    argv = [checkpoint, tmp_path / "in.jsonl", "--dictionary", small[1], "--device", "cpu", "--out", out]
+    run_command(linking, *argv)
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [r["id"] for r in records] == ["a", 7, 8] and records[1]["entities"] == []
     flu, pain = records[0]["entities"]
@@ -641,16 +666,16 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     assert flu["concepts"][0] == {"id": "D1", "name": "flu", "similarity": 1.0} and pain["concepts"][0]["id"] == "D3"
     assert "concepts" not in records[0] and len(records[2]["concepts"]) == 5 and records[2]["text"] == "cold \ufffd"
     encoder, tokenizer = models.load(checkpoint, heads=False).encoder.eval(), tokenizers.load(checkpoint)
-    x = models.embed_terms(encoder, tokenizer, ["flu", *linking.read_dictionary(small[1]).names], ["cls"], None)["cls"]
+    x = models.embed_terms(encoder, tokenizer, ["flu", *read_dictionary(small[1]).names], ["cls"], None)["cls"]
     cosine = torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()
-    want = dict(zip(linking.read_dictionary(small[1]).names, cosine))
+    want = dict(zip(read_dictionary(small[1]).names, cosine))
     assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
 
 
 def test_what_is_written_is_json(tmp_path):
     """Numbers that are not finite, which json.loads takes, become null; the rest of the record stays."""
     line = '{"text": "a", "score": NaN, "more": [1.5, -Infinity, {"x": 1e999}], "id": "NaN"}'
-    linking.write_records([linking.parse_record(line, "x", 1)], tmp_path / "out")
+    write_records([parse_record(line, "x", 1)], tmp_path / "out")
     text = (tmp_path / "out").read_text()
     want = {"text": "a", "score": None, "more": [1.5, None, {"x": None}], "id": "NaN"}
     assert json.loads(text, parse_constant=pytest.fail) == want
@@ -668,10 +693,10 @@ def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_pa
     monkeypatch.setattr(models, "embed", lambda *args: limits.append(args[5]) or embed(*args))
     argv = ["--dictionary", small[1], "--device", "cpu"]
     encoder, tokenizer = models.load(own, heads=False).encoder.eval(), tokenizers.load(own)
-    texts = ["flu", *linking.read_dictionary(small[1]).names]
+    texts = ["flu", *read_dictionary(small[1]).names]
     for more, pooling in (([], "mean"), (["--pooling", "cls"], "cls")):
         capsys.readouterr()
-        run_command(kgi, "link", own, tmp_path / "in.txt", *argv, *more)
+        run_command(linking, own, tmp_path / "in.txt", *argv, *more)
         found, log = capsys.readouterr()
         assert ("own: --pooling mean --max_len 4, as its files" in log) == (not more)
         x = models.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
@@ -682,8 +707,8 @@ def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_pa
     with pytest.raises(
         UserError, match="own: its pooling, max, is not supported; give --pooling cls or --pooling mean"
     ):
-        run_command(kgi, "link", own, tmp_path / "in.txt", *argv)
-    run_command(kgi, "link", own, "--corpus", small[0], *argv, "--out", tmp_path / "results")
+        run_command(linking, own, tmp_path / "in.txt", *argv)
+    run_command(linking, own, "--corpus", small[0], *argv, "--out", tmp_path / "results")
     assert {*limits} == {2} and len(limits) == 8
 
 
@@ -694,12 +719,12 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
         ('\n{"text": "c"}', ["c"]),
     ):  # fmt: skip
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-        assert [text for _, text in linking.mentions_of_records(linking.read_records(""))] == want
+        assert [text for _, text in mentions_of_records(read_records(""))] == want
 
 
 @pytest.mark.parametrize("read", [
-    lambda: linking.read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(""),
-    lambda: linking.read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
+    lambda: read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(""),
+    lambda: read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
     with open("/dev/zero") as zero:
@@ -713,24 +738,24 @@ def test_which_files_links_replace(tmp_path):
     mention, entity = {"text": "flu", "concepts": []}, {"start": 0, "text": "flu", "concepts": [{"id": "D1"}]}
     empty, linked = {"id": 1, "text": "", "entities": []}, {"id": 2, "text": "flu", "entities": [entity]}
     for records in ([mention], [linked], [empty, empty, linked], [empty], [empty, empty]):
-        linking.write_records(records, tmp_path / "x")
-        files.check_output(tmp_path / "x", linking.LINKS)
+        write_records(records, tmp_path / "x")
+        files.check_output(tmp_path / "x", LINKS)
     del entity["concepts"]
     for records in ([linked], [empty, linked], [{"text": "concepts"}], [empty, {"text": ""}]):
-        linking.write_records(records, tmp_path / "x")
+        write_records(records, tmp_path / "x")
         with pytest.raises(UserError, match="x is not an output of this command"):
-            files.check_output(tmp_path / "x", linking.LINKS)
+            files.check_output(tmp_path / "x", LINKS)
 
 
 def test_results_of_other_protocols_have_other_names():
     s = {"checkpoint": "runs/a", "corpus": "x/ncbi/"}
-    assert linking.results_file(configs.Link(**s)) == Path("results/a/linking-ncbi.json")
-    other = configs.Link(**s, split="dev", expand_abbreviations=True, out="o")
+    assert linking.results_file(linking.Link(**s)) == Path("results/a/linking-ncbi.json")
+    other = linking.Link(**s, split="dev", expand_abbreviations=True, out="o")
     assert linking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
 
 
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
-    """data.py dictionary writes what kgi.py link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
+    """data.py dictionary writes what beyond.link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
     found = command("data.py", "dictionary", dataset)
     tables = datasets.read_dataset_tables(dataset, "en")
     lines = found.stdout.splitlines()
@@ -746,7 +771,7 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
         following = f"kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
         assert (out, err) == ("", f"{told}next:  python {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
-    of_file, of_dataset = linking.read_dictionary(tmp_path / "out.tsv"), linking.dictionary_of_dataset(dataset, "")
+    of_file, of_dataset = read_dictionary(tmp_path / "out.tsv"), dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
@@ -773,7 +798,7 @@ def test_codes_of_a_release(tmp_path):
         data.write_ids(configs.Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
     want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
     assert (tmp_path / "ids.tsv").read_text() == want
-    assert linking.read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
+    assert read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
     for rows, message in (
         (
             mrconso[4:5],
@@ -792,7 +817,7 @@ def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch
     (tmp_path / "results").touch()
     monkeypatch.setattr(models, "embed", None)
     with pytest.raises((UserError, OSError), match="results"):
-        run_command(kgi, "link", checkpoint, "--corpus", small[0], "--dictionary", small[1], "--out",
+        run_command(linking, checkpoint, "--corpus", small[0], "--dictionary", small[1], "--out",
             tmp_path / "results")  # fmt: skip
 
 
@@ -819,4 +844,4 @@ def test_mistakes(checkpoint, small, tmp_path, argv, message):
     names["EMPTY"].touch()
     names["BAD"].write_text('{"text": "a"}\n\n{"text": "a", "entities": [{"text": 1}]}\n')
     with pytest.raises(UserError, match=message):
-        run_command(kgi, "link", checkpoint, *(names.get(a, a) for a in argv), "--dictionary", small[1])
+        run_command(linking, checkpoint, *(names.get(a, a) for a in argv), "--dictionary", small[1])

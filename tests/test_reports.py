@@ -15,11 +15,13 @@ import configs
 import data
 import finetune
 import kgi
+from beyond import evaluate, maps, plot
 from configs import UserError
 from support import files, reports
 from tests import demo_report
 from tests.conftest import ROOT
-from tests.training import call, set_up, train
+from tests.test_evaluate import run_command
+from tests.training import set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")
 
@@ -33,8 +35,8 @@ def baseline(dataset, tmp_path_factory):
 
 def test_plot_draws_the_curves_of_runs(baseline, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    call("plot", baseline, baseline, "--out", "two.png")
-    call("plot", baseline, "--out", "two.png")  # again
+    run_command(plot, baseline, baseline, "--out", "two.png")
+    run_command(plot, baseline, "--out", "two.png")  # again
     assert capsys.readouterr().out == "two.png\n" * 2 and (tmp_path / "two.png").read_bytes()[1:4] == b"PNG"
     (tmp_path / "mine.png").write_text("a scan")
     for argv, message in (
@@ -45,10 +47,10 @@ def test_plot_draws_the_curves_of_runs(baseline, tmp_path, monkeypatch, capsys):
         ([baseline, "--out", "mine.png"], "mine.png is not an output of this command"),
     ):
         with pytest.raises(UserError, match=message):
-            call("plot", *argv)
+            run_command(plot, *argv)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="needs matplotlib: pip install -r requirements-plot.txt"):
-        call("plot", baseline)
+        run_command(plot, baseline)
 
 
 @pytest.mark.parametrize("name, shown", [
@@ -61,7 +63,7 @@ def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
     run.mkdir()
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(3)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    picture = reports.draw_curves([run], tmp_path / "x.svg", data.TASKS)
+    picture = plot.draw_curves([run], tmp_path / "x.svg", data.TASKS)
     assert f"<!-- {shown} -->" in picture.read_text(encoding="utf-8")
 
 
@@ -71,24 +73,25 @@ def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for _ in range(2):
-        reports.draw_curves([tmp_path], tmp_path / f"x.{suffix}", data.TASKS)
-    reports.blank_figure((1, 1)).savefig(tmp_path / f"mine.{suffix}")
+        plot.draw_curves([tmp_path], tmp_path / f"x.{suffix}", data.TASKS)
+    plot.blank_figure((1, 1)).savefig(tmp_path / f"mine.{suffix}")
     with pytest.raises(UserError, match="is not an output of this command"):
-        files.check_output(tmp_path / f"mine.{suffix}", reports.PICTURE)
+        files.check_output(tmp_path / f"mine.{suffix}", plot.PICTURE)
 
 
 def test_a_map_on_a_full_disk_leaves_no_folder(tmp_path, full_disk):
     path = tmp_path / "x.png" / "kgi-fr" / "map-en.png"
     with full_disk(100), pytest.raises(UserError, match="x.png/kgi-fr/map-en.png: cannot be written: File too large"):
-        reports.draw_map(path, np.zeros((3, 2)), ["a", "b", "b"], ["x", "y", "z"], np.zeros(3), "", "")
+        maps.draw_map(path, np.zeros((3, 2)), ["a", "b", "b"], ["x", "y", "z"], np.zeros(3), "", "")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn, in a list."""
-    drawn, blank_figure = [], reports.blank_figure
-    monkeypatch.setattr(reports, "blank_figure", lambda size: drawn.append(blank_figure(size)) or drawn[-1])
+    drawn, blank_figure = [], plot.blank_figure
+    for module in (plot, maps):
+        monkeypatch.setattr(module, "blank_figure", lambda size: drawn.append(blank_figure(size)) or drawn[-1])
     return drawn
 
 
@@ -115,7 +118,7 @@ def test_curves_for_print(tmp_path, figures):
         lines = [{"step": step, **found, "valid": found} for step in (0, 9)]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "x").mkdir()
-    check_resolution(reports.draw_curves(runs, tmp_path / "x" / "y.png", data.TASKS), *figures)
+    check_resolution(plot.draw_curves(runs, tmp_path / "x" / "y.png", data.TASKS), *figures)
     losses, accuracies = np.reshape(figures[0].axes, (2, 2))
     assert [ax.get_title() for ax in losses] == ["masked language modelling", "link prediction"]
     assert not any(ax.get_title() for ax in accuracies) and accuracies[0].get_ylabel() == "accuracy (%)"
@@ -142,7 +145,7 @@ def test_a_map_for_print(tmp_path, figures, n_groups):
     strings = [f"{group[-2:]} $_{'long ' * (8 * (i % 2))}{i}" for i, group in enumerate(groups)]
     shares = np.arange(len(strings)) % 100.0
     path = tmp_path / "new" / "map.png"
-    reports.draw_map(path, points, groups, strings, shares, "$ title", "")
+    maps.draw_map(path, points, groups, strings, shares, "$ title", "")
     check_resolution(path, *figures)
     (ax,), (legend, colours) = figures[0].axes, legend_of(figures[0])
     order = sorted(range(n_groups), key=lambda k: -size[k])
@@ -162,7 +165,7 @@ def test_a_map_for_print(tmp_path, figures, n_groups):
 
 
 def test_long_terms_are_cut(tmp_path, figures):
-    reports.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "", "")
+    maps.draw_map(tmp_path / "m.png", np.zeros((1, 2)), ["A"], ["x" * 31], np.zeros(1), "", "")
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["x" * 29 + "…"]
 
 
@@ -170,9 +173,12 @@ def test_the_demo_draws_what_it_names():
     """The last commands of `make demo` write the three files that its report names."""
     recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].replace("\\\n", " ")
     s = {}
-    for name, command, argv in re.findall(r"(kgi|finetune)\.py (plot|map|tag) (.*)", recipe):
-        module = {"kgi": kgi, "finetune": finetune}[name]
-        s[command] = configs.parse([command, *shlex.split(argv)], module.__doc__, module.COMMANDS)[1]
+    for program, module, name in (
+        ("-m beyond.plot", plot, "plot"), ("-m beyond.evaluate map", evaluate, "map"),
+        ("finetune.py tag", finetune, "tag"),
+    ):  # fmt: skip
+        argv = shlex.split(re.search(f"{program} (.*)", recipe)[1])
+        s[name] = configs.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
     plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
     assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
 
@@ -195,7 +201,7 @@ def test_damaged_lines_of_metrics_are_dropped(dataset, tmp_path, capsys):
     card = (out / "README.md").read_text()
     assert "held out, at step 6" in card and "| entity prediction, of tokens | " in card
     capsys.readouterr()
-    call("plot", out, "--out", tmp_path / "x.png")
+    run_command(plot, out, "--out", tmp_path / "x.png")
     assert f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are left out\n" in capsys.readouterr().out
     kgi.resume(run)
     assert capsys.readouterr().out == f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are dropped\n"
@@ -218,8 +224,8 @@ def test_the_model_card_holds_what_is_true(dataset, tmp_path, tasks, text, graph
 
 
 def test_the_next_command_can_be_pasted(capsys):
-    reports.print_next(("python kgi.py evaluate {}", "runs/a b"), ("python kgi.py plot {} {}", "x", "it's"))
-    want = "next:  python kgi.py evaluate 'runs/a b'\n       python kgi.py plot x 'it'\"'\"'s'\n"
+    reports.print_next(("python -m beyond.evaluate {}", "runs/a b"), ("python -m beyond.plot {} {}", "x", "it's"))
+    want = "next:  python -m beyond.evaluate 'runs/a b'\n       python -m beyond.plot x 'it'\"'\"'s'\n"
     assert capsys.readouterr().out == want
 
 
@@ -278,7 +284,7 @@ def test_accuracies_of_an_evaluation_are_in_per_cent(capsys):
         "tc": {"accuracy": 67.8, "corrupted_relation": {"accuracy": 78.9, "auc": 89.1}}, "sa": {"accuracy": 91.2},
         "synonyms": {"fr": {"terms": 99, "mean": found}}, "translations": {"fr": {"cls": found}},
     }  # fmt: skip
-    reports.print_evaluation(record, data.TASKS, data.RELATIONS)
+    evaluate.print_evaluation(record, data.TASKS, data.RELATIONS)
     shown = capsys.readouterr().out
     assert "entity prediction: 65.1 % of the tokens, 40.2 % of the entities" in shown
     for number in ("45.6", "56.7", "51.2", "50.0", "67.8", "78.9", "89.1", "91.2", "12.3", "23.4", "34.5"):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 
+from beyond import retrieval
 from configs import UserError
-from support import retrieval
 
 
 @pytest.mark.parametrize("seed", range(12))

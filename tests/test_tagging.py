@@ -16,8 +16,9 @@ import torch
 import configs
 import finetune
 import model as models
+from beyond import plot
 from configs import UserError
-from support import checkpoints, corpora, formats, reports, taggers, tagging, tokenizers
+from support import checkpoints, corpora, formats, taggers, tagging, tokenizers
 from support.labels import align_entities
 from support.tensors import read_safetensors, write_safetensors
 from tests.conftest import ROOT
@@ -516,7 +517,7 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
     write_tagged(tmp_path, **where | {"model": "other/tagger"})
     assert Page(tmp_path / "p.html").note == "the first 1 of 3 documents, 2 entities, tagged by tagger"
     (tmp_path / "latest").symlink_to(tmp_path)
-    assert tagging.tagger_name(tmp_path / "latest") == reports.names_of_runs([tmp_path / "latest"])[0] == "latest"
+    assert tagging.tagger_name(tmp_path / "latest") == plot.names_of_runs([tmp_path / "latest"])[0] == "latest"
 
 
 def test_a_long_document_and_one_without_words(results, tmp_path):

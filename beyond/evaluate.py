@@ -1,0 +1,317 @@
+"""Intrinsic evaluation (section 5 leaves it to future work): held-out pairs, synonyms, and a map of the terms.
+
+    python -m beyond.evaluate runs/kgi-fr [OTHER ...]        what they know of held-out pairs, and of synonyms
+    python -m beyond.evaluate map runs/kgi-fr                a picture of its terms by semantic group
+
+All checkpoints get the same masks. One with another tokenizer than the data set is measured by synonyms alone.
+"""
+
+import configs  # isort: split
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import model as models
+from beyond import maps, retrieval
+from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting
+from data import TASK_NAMES, TASKS
+from kgi import VALID_EPOCH, tensors, to_device
+from support import checkpoints, hardware, reports, runs, tokenizers, umls
+from support.datasets import read_manifest, tokenizer_of
+from support.files import made_folder, name_of, run_command, write_json
+from support.tables import check_results_file
+
+MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
+
+
+@dataclass
+class Evaluate:
+    """Measure what checkpoints know of held-out pairs and documents, and of synonyms."""
+
+    checkpoints: list[str] = argument("CHECKPOINT", "run folders, or folders of other checkpoints", many=True)
+    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
+    out: str = setting("results", "results go to <out>/<checkpoint>")
+    seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
+    terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
+    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
+    device: str = setting("auto", "where to run", choices=DEVICES)
+
+
+@dataclass
+class Map:
+    """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
+
+    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
+    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
+    out: str = setting("results", "the picture goes to <out>/<checkpoint>")
+    seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
+    terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
+    pooling: str = setting(
+        "",
+        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
+        choices=POOLINGS,
+    )
+    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
+    device: str = setting("auto", "where to run", choices=DEVICES)
+
+
+def evaluate(s):
+    """Measures what checkpoints know of the four tasks and of synonyms; printed, and kept in results/."""
+    device, dtype = hardware.choose_device(s.device, s.precision)
+    names = [name_of(checkpoint) for checkpoint in s.checkpoints]
+    if len({*names}) < len(names):
+        raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
+    for checkpoint, name in zip(s.checkpoints, names):
+        began, folder = time.monotonic(), retrieval.data_of(s, checkpoint)
+        print(f"{checkpoint} on {folder}", flush=True)
+        path = Path(s.out, name, f"knowledge-{name_of(folder)}.json")
+        with made_folder(path.parent):
+            record = evaluate_checkpoint(s, checkpoint, folder, path, device, dtype)
+            print_evaluation(record, TASKS, data.RELATIONS)
+            write_json(path, record)
+        print(f"  -> {path} ({time.monotonic() - began:.0f} s)", flush=True)
+    reports.print_next(
+        ("python finetune.py tables --results {}", s.out), ("python -m beyond.evaluate map {}", s.checkpoints[-1])
+    )
+
+
+def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
+    """The record of one checkpoint: its tasks (evaluate_tasks), and the retrieval of synonyms (evaluate_synonyms).
+
+    path: where it is going to be. Raises: UserError, before it takes long, if results of another checkpoint are there.
+    """
+    c = models.load_config(checkpoint)
+    tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
+    # The model may have more rows than its tokenizer has entries.
+    has_heads = tokenizer.to_str() == tokenizer_of(folder)
+    model = models.load(checkpoint, heads=has_heads).to(device).eval()
+    settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
+    of_data = {"data": str(folder.resolve()), "data sha256": read_manifest(folder)["sha256"]["valid.arrow"]}
+    signature = runs.signature_of(checkpoint) | of_data | {key: settings[key] for key in ("seed", "terms", "precision")}
+    check_results_file(path, signature)
+    record = {"checkpoint": str(checkpoint), "data": name_of(folder), "settings": settings, "signature": signature}
+    if "kgi_tasks" in c.extra_config:
+        record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
+    seq_len = read_manifest(folder)["settings"]["seq_len"]
+    if has_heads and c.max_positions < seq_len:
+        raise UserError(
+            f"{checkpoint} has {c.max_positions} positions and {folder} sequences of up to {seq_len} tokens"
+        )
+    if has_heads:
+        record |= evaluate_tasks(model, folder, s.seed, dtype)
+    else:
+        print(f"  not a model of the tokens of {folder}: synonyms alone")
+    max_tokens = models.longest_text(checkpoints.read_pooling(checkpoint), c)
+    record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
+    return record | {"scores": flat_scores(record)}
+
+
+@torch.no_grad()
+def predict_targets(model, dataset, seed, dtype):
+    """The model's predictions for all targets of a validation split.
+
+    The masks follow from this seed and Table 8's probability, so that all checkpoints are compared on the same ones.
+
+    Returns: arrays (targets,): example (row of the split), task, label, prediction (the class with the best score), and
+    score (the cross-entropy; of triples the log odds of "true" instead).
+    """
+    out, device = [], model.mlm_bias.device
+    for rows in np.array_split(dataset.rows, -(-len(dataset) // 1024)):
+        epochs = np.full(len(rows), VALID_EPOCH)
+        batch = dataset.masked_batch(rows, epochs, seed, configs.Train.mlm_probability)
+        for micro in data.rectangles(batch, 4096, 64):
+            ids, mask, target_index, label, targets_per_task, _ = to_device(tensors(micro, False), device)
+            with hardware.autocast(device, dtype):
+                logits = [x.float() for x in model.logits(ids, mask, target_index, targets_per_task)]
+            labels = label.split([n for _, n in targets_per_task])
+            score = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, labels)]
+            score[data.TC] = logits[data.TC][:, 1] - logits[data.TC][:, 0]
+            prediction = torch.cat([x.argmax(-1) for x in logits]).cpu().numpy()
+            out.append((rows[micro.example], micro.task, micro.label, prediction, torch.cat(score).cpu().numpy()))
+    return [np.concatenate(column) for column in zip(*out)]
+
+
+def evaluate_tasks(model, folder, seed, dtype):
+    """What a model knows of the held-out pairs and documents of a data set, in per cent but the loss.
+
+    Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is correct if
+    all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
+    and for each kind of negative "accuracy" of the negatives and "auc": of them against all true triples}}.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score  # a second that training need not wait
+
+    dataset = data.PretrainingDataset(folder, "valid")
+    if not len(dataset):  # of pairs of names alone
+        return {}
+    example, task, label, prediction, score = predict_targets(model, dataset, seed, dtype)
+    correct, out = label == prediction, {}
+    for i, lang in enumerate(dataset.manifest["languages"]):
+        if (at := (task == data.MLM) & (dataset.lang[example] == i)).any():
+            out.setdefault("mlm", {})[lang] = {"loss": score[at].mean(), "accuracy": 100 * correct[at].mean()}
+    if (at := task == data.EP).any():
+        n_wrong = np.bincount(example[at], ~correct[at])[np.unique(example[at])]
+        out["ep"] = {"tokens": 100 * correct[at].mean(), "entities": 100 * (n_wrong == 0).mean()}
+    if (at := task == data.LP).any():
+        confusion = confusion_matrix(label[at], prediction[at], labels=range(models.RELATION_CLASSES))
+        present = np.unique(label[at])  # a relation that the held-out pairs lack has no F1
+        macro_f1 = f1_score(label[at], prediction[at], labels=present, average="macro", zero_division=0)
+        accuracy = 100 * correct[at].mean()
+        out["lp"] = {"accuracy": accuracy, "macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
+    if (at := task == data.TC).any():
+        kind = dataset.kind[example]
+        out["tc"] = {"accuracy": 100 * correct[at].mean()}
+        negatives = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
+        for name, k in negatives.items():
+            these = at & ((kind == data.TRUE) | (kind == k))
+            if (kind[these] == k).any() and label[these].any():
+                auc = 100 * roc_auc_score(label[these], score[these])
+                out["tc"][name] = {"accuracy": 100 * correct[these & (kind == k)].mean(), "auc": auc}
+    for index, name in enumerate(TASK_NAMES):  # a task that is measured in no other way
+        if name not in out and (at := task == index).any():
+            out[name] = {"accuracy": 100 * correct[at].mean()}
+    return json.loads(json.dumps(out, default=float))
+
+
+def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
+    """Retrieval of synonyms in each language of a data set, and of English names from those of another language.
+
+    Queries are all names of some concepts, and those of held-out concepts alone ("_held_out").
+    Returns: {"synonyms": {language: {"terms", vectors: metrics}}, "translations": {language: {vectors: metrics}}}.
+    """
+    out, names = {"synonyms": {}, "translations": {}}, {}
+    build = read_manifest(folder)["settings"]
+    for lang in read_manifest(folder)["languages"]:
+        tables, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
+        cui = tables.cui[concept]
+        held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
+        vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
+        vectors |= models.embed_terms(encoder, tokenizer, strings, POOLINGS, dtype, max_tokens)
+        out["synonyms"][lang] = {"terms": len(strings)}
+        for how, x in vectors.items():
+            metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
+            out["synonyms"][lang] |= dict(zip((how, f"{how}_held_out"), metrics))
+        names[lang] = vectors, term, cui, held_out
+    english = names.pop("en", None)
+    for lang, (vectors, term, cui, held_out) in names.items() if english else ():
+        out["translations"][lang] = {}
+        for how in (how for how in vectors if how in english[0]):
+            of_english = english[0][how], *english[1:3]
+            for suffix, queries in (("", np.ones(len(term), bool)), ("_held_out", held_out)):
+                of_lang = vectors[how], term[queries], cui[queries]
+                out["translations"][lang][how + suffix] = retrieval.translation_metrics(*of_lang, *of_english)
+    return out
+
+
+def flat_scores(record):
+    """The numbers of a record under one key each, the mean over the languages: what tables show."""
+    out = {}
+    if losses := [x["loss"] for x in record.get("mlm", {}).values()]:
+        out["mlm_loss"] = statistics.mean(losses)
+    for name in TASK_NAMES:
+        keys = ("tokens", "entities", "accuracy", "macro_f1")
+        out |= {f"{name}_{key}": record[name][key] for key in keys if key in record.get(name, ())}
+    for kind in ("corrupted_entities", "corrupted_relation"):
+        if kind in record.get("tc", {}):
+            out[f"tc_auc_{kind}"] = record["tc"][kind]["auc"]
+    for suffix, how in (("", "mean"), ("_cls", "cls"), ("_spelling", "spelling")):
+        for queries in ("", "_held_out"):
+            found = [x[how + queries] for x in record["synonyms"].values() if x.get(how + queries)]
+            for key in ("at_1", "at_5", "mrr") if found else ():
+                out[f"synonyms_{key}{suffix}{queries}"] = statistics.mean(x[key] for x in found)
+            if found := [x[how + queries] for x in record.get("translations", {}).values() if x.get(how + queries)]:
+                out[f"translations_at_1{suffix}{queries}"] = statistics.mean(x["at_1"] for x in found)
+    return out
+
+
+def print_evaluation(record, tasks, relations):
+    """Prints what beyond.evaluate found. Args: tasks, relations: data.TASKS, data.RELATIONS."""
+    titles = {task.name: task.title for task in tasks}
+    for lang, x in record.get("mlm", {}).items():
+        print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f} %")
+    if x := record.get("ep"):
+        print(f"  {titles['ep']}: {x['tokens']:.1f} % of the tokens, {x['entities']:.1f} % of the entities")
+    if x := record.get("lp"):
+        confusion = np.array(x["confusion"])
+        majority = 100 * confusion.sum(1).max() / confusion.sum()
+        print(
+            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), "
+            f"macro F1 {x['macro_f1']:.1f} %"
+        )
+        names = relations[: len(confusion)]
+        print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
+        for name, row in zip(names, confusion.tolist()):
+            print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
+    if x := record.get("tc"):
+        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f} %")
+        for kind in ("corrupted_entities", "corrupted_relation"):
+            if kind in x:
+                accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
+                negatives = f"negatives with {kind.replace('_', ' ')}"
+                print(f"    {negatives}: accuracy {accuracy:.1f} %, ROC AUC against true ones {auc:.1f} %")
+    for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
+        if x := record.get(name):
+            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f} %")
+    for lang, by_vectors in record["translations"].items():
+        for how, x in by_vectors.items():
+            if x:
+                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
+                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f} %")
+    for lang, by_vectors in record["synonyms"].items():
+        n = by_vectors["terms"]
+        if not by_vectors["mean"]:
+            print(f"  synonyms, {lang}: no concept has two of the {n:,} terms")
+        for how, x in by_vectors.items():
+            if how != "terms" and x:
+                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
+                print(
+                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f} %, "
+                    f"at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
+                )
+
+
+# ---------------------------------------------------------------- a map of the terms
+
+
+def draw_map(s):
+    """Draws the preferred terms of some concepts on a plane, by semantic group; each language on a map of its own."""
+    device, dtype = hardware.choose_device(s.device, s.precision)
+    folder = retrieval.data_of(s, s.checkpoint)
+    encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
+    name, signature = name_of(s.checkpoint), runs.signature_of(s.checkpoint)["checkpoint sha256"]
+    _, group_names = umls.read_semantic_groups(Path(configs.__file__).with_name("SemGroups.txt"))
+    for lang in read_manifest(folder)["languages"]:
+        path = Path(s.out, name, f"map-{lang}.png")
+        maps.check_picture(path, signature)
+        tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
+        concept = np.unique(concept)
+        strings = tables.terms.take(tables.first_term[concept]).to_pylist()
+        vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
+        rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
+        group = tables.group[concept[rows]]
+        shares, by_chance = retrieval.same_group_shares(points, group)
+        of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
+        title = (
+            f"{name}: {len(rows):,} terms, {lang}, {pooling}\n"
+            f"t-SNE of discriminant axes between groups, fitted on {len(strings) - len(rows):,} other terms\n"
+            f"{len(axes)} axes with {of_axes} of the variance between groups\n"
+            f"10 nearest neighbours: {shares.mean():.1f} % of the same group, by chance {by_chance:.1f} %"
+        )
+        groups = [group_names.get(tables.groups[g], tables.groups[g]) for g in group]
+        maps.draw_map(path, points, groups, [strings[i] for i in rows], shares, title, signature)
+        print(path)
+
+
+COMMANDS = {"evaluate": (evaluate, Evaluate), "map": (draw_map, Map)}
+
+if __name__ == "__main__":
+    run_command(__doc__, COMMANDS, default="evaluate")

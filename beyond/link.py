@@ -1,0 +1,351 @@
+"""Entity linking: mentions with ids, a dictionary of names, and the rank of the right concept by the nearest name.
+
+    python -m beyond.link runs/kgi-en < mentions.txt                        the nearest concepts of each
+    python -m beyond.link runs/kgi-en entities.jsonl > linked.jsonl         those of a tagger's entities
+    python -m beyond.link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv   how often the nearest is the right one
+
+The protocol of scoring, as figures of different papers differ most by it:
+
+* A concept is as near to a mention as the nearest of its names. Concepts are ranked, not names. Concepts that are
+  equally near share the mean of their ranks, so a name of two concepts alone is right at 5, but not at 1.
+* `a|b` (or a comma or semicolon between ids) is one mention with alternatives: any of them is right. `a+b` is a
+  composite of parts, and all must be found. It is not split into the words of its parts. Its rank is that of the part
+  found last, but 1 if the first p concepts hold all p parts. An id that names several concepts is found with any.
+  NCBI-Disease writes most of its composites with `|`, so that any of their parts is right. The variants of BioRED keep
+  their bars (`c|SUB|G|94|A` is one id). A concept that a dictionary calls `a|b` is found by either id.
+* A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
+  reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
+* Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
+  there are no figures for them.
+* Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
+"""
+
+from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting  # isort: split
+
+import hashlib
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import model as models
+from beyond.dictionaries import (
+    dictionary_of_dataset,
+    embed_mentions_and_names,
+    exact_matches,
+    read_dictionary,
+    trigram_similarities,
+)
+from beyond.mentions import LINKS, mentions_of_records, read_records, read_task, write_records
+from beyond.retrieval import data_of
+from support import runs
+from support.arrays import bootstrap
+from support.files import check_output_file, made_folder, name_of, progress, run_command, write_json
+from support.tables import check_results_file
+
+N_NEAREST = 5  # concepts that are written for a mention
+RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
+MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
+
+
+@dataclass
+class Link:
+    """Link mentions to concepts by the nearest name: those of a file, or of a corpus with ids, which is scored."""
+
+    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
+    mentions: str = argument(
+        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'finetune.py tag'; default: standard input",
+        optional=True,
+    )  # fmt: skip
+    corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
+    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
+    ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
+    expand_abbreviations: bool = setting(
+        False, "read a short form as the long form that its document defines", "corpus"
+    )
+    train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
+    dictionary: str = setting(
+        "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
+    )
+    data: str = setting(
+        "", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer", "dictionary"
+    )
+    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
+    keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
+    pooling: str = setting(
+        "", "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls, and for a "
+        "corpus both in turn", "model", choices=POOLINGS,
+    )  # fmt: skip
+    precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
+    device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
+    out: str = setting(
+        "", "file of the links; default: standard output. With --corpus: scores go to <out>/<checkpoint> [results]",
+        "output",
+    )  # fmt: skip
+
+
+def link(s):
+    """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
+    check_settings(s)
+    if s.dictionary:
+        dictionary = read_dictionary(s.dictionary)
+    else:
+        dictionary = dictionary_of_dataset(data_of(s, s.checkpoint), s.lang)
+    if s.corpus:
+        link_corpus(s, dictionary)
+    else:
+        link_mentions(s, dictionary)
+
+
+def check_settings(s):
+    """Raises UserError for settings of beyond.link that exclude one another, or an output that cannot be written."""
+    if s.dictionary and (s.data or s.lang):
+        raise UserError("--dictionary and a data set (--data, --lang): give one of them")
+    if s.corpus and s.mentions:
+        raise UserError(f"{s.mentions} and --corpus {s.corpus}: give one of them")
+    of_corpus = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
+    if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
+        raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
+    if not s.corpus and s.out:
+        check_output_file(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
+    elif not s.corpus and not sys.stdout:
+        raise UserError("standard output is closed; give --out")
+
+
+def link_corpus(s, dictionary):
+    """Scores the links of the mentions of a corpus; printed, and kept in results/."""
+    began, task, path = time.monotonic(), read_task(s, dictionary), results_file(s)
+    check_results_file(path, signature := results_signature(s, task) | runs.signature_of(s.checkpoint))
+    with made_folder(path.parent):
+        record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | score_links(s, task)
+        print_linking(record)
+        write_json(path, record)
+    print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
+
+
+def score_links(s, task):
+    """The linking_record of a LinkingTask, whose mentions are looked up by several methods."""
+    poolings = [s.pooling] if s.pooling else POOLINGS
+    queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)
+    is_equal = exact_matches(task.dictionary.names, task.queries)
+    trigrams = trigram_similarities(task.dictionary.names, task.queries)
+
+    def similarities(block):
+        """Those of a block of mentions to all names, one method after the other."""
+        yield "exact match", is_equal(block)
+        spelling = trigrams(block)
+        yield "trigrams", spelling
+        for i, pooling in enumerate(poolings):
+            cosine = queries[pooling][block] @ names[:, i].T
+            yield pooling, cosine
+            yield f"{pooling} + trigrams", cosine + spelling
+
+    return linking_record(task, rank_mentions(task, similarities))
+
+
+def link_mentions(s, dictionary):
+    """Writes the nearest concepts of the mentions of a file, as JSON Lines."""
+    began, records = time.monotonic(), read_records(s.mentions)
+    mentions = mentions_of_records(records)
+    texts, log = [text for _, text in mentions if text], partial(print, file=sys.stderr)
+    pooling, *_ = models.choose_pooling(s, models.load_config(s.checkpoint), log)
+    queries, nearest = list(dict.fromkeys(texts)), []
+    if queries:
+        vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])
+        nearest = nearest_concepts(dictionary, len(queries), lambda x: vectors[pooling][x] @ names[:, 0].T)
+    found = {"": []} | dict(zip(queries, nearest))
+    for mention, text in mentions:
+        mention["concepts"] = found[text]
+    write_records(records, s.out)
+    print(
+        f"{len(texts):,} mentions, {len(queries):,} of them distinct; {len(dictionary.ids):,} concepts with "
+        f"{len(dictionary.names):,} names ({time.monotonic() - began:.0f} s)",
+        file=sys.stderr,
+    )
+
+
+def nearest_concepts(dictionary, n_queries, similarities):
+    """The N_NEAREST concepts of each query, by the nearest of their names; equally near ones in the order of the ids.
+
+    Args: similarities: a function of a slice of the queries: (k, names) float32.
+    Returns: [[{"id", "name", "similarity"}, ...], ...], the nearest concept first.
+    """
+    n, first_pair = min(N_NEAREST, len(dictionary.ids)), np.flatnonzero(np.diff(dictionary.concept, prepend=-1))
+    end, out, n_at_once = [*first_pair[1:], len(dictionary.term)], [], max(1, MAX_SIMILARITIES // len(dictionary.names))
+    with progress("mentions", n_queries) as bar:
+        for start in range(0, n_queries, n_at_once):
+            for of_names in similarities(slice(start, start + n_at_once)):
+                of_pairs = of_names[dictionary.term]
+                of_concepts = np.maximum.reduceat(of_pairs, first_pair)
+                near = np.flatnonzero(of_concepts >= np.partition(of_concepts, -n)[-n])
+                near = near[np.argsort(-of_concepts[near], kind="stable")][:n]
+                pairs = [first_pair[c] + of_pairs[first_pair[c] : end[c]].argmax() for c in near]
+                out.append([link_of_pair(dictionary, pair, of_pairs[pair]) for pair in pairs])
+                bar.update()
+    return out
+
+
+def link_of_pair(dictionary, pair, similarity):
+    """What is written of a concept and its nearest name. pair: index into dictionary.term."""
+    concept, term = dictionary.concept[pair], dictionary.term[pair]
+    return {
+        "id": dictionary.ids[concept], "name": dictionary.names[term], "similarity": round(float(similarity), 4),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def rank_mentions(task, similarities):
+    """The rank of each mention's concept, exactly: {method: (mentions,) float64}, infinite if it cannot be reached.
+
+    The search is exhaustive and blocked: a block of mentions is compared with all names, and no more is in memory.
+
+    Args: similarities: a function of a slice of task.queries that yields (method, (k, names) float32 array).
+    """
+    term, first_pair = task.dictionary.term, np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
+    of_query = defaultdict(list)
+    for mention, query in enumerate(task.query.tolist()):
+        if task.gold[mention]:
+            of_query[query].append(mention)
+    ranks = defaultdict(lambda: np.full(len(task.mentions), np.inf))
+    n_at_once = max(1, MAX_SIMILARITIES // len(task.dictionary.names))
+    with progress("mentions", len(task.queries)) as bar:
+        for start in range(0, len(task.queries), n_at_once):
+            block = slice(start, min(start + n_at_once, len(task.queries)))
+            for method, of_names in similarities(block):
+                for query, row in enumerate(of_names, start):
+                    of_concepts = np.maximum.reduceat(row[term], first_pair) if query in of_query else None
+                    for mention in of_query[query]:
+                        ranks[method][mention] = rank_of_mention(of_concepts, task.gold[mention])
+            bar.update(block.stop - start)
+    return dict(ranks)
+
+
+def rank_of_mention(similarity, parts):
+    """The rank of a mention: of its last part, but 1 if the first concepts, as many as it has parts, hold all of them.
+
+    Args: similarity: (concepts,) of the mention. parts: as gold_concepts gives them.
+    """
+    last = max(rank_of_part(similarity, concepts) for concepts in parts)
+    least = min(similarity[concepts].max() for concepts in parts)
+    return 1.0 if 1 < len(parts) >= np.count_nonzero(similarity >= least) else last
+
+
+def rank_of_part(similarity, concepts):
+    """The rank of the first of some concepts by similarity.
+
+    Of n concepts that are equally near, m of them right, the first right one is at (n + 1) / (m + 1) in the mean over
+    all orders.
+    """
+    right = similarity[concepts]
+    best = right.max()
+    n_nearer, n_equal = np.count_nonzero(similarity > best), np.count_nonzero(similarity == best)
+    return n_nearer + (n_equal + 1) / (np.count_nonzero(right == best) + 1)
+
+
+def subsets(task):
+    """{name: (mentions,) bool}: the mentions over which accuracy is given."""
+    reachable = np.array([gold is not None for gold in task.gold])
+    of_all = {"all": np.ones(len(reachable), bool), "reachable": reachable}
+    if task.unseen is None:
+        return of_all
+    return of_all | {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
+
+
+# ---------------------------------------------------------------- scores
+
+
+def results_file(s):
+    """Where beyond.link keeps its scores. The name has the protocol's settings that are not the default."""
+    parts = [name_of(s.corpus)] + [s.split] * (s.split != "test")
+    parts += [key for key in ("expand_abbreviations", "train_mentions") if getattr(s, key)]
+    return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
+
+
+def results_signature(s, task):
+    """What the scores depend on besides the checkpoint. task: a LinkingTask."""
+    d, gold = task.dictionary, [parts and [x.tolist() for x in parts] for parts in task.gold]
+    texts = "\n".join([*d.ids, "", *d.names, "", repr((task.queries, gold))])
+    content = texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes()
+    kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
+    for key in ("corpus", "ids", "dictionary", "data"):  # "NCBI/" is "NCBI"
+        kept[key] = kept[key] and str(Path(kept[key]).resolve())
+    return kept | {"dictionary sha256": hashlib.sha256(content).hexdigest()}
+
+
+def linking_scores(ranks, documents):
+    """Accuracy at 1 and 5 and mean reciprocal rank in per cent, and their 95 % bootstrap confidence intervals.
+
+    The intervals are percentiles over 1,000 samples of the documents, drawn with replacement and seeded.
+
+    Args: ranks: (mentions,), infinite where nothing was found. documents: that of each mention.
+    Returns: {"at_1", "at_5", "mrr", "interval": {the same: [low, high]}}; {} of no mentions.
+    """
+    if not len(ranks):
+        return {}
+    values = np.column_stack([ranks <= 1, ranks <= 5, 1 / ranks, np.ones(len(ranks))])
+    samples = bootstrap(documents, values, RESAMPLES)
+    bounds = 100 * np.percentile(samples[:, :3] / samples[:, 3:], [2.5, 97.5], axis=0)
+    names = ("at_1", "at_5", "mrr")
+    scores = dict(zip(names, (100 * values[:, :3].mean(axis=0)).tolist()))
+    return scores | {"interval": dict(zip(names, bounds.T.tolist()))}
+
+
+def linking_record(task, ranks):
+    """What beyond.link keeps: sizes, and {subset: {"mentions", methods: {method: linking_scores}}}.
+
+    Args: ranks: of rank_mentions.
+    """
+    documents = np.array([mention.document for mention in task.mentions])
+    scores = {}
+    for name, which in subsets(task).items():
+        methods = {method: linking_scores(x[which], documents[which].tolist()) for method, x in ranks.items()}
+        scores[name] = {"mentions": int(which.sum()), "methods": methods}
+    return {
+        "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
+        "concepts": len(task.dictionary.ids), "names": len(task.dictionary.names), "issues": dict(+task.issues),
+        "scores": scores,
+    }  # fmt: skip
+
+
+def print_linking(record):
+    """Prints what beyond.link found: for each subset of the mentions a table of methods."""
+    s, scores = record["settings"], record["scores"]
+    n_all, n_reachable = scores["all"]["mentions"], scores["reachable"]["mentions"]
+    print(
+        f"{s['corpus']}, {s['split']}: {n_all:,} mentions in {record['documents']:,} documents, {n_reachable:,} with a "
+        f"concept in the dictionary of {record['concepts']:,} concepts and {record['names']:,} names"
+    )
+    for issue, n in record["issues"].items():
+        print(f"  {issue}: {n:,}")
+    titles = {
+        "all": "all mentions", "reachable": "mentions with a concept in the dictionary",
+        "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
+    }  # fmt: skip
+    for subset, title in titles.items():
+        if not (x := scores.get(subset)):
+            continue
+        title = f"{title} ({x['mentions']:,})"
+        print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
+        for method, found in x["methods"].items():
+            if found:
+                cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
+                print(f"    {method:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
+
+
+def format_score(scores, key):
+    """A score of linking_scores with its confidence interval."""
+    low, high = scores["interval"][key]
+    return f"{scores[key]:5.1f} [{low:.1f}, {high:.1f}]"
+
+
+COMMANDS = {"link": (link, Link)}
+
+if __name__ == "__main__":
+    run_command(__doc__, COMMANDS, default="link")
