@@ -20,9 +20,10 @@ import torch.nn.functional as F
 import model as models
 from beyond import retrieval
 from configs import UserError
-from support import checkpoints, hardware, tokenizers
+from support import hardware, tokenizers
 from support.datasets import choose_languages, read_dataset_tables
 from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
+from support.pooling import read_pooling
 
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
@@ -181,7 +182,7 @@ def embed_mentions_and_names(s, mentions, names, poolings):
     device, dtype = hardware.choose_device(s.device, s.precision)
     encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    max_tokens = models.longest_text(checkpoints.read_pooling(s.checkpoint), encoder.config)
+    max_tokens = models.longest_text(read_pooling(s.checkpoint), encoder.config)
     queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
     queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
     return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)

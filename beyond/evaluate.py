@@ -23,10 +23,13 @@ import model as models
 from beyond import maps, retrieval
 from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting
 from data import TASK_NAMES, TASKS
-from kgi import VALID_EPOCH, tensors, to_device
-from support import checkpoints, hardware, reports, runs, tokenizers, umls
+from kgi import VALID_EPOCH
+from support import hardware, layouts, reports, runs, tokenizers, umls
+from support.arrays import ceil_div
 from support.datasets import read_manifest, tokenizer_of
-from support.files import made_folder, name_of, run_command, write_json
+from support.files import made_folder, name_of, write_json
+from support.pooling import read_pooling
+from support.programs import run_command
 from support.tables import check_results_file
 
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
@@ -109,7 +112,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    max_tokens = models.longest_text(checkpoints.read_pooling(checkpoint), c)
+    max_tokens = models.longest_text(read_pooling(checkpoint), c)
     record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
 
@@ -124,18 +127,20 @@ def predict_targets(model, dataset, seed, dtype):
     score (the cross-entropy; of triples the log odds of "true" instead).
     """
     out, device = [], model.mlm_bias.device
-    for rows in np.array_split(dataset.rows, -(-len(dataset) // 1024)):
+    for rows in np.array_split(dataset.rows, ceil_div(len(dataset), 1024)):
         epochs = np.full(len(rows), VALID_EPOCH)
         batch = dataset.masked_batch(rows, epochs, seed, configs.Train.mlm_probability)
-        for micro in data.rectangles(batch, 4096, 64):
-            ids, mask, target_index, label, targets_per_task, _ = to_device(tensors(micro, False), device)
+        for micro_batch in layouts.padded(batch, 4096, 64):
+            micro_batch = micro_batch.to(device)
             with hardware.autocast(device, dtype):
-                logits = [x.float() for x in model.logits(ids, mask, target_index, targets_per_task)]
-            labels = label.split([n for _, n in targets_per_task])
-            score = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, labels)]
+                logits = [x.float() for x in model.logits(micro_batch)]
+            label = micro_batch.label.split(micro_batch.n_targets)
+            score = [F.cross_entropy(x, gold, reduction="none") for x, gold in zip(logits, label)]
             score[data.TC] = logits[data.TC][:, 1] - logits[data.TC][:, 0]
-            prediction = torch.cat([x.argmax(-1) for x in logits]).cpu().numpy()
-            out.append((rows[micro.example], micro.task, micro.label, prediction, torch.cat(score).cpu().numpy()))
+            prediction, task = torch.cat([x.argmax(-1) for x in logits]), np.arange(len(TASKS))
+            arrays = (x.cpu().numpy() for x in (micro_batch.example, micro_batch.label, prediction, torch.cat(score)))
+            example, *rest = arrays
+            out.append((rows[example], np.repeat(task, micro_batch.n_targets), *rest))
     return [np.concatenate(column) for column in zip(*out)]
 
 

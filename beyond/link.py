@@ -44,7 +44,8 @@ from beyond.mentions import LINKS, mentions_of_records, read_records, read_task,
 from beyond.retrieval import data_of
 from support import runs
 from support.arrays import bootstrap
-from support.files import check_output_file, made_folder, name_of, progress, run_command, write_json
+from support.files import check_output_file, made_folder, name_of, progress, write_json
+from support.programs import run_command
 from support.tables import check_results_file
 
 N_NEAREST = 5  # concepts that are written for a mention

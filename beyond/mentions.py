@@ -11,9 +11,10 @@ import numpy as np
 
 from beyond.dictionaries import Dictionary, add_train_mentions, gold_concepts, index_of_ids, parse_ids, read_ids
 from configs import UserError
-from support import corpora
-from support.files import read_utf8, reject_device, split_rows, standard_output, to_json, write_all, write_atomic
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates
+from support import corpora, formats
+from support.files import read_utf8, reject_device, to_json, write_all, write_atomic
+from support.programs import standard_output
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
 
 # How the beginning of our JSON Lines is recognised (see check_output): after records without a mention, if any.
 LINKS = rb'(\{.*"entities": \[\].*\n)*(\{.*"concepts": \[|\Z)'
@@ -88,13 +89,13 @@ def split_of(path):
 
 def is_pubtator(path):
     """Whether the first line of a file is a title of PubTator, or the file is damaged, which reading it will say."""
-    head = corpora.read_head(path)
-    return head is None or bool(corpora.PUBTATOR_TEXT.match(head))
+    head = formats.read_head(path)
+    return head is None or bool(formats.PUBTATOR_TEXT.match(head))
 
 
 def mentions_of_file(path, expand_abbreviations):
     """Yields (document, its mentions that have an id, Counter of its issues) of a PubTator file."""
-    texts, entities, n_repeats = corpora.parse_pubtator(path)
+    texts, entities, n_repeats = formats.parse_pubtator(path)
     for pmid, text in texts.items():
         distinct = dict.fromkeys(entities[pmid])
         issues = Counter({"repeated documents: left out": n_repeats[pmid]})

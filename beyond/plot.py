@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import TASKS
-from support.files import check_output_file, name_of, run_command, write_atomic
+from support.files import check_output_file, name_of, write_atomic
+from support.programs import run_command
 from support.reports import read_metrics
 from support.texts import replace_surrogates
 

@@ -8,7 +8,6 @@ import data
 from configs import UserError
 from support.arrays import concat_ranges, hash_uniform
 from support.datasets import data_of_run, find_data, read_dataset_tables
-from support.retrieval import pairs_within
 
 MAP_TERMS = 4000  # on a map: more would hide each other, and t-SNE of these takes 10 s of a CPU core
 
@@ -156,3 +155,14 @@ def sample_terms(folder, lang, n, seed):
     rows = concat_ranges(tables.first_term[concepts], sizes)
     strings, term = np.unique(np.array(tables.terms.take(rows).to_pylist(), object), return_inverse=True)
     return tables, strings.tolist(), term, np.repeat(concepts, sizes)
+
+
+def pairs_within(term, concept):
+    """All ordered pairs (a, b) of terms of one concept, a term with itself included."""
+    order = torch.argsort(concept, stable=True)
+    members = term[order]
+    _, group, sizes = torch.unique(concept[order], return_inverse=True, return_counts=True)
+    first, size = (torch.cumsum(sizes, 0) - sizes)[group], sizes[group]
+    a = members.repeat_interleave(size)
+    position = torch.arange(len(a)) - (torch.cumsum(size, 0) - size).repeat_interleave(size)
+    return a, members[first.repeat_interleave(size) + position]

@@ -240,7 +240,7 @@ def paper_micro_batches(run, step, n_rows, width):
     for k in range(0, len(positions), n_rows):
         rows = run.train.rows[positions[k : k + n_rows]]
         batch = run.batches.mask(run.train, rows, epochs[k : k + n_rows])
-        (micro,) = layouts.rectangles(batch, 10**9, 10**9)
+        (micro,) = layouts.padded(batch, 10**9, 10**9)
         if width:
             row, col = np.divmod(micro.target_index, micro.ids.shape[1])
             ids, segment = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (micro.ids, micro.segment))

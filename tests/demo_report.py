@@ -16,7 +16,7 @@ import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
 from beyond import evaluate  # noqa: E402
-from support.reports import unit_of  # noqa: E402
+from support.reports import of_tokens  # noqa: E402
 
 KINDS = "untrained", "pretrained"  # folders of results
 PICTURES = {
@@ -67,7 +67,7 @@ def main(folder, config="configs/demo.toml"):
     print(f"\n{'held-out, accuracy in per cent':<36} {'majority baseline':>17} {'before':>15} {'after':>15}")
     for task in (task for task in data.TASKS if task.in_paper):
         before, after = (100 * v[f"{task.name}_accuracy"] for v in (valid[0], valid[-1]))
-        print(f"{unit_of(task):<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
+        print(f"{task.title + of_tokens(task.name):<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
         if task.name == "ep":
             before, after = whole_entities(folder, config)
             print(f"{'entity prediction, of entities':<36} {'':>17} {before:15.1f} {after:15.1f}")

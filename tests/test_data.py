@@ -795,7 +795,7 @@ def test_rectangles_are_the_batch(dataset, max_tokens, max_padding, world):
     wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, padded = [], 0
     for rank in range(world):
-        for m in layouts.rectangles(batch, max_tokens, max_padding, rank, world):
+        for m in layouts.padded(batch, max_tokens, max_padding, rank, world):
             n, width = m.ids.shape
             lengths = (m.segment > 0).sum(axis=1)
             assert (n * width <= max_tokens and n * width - lengths.sum() <= max_padding) or n == 1
@@ -816,7 +816,7 @@ def test_rectangles_are_the_batch(dataset, max_tokens, max_padding, world):
 def test_a_rank_without_examples_gets_an_empty_micro_batch(dataset):
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, [0, 1])
-    sizes = [[m.ids.shape[0] for m in layouts.rectangles(batch, 100, 100, rank, 4)] for rank in range(4)]
+    sizes = [[m.ids.shape[0] for m in layouts.padded(batch, 100, 100, rank, 4)] for rank in range(4)]
     assert sizes == [[1], [1], [0], [0]]  # an empty one keeps the others from waiting
 
 
@@ -829,7 +829,7 @@ def test_packed_rows_are_the_batch(dataset, max_tokens, row_multiple, world):
     wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, shapes = [], []
     for rank in range(world):
-        micros = list(layouts.packed_rows(batch, max_tokens, SMALL["seq_len"], row_multiple, rank, world))
+        micros = list(layouts.packed(batch, max_tokens, SMALL["seq_len"], row_multiple, rank, world))
         shapes.append([m.ids.shape for m in micros])
         assert world > 1 or all(m.segment.any() for m in micros)  # none is empty
         for m in micros:

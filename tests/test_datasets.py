@@ -244,9 +244,9 @@ def test_a_damaged_data_set_is_built_again(dataset, release, tmp_path):
         for content in (b"{", b"", None):
             shutil.copytree(dataset, tmp_path / "en", dirs_exist_ok=True)
             (tmp_path / "en" / name).unlink() if content is None else (tmp_path / "en" / name).write_bytes(content)
-            datasets.choose_output(configs.Data(lang="en", out=str(tmp_path / "en")), ["en"])
+            builds.choose_output(configs.Data(lang="en", out=str(tmp_path / "en")), ["en"])
     with pytest.raises(UserError, match="en is the input, which would be replaced"):
-        datasets.choose_output(configs.Data(lang="en", out=str(dataset), tokenizer=str(dataset)), ["en"])
+        builds.choose_output(configs.Data(lang="en", out=str(dataset), tokenizer=str(dataset)), ["en"])
 
 
 def test_a_symbolic_link_to_a_data_set_stays(release, tmp_path):

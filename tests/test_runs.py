@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import configs
 import kgi
 import model as models
 from configs import UserError
@@ -277,8 +278,8 @@ def test_ranks_as_the_launchers_set_them(monkeypatch):
 def test_lengths_of_time():
     for text in ("", "24", "1x", "h", "0m", "²h", "9" * 5000 + "h"):
         with pytest.raises(UserError, match="is not a length of time such as 24h"):
-            runs.budget_seconds(text)
-    assert [runs.budget_seconds(t) for t in ("24h", "1h30m", "2d", "45s")] == [86400, 5400, 172800, 45]
+            configs.budget_seconds(text)
+    assert [configs.budget_seconds(t) for t in ("24h", "1h30m", "2d", "45s")] == [86400, 5400, 172800, 45]
 
 
 def test_a_run_out_of_memory_before_its_first_step_is_one_line(dataset, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ import finetune
 import model as models
 from beyond import plot
 from configs import UserError
-from support import checkpoints, corpora, formats, taggers, tagging, tokenizers
+from support import checkpoints, corpora, files, formats, taggers, tagging, tokenizers
 from support.labels import align_entities
 from support.tensors import read_safetensors, write_safetensors
 from tests.conftest import ROOT
@@ -374,7 +374,7 @@ def test_a_tagger_is_replaced_as_a_whole(results, checkpoint, corpus, monkeypatc
     """A run that dies while it writes leaves the earlier tagger and its scores."""
     before = {p.name: p.read_bytes() for p in (results / "model").iterdir()}
     scores = (results / "scores.json").read_bytes()
-    write_config = checkpoints.write_json
+    write_config = files.write_json
 
     def die(path, content):
         raise KeyboardInterrupt if path.name == "config.json" else write_config(path, content)
