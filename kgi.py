@@ -41,7 +41,7 @@ from support.tensors import weight_files
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 MAY_CHANGE_ON_RESUME = (
-    "data", "out", "init", "micro_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
+    "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "save_minutes", "log_every",
 )  # fmt: skip
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
@@ -216,7 +216,7 @@ def set_up(s, objectives=()):
     model.to(ranks.device)
     compiled = hardware.configure_encoder(s, model.encoder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
-    max_tokens = s.micro_tokens or hardware.auto_micro_tokens(model.encoder.config, n_parameters, ranks.device)
+    max_tokens = s.max_tokens or hardware.auto_max_tokens(model.encoder.config, n_parameters, ranks.device)
     epoch = max(1, round(len(train) / s.batch_size))
     titles = {x.name: x.title for x in (*TASKS, *objectives)}
     run = Run(

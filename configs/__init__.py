@@ -186,14 +186,14 @@ class Train(Settings):
     warmup: float = setting(0.5, "steps up to the peak (Table 8: 10,770); below 1: a share of the run", "schedule")
     weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)", "schedule")
     clip: float = setting(1.0, "largest gradient norm (not in the paper); 0: no clipping", "schedule")
-    micro_tokens: int = setting(
+    max_tokens: int = setting(
         0, "padded tokens of a micro-batch; 0: what fits into the GPU, 2048 on CPU", "machine", most=10**7
     )
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
     layout: str = setting(
-        "auto", "rows of one example, or packed with several; auto: packed on a GPU", "machine",
-        choices=("auto", "rectangles", "packed"),
+        "auto", "rows of one example, padded, or packed with several; auto: packed on a GPU", "machine",
+        choices=("auto", "padded", "packed"),
     )  # fmt: skip
     compile: str = setting(
         "auto", "torch.compile of the encoder; auto: with packed rows from capability 8.0 on", "machine",
@@ -426,7 +426,7 @@ def describe_commands(commands):
 
 
 def normalise(argv, cls):
-    """Arguments as argparse wants them: --micro-tokens is --micro_tokens, and a lone flag means true."""
+    """Arguments as argparse wants them: --micro-tokens is --max_tokens, and a lone flag means true."""
     fields = {f.name: f for f in dataclasses.fields(cls) if "argument" not in f.metadata}
     out = []
     for arg, following in zip(argv, [*argv[1:], ""]):

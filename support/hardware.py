@@ -139,14 +139,14 @@ def estimate_memory(c, n_parameters):
     return 22 * n_parameters, c.layers * (22 * c.dim + 4 * c.ffn) + 1.5 * c.vocab_size
 
 
-def auto_micro_tokens(c, n_parameters, device):
+def auto_max_tokens(c, n_parameters, device):
     """Padded tokens of a micro-batch that a GPU's memory holds with a quarter to spare; a fixed number on CPU."""
     if device.type != "cuda":
         return CPU_MICRO_TOKENS
-    return micro_tokens_that_fit(c, n_parameters, torch.cuda.get_device_properties(device).total_memory)
+    return max_tokens_that_fit(c, n_parameters, torch.cuda.get_device_properties(device).total_memory)
 
 
-def micro_tokens_that_fit(c, n_parameters, memory):
+def max_tokens_that_fit(c, n_parameters, memory):
     """Padded tokens of the largest micro-batch on a GPU of `memory` bytes, a quarter of which stays free."""
     fixed, per_token = estimate_memory(c, n_parameters)
     return int(min(MAX_MICRO_TOKENS, max(1024, (0.75 * memory - fixed) / per_token // 1024 * 1024)))
@@ -184,7 +184,7 @@ def configure_encoder(s, encoder, ranks):
             layer.attention_dropout = 0.0
     on_gpu = ranks.device.type == "cuda"
     is_recent = on_gpu and torch.cuda.get_device_capability()[0] >= 8  # before, Triton falls back to slow code
-    compiled = s.compile == "on" or (s.compile == "auto" and is_recent and s.layout != "rectangles")
+    compiled = s.compile == "on" or (s.compile == "auto" and is_recent and s.layout != "padded")
     if compiled:
         encoder.compile()
     return compiled

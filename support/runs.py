@@ -85,7 +85,7 @@ class StopSignal:
 
 def memory_advice(rank, tokens, seq_len):
     """What to do if memory ran out in a step. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
-    advice = f"retry with --micro_tokens {tokens // 2}; the run will resume"
+    advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
     if tokens // 2 < seq_len:  # a micro-batch of one sequence cannot be halved
         advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
     return f"rank {rank}: out of memory with micro-batches of {tokens:,} tokens; {advice}"

@@ -13,7 +13,7 @@ bench does.
     correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
     profile      time by class of kernel, and the number of kernels, of packed rows
     attention    forward and backward of one layer's attention over packed rows, by the kernel that is named
-    rectangles   as packed, of rows of one example
+    padded   as packed, of rows of one example
     losses       losses of a run in fp32 and of the fastest ones
 """
 
@@ -124,7 +124,7 @@ def measure_machine(b):
 
 
 def correct(b):
-    """Differences from rectangles in fp32: relative of the losses, and of the gradient of the first step.
+    """Differences from padded in fp32: relative of the losses, and of the gradient of the first step.
 
     A wrong mask or position hardly changes the loss of an untrained encoder, but much of its gradient.
     """
@@ -139,7 +139,7 @@ def correct(b):
 
     @cache
     def exact_measure():
-        return measure(precision="fp32", layout="rectangles")
+        return measure(precision="fp32", layout="padded")
 
     def difference(**settings):
         reference, losses = exact_measure()
@@ -151,7 +151,7 @@ def correct(b):
 
     out = {"packed, fp32": partial(difference, precision="fp32", layout="packed")}
     for precision in b.half:
-        for layout in ("packed", "rectangles"):
+        for layout in ("packed", "padded"):
             out[f"{layout}, {precision}"] = partial(difference, precision=precision, layout=layout)
     out["packed, compiled"] = partial(difference, layout="packed", compile="on")
     return out | {
@@ -222,8 +222,8 @@ def speed(b, way, **settings):
     return out
 
 
-def rectangles(b):
-    return {"rectangles": partial(speed, b, "rectangles", layout="rectangles")}
+def padded(b):
+    return {"padded": partial(speed, b, "padded", layout="padded")}
 
 
 def profile(b):
@@ -310,7 +310,7 @@ def packed(b):
 
 def losses(b):
     """The loss after a few more steps: with dropout, so equal only within its noise."""
-    ways = {"fp32, rectangles": dict(precision="fp32", layout="rectangles")}
+    ways = {"fp32, padded": dict(precision="fp32", layout="padded")}
     ways |= {f"{precision}, packed, compiled": dict(precision=precision, compile="on") for precision in b.half}
     if "bf16" in b.half:
         ways["bf16 stream"] = dict(compile="on", bf16_stream=True)
@@ -321,7 +321,7 @@ def losses(b):
     return {way: partial(last_losses, settings) for way, settings in ways.items()}
 
 
-STAGES = (machine, packed, correct, profile, attention, rectangles, losses)
+STAGES = (machine, packed, correct, profile, attention, padded, losses)
 
 
 def measure_all(b):

@@ -288,7 +288,7 @@ def prepare(folder, gpu, ranks, layout, layers, dim):
     s = configs.Train(data=str(folder), out=f"{folder}/run", steps=100, device="cpu", layout=layout, **size)
     run = kgi.set_up(s)
     n_parameters = sum(p.numel() for p in run.model.parameters())
-    run.batches.micro_tokens = hardware.micro_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
+    run.batches.max_tokens = hardware.max_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
     run.batches.max_padding, run.batches.row_multiple = kgi.MAX_PADDING["cuda"], kgi.ROW_MULTIPLE["cuda"]
     run.batches.ranks.world_size = ranks
     micro_batches, batch = run.batches.assemble(0)
@@ -311,7 +311,7 @@ def bytes_per_token(c, dtype, row_length):
 
 
 WAYS = {  # name: (layout, compiled, residual stream in bf16)
-    "rectangles": ("rectangles", False, False),
+    "padded": ("padded", False, False),
     "packed rows": ("packed", False, False),
     "packed, compiled": ("packed", True, False),
     "packed, compiled, bf16 stream": ("packed", True, True),

@@ -179,11 +179,11 @@ def test_the_loss_against_a_loop():
     assert models.alignment_loss(twins, every_name_its_own, 0.01)[1].all() and not correct.all()
 
 
-@pytest.mark.parametrize("layout, micro_tokens", [("rectangles", 0), ("rectangles", 64), ("packed", 128)])
-def test_a_step_is_that_of_the_whole_batch_at_once(aligned, tmp_path, layout, micro_tokens):
+@pytest.mark.parametrize("layout, max_tokens", [("padded", 0), ("padded", 64), ("packed", 128)])
+def test_a_step_is_that_of_the_whole_batch_at_once(aligned, tmp_path, layout, max_tokens):
     """Loss and gradients against one graph over all names, without a second pass; other tasks are beside it."""
     run = set_up(
-        aligned, tmp_path, tasks=ALL, batch_size=120, clip=0.0, layout=layout, micro_tokens=micro_tokens, alphas=[]
+        aligned, tmp_path, tasks=ALL, batch_size=120, clip=0.0, layout=layout, max_tokens=max_tokens, alphas=[]
     )
     micro_batches, batch = run.batches.get(0)
     sums = kgi.forward_backward(run, micro_batches, batch)
@@ -210,7 +210,7 @@ def test_a_step_is_that_of_the_whole_batch_at_once(aligned, tmp_path, layout, mi
 
 
 def test_both_passes_have_the_same_dropout(aligned, tmp_path, monkeypatch):
-    run, seen = set_up(aligned, tmp_path, tasks=["sa"], dropout=0.3, micro_tokens=200), []
+    run, seen = set_up(aligned, tmp_path, tasks=["sa"], dropout=0.3, max_tokens=200), []
     logits = run.model.logits
 
     def record(*arguments):

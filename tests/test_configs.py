@@ -100,7 +100,7 @@ def test_lists_flags_and_underscores():
     s = parse("data.py", "build", "--semantic_types", "DISO", "T016", "--cased", "false", "--keep-duplicates")
     assert (s.semantic_types, s.cased, s.keep_duplicates, s.skip_bad_rows) == (["DISO", "T016"], False, True, False)
     s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--micro-tokens", "1000")
-    assert (s.tasks, s.alphas, s.micro_tokens) == (["mlm", "ep", "lp"], [1.0, 0.0, 0.5], 1000)
+    assert (s.tasks, s.alphas, s.max_tokens) == (["mlm", "ep", "lp"], [1.0, 0.0, 0.5], 1000)
     assert parse("kgi.py", "--tasks=mlm").tasks == ["mlm"]
     s = parse("finetune.py", "x", "--untrained", "--lr", "1e-4")
     assert s.untrained and s.lr == 1e-4
@@ -220,7 +220,7 @@ def test_how_many_documented_commands_were_found():
 @pytest.mark.parametrize("argv, message", [
     (["--learning_rate", "1"], "--learning_rate: unknown setting 'learning_rate'"),
     (["--epoch", "1"], "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
-    (["--micro-token", "1"], "unknown setting 'micro_token'; did you mean 'micro_tokens'?"),
+    (["--micro-token", "1"], "unknown setting 'micro_token'; did you mean 'max_tokens'?"),
     (["--xyz"], "--xyz: unknown setting 'xyz'; see --help"),
     (["--checkpoints", "1"], "unknown setting 'checkpoints'"),
     (["--lr", "fast"], "--lr: 'fast' is not a number"),

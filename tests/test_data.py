@@ -788,7 +788,7 @@ def test_windows_of_long_documents_cover_them(dataset):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("max_tokens", [1, 300, 5000, 10**6])
 @pytest.mark.parametrize("max_padding", [0, 20, 10**6])
-def test_rectangles_are_the_batch(dataset, max_tokens, max_padding, world):
+def test_padded_are_the_batch(dataset, max_tokens, max_padding, world):
     """Every row and every target comes once, padded with [PAD] alone, whatever the limits and the ranks."""
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])

@@ -20,7 +20,7 @@ import configs
 import data
 from configs import UserError
 from data import MLM
-from support import cache, datasets
+from support import builds, cache, datasets
 from tests.conftest import FEW, ROOT, build, command
 
 # ---------------------------------------------------------------- what was changed or damaged since the build

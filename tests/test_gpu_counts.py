@@ -42,8 +42,8 @@ def test_packed_rows_need_fewer_kernels_bytes_and_no_padding(mix):
     kernels = [x["kernels"] for x in ways.values()]
     n_bytes = [x["gigabytes"] for x in ways.values()]
     assert kernels == sorted(kernels, reverse=True) and n_bytes == sorted(n_bytes, reverse=True)
-    assert ways["packed rows"]["padding"] < 0.01 < ways["rectangles"]["padding"]
-    assert list(gpu_counts.predict(mix, GPUS["v100"], 4, *SIZE)) == ["rectangles", "packed rows"]
+    assert ways["packed rows"]["padding"] < 0.01 < ways["padded"]["padding"]
+    assert list(gpu_counts.predict(mix, GPUS["v100"], 4, *SIZE)) == ["padded", "packed rows"]
 
 
 @pytest.mark.parametrize("ranks, most", [(1, 0.006), (4, 0.012)])
@@ -105,7 +105,7 @@ def test_cost_takes_the_slowest_of_launch_bytes_and_products():
 
 def test_the_paper_s_batching_of_the_benchmark_runs(mix):
     """PyTorch's own encoder takes the micro-batches that ours takes."""
-    run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "rectangles", *SIZE)
+    run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "padded", *SIZE)
     plain = bench.Plain(run.model.encoder.config)
     loss = plain(*kgi.to_device(micro_batches[0], torch.device("cpu"))).sum().item()
     assert math.isfinite(loss) and loss > 0
@@ -136,4 +136,4 @@ def test_the_plan_for_a_gpu_runs(tmp_path, capsys, monkeypatch):
         results["packed"]["packed rows"]["predicted"]["step_ms"] > 0 and "kernels" in results["profile"]["packed rows"]
     )
     assert all(math.isfinite(x["tokens_per_s"]) for x in results["packed"].values() if isinstance(x, dict))
-    assert "rectangles" in capsys.readouterr().out
+    assert "padded" in capsys.readouterr().out

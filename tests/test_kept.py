@@ -64,7 +64,7 @@ def describe(release, folder):
         for epoch in EPOCHS:
             for seed in SEEDS:
                 out[f"{split}, epoch {epoch}, seed {seed}"] = describe_batch(dataset, epoch, seed)
-    for layout in ("rectangles", "packed"):
+    for layout in ("padded", "packed"):
         train(folder / "two", folder / layout, layout=layout, steps=12, valid_every=6)
         found = [record | record.get("valid", {}) for record in lines(folder / layout)]
         names = ("loss", *(f"{name}_loss" for name in data.TASK_NAMES))

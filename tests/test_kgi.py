@@ -113,12 +113,12 @@ def same_but_for_rounding(one, two):
 
 
 @pytest.mark.parametrize(
-    "ranks, micro_tokens, layout",
-    [(1, 200, "rectangles"), (4, 64, "rectangles"), (1, 10**6, "packed"), (2, 600, "packed")],
+    "ranks, max_tokens, layout",
+    [(1, 200, "padded"), (4, 64, "padded"), (1, 10**6, "packed"), (2, 600, "packed")],
 )
-def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, micro_tokens, layout):
+def test_only_the_speed_depends_on_the_layout(dataset, baseline, tmp_path, ranks, max_tokens, layout):
     """The same losses, accuracies and weights with any number of real processes, any micro-batch and packed rows."""
-    more = {"micro_tokens": micro_tokens, "layout": layout}
+    more = {"max_tokens": max_tokens, "layout": layout}
     if ranks == 1:
         train(dataset, tmp_path, **more)
     else:
@@ -163,7 +163,7 @@ def compiler(monkeypatch):
 
 def compiled_run(dataset, out, **more):
     """A run with packed rows as on a GPU, of no fixed number."""
-    run = set_up(dataset, out, layout="packed", compile="on", micro_tokens=10**6, layers=1, **more)
+    run = set_up(dataset, out, layout="packed", compile="on", max_tokens=10**6, layers=1, **more)
     run.batches.row_multiple = 1
     out.mkdir(exist_ok=True)
     return run
@@ -387,11 +387,11 @@ def test_masks_do_not_depend_on_the_layout(dataset, tmp_path):
     """What the model sees of each example of a step, whatever the ranks and micro-batches, also with dropout."""
     s, seen = settings(dataset, tmp_path, dropout=0.5), set()
     examples = data.PretrainingDataset(dataset, "train", ["mlm"])
-    for world, micro_tokens in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
+    for world, max_tokens in ((1, 10**6), (1, 100), (2, 300), (4, 64)):
         rows = []
         for rank in range(world):
             ranks = SimpleNamespace(device=torch.device("cpu"), rank=rank, world_size=world)
-            micro_batches, _ = kgi.Batches(s, examples, ranks, micro_tokens).get(3)
+            micro_batches, _ = kgi.Batches(s, examples, ranks, max_tokens).get(3)
             for ids, mask, *_ in micro_batches:
                 mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
                 rows += [tuple(row[m].tolist()) for row, m in zip(ids, mask)]
@@ -447,8 +447,8 @@ def test_three_ranks_resume_to_the_same_weights(dataset, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     script = THREE_RANKS.format(
         ports=free_ports(5), metrics=str(stopped / "metrics.jsonl"),
-        whole=args(dataset, whole, dropout=0.1, micro_tokens=128),
-        stopped=args(dataset, stopped, dropout=0.1, micro_tokens=128),
+        whole=args(dataset, whole, dropout=0.1, max_tokens=128),
+        stopped=args(dataset, stopped, dropout=0.1, max_tokens=128),
     )  # fmt: skip
     p = command("-c", script)
     assert p.returncode == 0 and "training steps 3 to 6, 40 examples each" in p.stdout, p.stderr
@@ -573,7 +573,7 @@ def test_a_signal_saves_the_last_finished_step_and_exits(
     dataset, tmp_path, monkeypatch, capfd, number, place, finished
 ):
     """In the middle of an interval of the log: a line at once, status 75, and the same end, metrics.jsonl too."""
-    few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6, "micro_tokens": 256}
+    few = {"dropout": 0.1, "log_every": 4, "valid_every": 6, "save_every": 6, "max_tokens": 256}
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(dataset, whole, **few)
     original = getattr(kgi, place)
@@ -656,7 +656,7 @@ def test_the_slurm_script_queues_the_job_again(dataset, tmp_path):
     first = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
     assert first.stdout.startswith("srun --cpus-per-task=8 --wait=60\n")  # srun takes no cores from sbatch since 22.05
     assert "stopped by SIGTERM after step" in first.stdout and queue.read_text() == "requeue 41\n", first.stderr
-    tasks, script = {"N_TASKS": "1"}, [*script, "--micro_tokens", "300"]
+    tasks, script = {"N_TASKS": "1"}, [*script, "--max_tokens", "300"]
     then = subprocess.run(script, cwd=ROOT, env=env | tasks, capture_output=True, text=True, timeout=120)
     assert then.returncode == 0 and "done: " in then.stdout and queue.read_text() == "requeue 41\n"
     assert [r["step"] for r in lines(out)] == [0, *range(1, 61), 60]
@@ -786,7 +786,7 @@ def test_a_start_from_other_weights_must_fit_the_data_set(release, dataset, base
 def test_validation_counts_every_target(dataset, tmp_path):
     """Over the whole split, in whatever pieces: the same losses."""
     a = kgi.validate(set_up(dataset, tmp_path, batch_size=40))
-    b = kgi.validate(set_up(dataset, tmp_path, batch_size=1000, micro_tokens=10**6))
+    b = kgi.validate(set_up(dataset, tmp_path, batch_size=1000, max_tokens=10**6))
     assert a == pytest.approx(b, rel=1e-5)
     assert set(a) == {"loss"} | {f"{t}_{x}" for t in data.PAPER_TASKS for x in ("loss", "accuracy")}
 

@@ -333,8 +333,8 @@ def test_out_of_memory_names_the_setting(dataset, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(kgi, "forward_backward", full)
-    message = "rank 0: out of memory with micro-batches of 2,048 tokens; retry with --micro_tokens 1024"
+    message = "rank 0: out of memory with micro-batches of 2,048 tokens; retry with --max_tokens 1024"
     with pytest.raises(SystemExit, match=message + "; the run will resume"):
         kgi.train(settings(dataset, tmp_path))
     with pytest.raises(SystemExit, match="with micro-batches of 100 tokens; give a smaller model"):
-        kgi.train(settings(dataset, tmp_path, micro_tokens=100))
+        kgi.train(settings(dataset, tmp_path, max_tokens=100))
