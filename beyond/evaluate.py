@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import data
 import model as models
-from beyond import maps, retrieval
+from beyond import embed, maps, retrieval
 from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting
 from data import TASK_NAMES, TASKS
 from kgi import VALID_EPOCH, tensors, to_device
@@ -109,7 +109,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    max_tokens = models.longest_text(checkpoints.read_pooling(checkpoint), c)
+    max_tokens = embed.longest_text(checkpoints.read_pooling(checkpoint), c)
     record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
 
@@ -193,7 +193,7 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
-        vectors |= models.embed_terms(encoder, tokenizer, strings, POOLINGS, dtype, max_tokens)
+        vectors |= embed.embed_terms(encoder, tokenizer, strings, POOLINGS, dtype, max_tokens)
         out["synonyms"][lang] = {"terms": len(strings)}
         for how, x in vectors.items():
             metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
@@ -286,7 +286,7 @@ def draw_map(s):
     folder = retrieval.data_of(s, s.checkpoint)
     encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
+    pooling, max_tokens, _ = embed.choose_pooling(s, encoder.config, print)
     name, signature = name_of(s.checkpoint), runs.signature_of(s.checkpoint)["checkpoint sha256"]
     _, group_names = umls.read_semantic_groups(Path(configs.__file__).with_name("SemGroups.txt"))
     for lang in read_manifest(folder)["languages"]:
@@ -295,7 +295,7 @@ def draw_map(s):
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
-        vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
+        vectors = embed.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
         rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
         group = tables.group[concept[rows]]
         shares, by_chance = retrieval.same_group_shares(points, group)

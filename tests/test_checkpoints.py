@@ -27,9 +27,11 @@ import data
 import finetune
 import kgi
 import model as models
+from beyond import embed as embedding
 from configs import UserError
 from support import checkpoints, corpora, tokenizers
 from tests.conftest import ROOT, build
+from tests.test_evaluate import run_command
 from tests.test_files import Narrow
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -640,12 +642,11 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
 
 
 def embed(*args):
-    function, s = configs.parse(["embed", "--device", "cpu", *map(str, args)], models.__doc__, models.COMMANDS)
-    function(s)
+    run_command(embedding, "--device", "cpu", *args)
 
 
 def embedded(monkeypatch, folder, stdin, *args):
-    """What `model.py embed` writes, in this process; what fails must have written nothing."""
+    """What `beyond.embed` writes, in this process; what fails must have written nothing."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     out = sys.stdout
@@ -714,7 +715,7 @@ def test_embed_in_pieces(texts, tmp_path):
     encoder = models.load(start, heads=False, log=SILENT).encoder.eval()
     tokenizer = tokenizers.load(start)
     ids, length = tokenizers.encode(tokenizer, [t for t in texts for _ in range(12)], "x")
-    blocks = list(models.embed(encoder, tokenizers.special_ids(tokenizer), ids, length, ["mean"], 68, None))
+    blocks = list(embedding.embed(encoder, tokenizers.special_ids(tokenizer), ids, length, ["mean"], 68, None))
     got = np.concatenate(blocks)[:, 0]
     assert len(blocks) == 2 and len(got) == 12 * len(texts)
     assert np.abs(got.reshape(len(texts), 12, -1) - got[::12, None]).max() < 1e-5
@@ -738,13 +739,13 @@ def test_mistakes_of_embed_are_one_line(texts, tmp_path, stdin, args, message, m
 
 def test_embed_as_a_command(texts, tmp_path):
     start = checkpoint(tmp_path / "start", "bert", texts)
-    argv = [sys.executable, "model.py", "embed", start]
+    argv = [sys.executable, "-m", "beyond.embed", start]
     p = subprocess.run(argv, cwd=ROOT, input=b"foie\nrein\n", capture_output=True)
     assert p.returncode == 0 and np.load(io.BytesIO(p.stdout)).shape == (2, 32), p.stderr
-    p = subprocess.run(["sh", "-c", '"$0" model.py embed "$1" <&-', sys.executable, start], cwd=ROOT,
+    p = subprocess.run(["sh", "-c", '"$0" -m beyond.embed "$1" <&-', sys.executable, start], cwd=ROOT,
                        capture_output=True, text=True)  # fmt: skip
     assert (p.returncode, p.stdout) == (1, "")
-    assert re.fullmatch("model.py: error: standard input is closed; .*embed --help\\n", p.stderr)
+    assert re.fullmatch("python -m beyond.embed: error: standard input is closed; .*embed --help\\n", p.stderr)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -752,9 +753,9 @@ def test_embed_as_a_command(texts, tmp_path):
 def test_embed_on_a_full_disk(texts, tmp_path, unbuffered):
     start = checkpoint(tmp_path / "start", "bert", texts)
     with open("/dev/full", "wb") as full:
-        p = subprocess.run([sys.executable, "model.py", "embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
+        p = subprocess.run([sys.executable, "-m", "beyond.embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})  # fmt: skip
-    line = b"model.py: error: standard output cannot be written: No space left on device\n"
+    line = b"python -m beyond.embed: error: standard output cannot be written: No space left on device\n"
     assert (p.returncode, p.stderr) == (1, line)
 
 
