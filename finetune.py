@@ -341,7 +341,7 @@ def run(s):
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
     out, record = describe_results(s, corpus)
     check_results(s, out)
-    encoder = models.load(s.checkpoint, heads=False).encoder
+    encoder = models.load(s.checkpoint, encoder_only=True).encoder
     max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
     if max_len < 8:
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
@@ -537,7 +537,7 @@ def load_tagger(s):
     config = models.load_config(s.model)
     labels, weights, details = taggers.read_tagger(s.model, config)
     device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    classifier = TokenClassifier(models.load(s.model, heads=False, log=lambda _: None).encoder, len(labels))
+    classifier = TokenClassifier(models.load(s.model, encoder_only=True, log=lambda _: None).encoder, len(labels))
     classifier.load_state_dict(classifier.state_dict() | weights)
     tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
     classifier = classifier.to(device).eval()

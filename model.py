@@ -1,41 +1,27 @@
-"""The encoder, the heads of the tasks, and vectors of text.
-
-    python model.py embed runs/kgi-fr terms.txt > vectors.npy                    one vector a line, at [CLS]
-    python model.py embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
+"""The encoder and the heads of the tasks.
 
 "For training from scratch, we use the DistilBERT model configuration with 12 encoder layers and 12 attention heads"
 (section 4.1); appendix C has 8 and 8. The same classes also load the checkpoints that the paper extends or compares
 with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa.
 
-    model = KGIBert(Config(vocab_size=30_522, max_positions=256));  save(model, "runs/x")
+    model = KGIBert(Config(vocab_size=30_522, max_positions=256));  model.save("runs/x")
     model = load("DrBERT-4GB")
 """
 
-import configs  # isort: split
+from configs import UserError  # isort: split
 
-import functools
-import io
 import math
-import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from configs import UserError
 from support import checkpoints, tokenizers
-from support.files import progress, reject_device, write_all
-from support.hardware import autocast, choose_device
 from support.kernels import ACTIVATIONS, attention, attention_mask, dropout, init_weights
-from support.pooling import read_pooling
-from support.programs import run_command, standard_output
-from support.texts import split_rows
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
 
@@ -174,6 +160,10 @@ class KGIBert(nn.Module):
         x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))
         return F.linear(x, self.encoder.word.weight, self.mlm_bias)
 
+    def save(self, folder):
+        """Writes config.json and model.safetensors in the layout of the family, which other libraries read."""
+        checkpoints.write(folder, self.encoder.config, self.state_dict(), self.encoder.token_types)
+
     def logits(self, batch):
         """The scores of every target of a MicroBatch: a tensor (targets, classes) for each task."""
         hidden = self.encoder(batch.ids, batch.mask, batch.position).flatten(0, 1).index_select(0, batch.target_index)
@@ -232,26 +222,21 @@ def load_config(folder):
         raise UserError(str(e) if names_it else f"{path}: {e}") from None
 
 
-def load(folder, dropout=None, heads=True, log=print):
+def load(folder, dropout=None, encoder_only=False, log=print):
     """A KGIBert from a checkpoint folder of any family, with its own dropout or another.
 
-    Args: heads: False reads the encoder alone. log: prints a line on what is initialised randomly or not used.
+    Args: encoder_only: reads no heads. log: prints a line on what is initialised randomly or not used.
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
     c = load_config(folder)
     if dropout is not None:
         c.dropout = c.attention_dropout = dropout
-    weights, token_types = checkpoints.read_weights(folder, c, parameter_shapes(c), heads, log)
+    weights, token_types = checkpoints.read_weights(folder, c, parameter_shapes(c), not encoder_only, log)
     model = KGIBert(c)
     model.load_state_dict(model.state_dict() | weights)
     if token_types is not None:
         model.encoder.token_types = token_types - token_types[0]
     return model
-
-
-def save(model, folder):
-    """Writes config.json and model.safetensors in the layout of the model's family, which other libraries read."""
-    checkpoints.write(folder, model.encoder.config, model.state_dict(), model.encoder.token_types)
 
 
 def count_parameters(c):
@@ -264,121 +249,7 @@ def parameter_shapes(c):
         return {name: tensor.shape for name, tensor in KGIBert(c).state_dict().items()}
 
 
-# ---------------------------------------------------------------- vectors of text
-
-
-@torch.inference_mode()
-def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
-    """Vectors of texts: yields arrays (k, poolings, dim) float32, together one row a text in their order.
-
-    Args:
-        ids, length: tokens as tokenizers.encode gives them, of which max_tokens are kept a text.
-        special: tokenizers.special_ids. poolings: some of configs.POOLINGS: "cls" is the vector at [CLS], "mean" the
-            mean over all tokens, [CLS] and [SEP] among them. dtype: of autocast, or None.
-    """
-    device = encoder.word.weight.device
-    tokens_at_once = 65536 if device.type == "cuda" else 4096
-    start, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
-    for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
-        out = np.empty((len(chunk), len(poolings), encoder.config.dim), np.float32)
-        order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
-        while len(order):
-            longest = int(kept[chunk[order[0]]]) + 2
-            rows, order = np.split(order, [max(1, tokens_at_once // longest)])
-            texts = [ids[start[i] : start[i] + kept[i]].tolist() for i in chunk[rows]]
-            x = [torch.tensor([special["cls"], *text, special["sep"]]) for text in texts]
-            n_tokens = torch.tensor([len(t) for t in x])
-            x = nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=special["pad"]).to(device)
-            mask = (torch.arange(x.shape[1]) < n_tokens[:, None]).to(device)
-            with autocast(device, dtype):
-                hidden = encoder(x, mask).float()
-            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            vectors = [hidden[:, 0] if pooling == "cls" else mean for pooling in poolings]
-            out[rows] = torch.stack(vectors, dim=1).cpu().numpy()
-        yield out
-
-
-def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
-    """{pooling: (terms, dim) float32 tensor} of a list of strings, on the encoder's device. Arguments as in embed."""
-    ids, length = tokenizers.encode(tokenizer, [" " + term for term in terms], "terms")
-    max_tokens = encoder.config.max_positions - 2 if max_tokens is None else max_tokens
-    blocks = list(embed(encoder, tokenizers.special_ids(tokenizer), ids, length, poolings, max_tokens, dtype))
-    vectors = torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
-    return dict(zip(poolings, vectors.unbind(1)))
-
-
-def embed_lines(s):
-    """Lines of UTF-8 text -> a NumPy array (lines, dim) of float32 on standard output."""
-    if not (s.terms or sys.stdin) or not sys.stdout:
-        raise UserError(f"standard {'input' if sys.stdout else 'output'} is closed; python model.py embed --help")
-    if sys.stdout.isatty():
-        raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
-    log = functools.partial(print, file=sys.stderr)
-    device, dtype = choose_device(s.device, s.precision)
-    encoder = load(s.checkpoint, heads=False, log=log).encoder.to(device).eval()
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
-    ids, length = tokenizers.encode(tokenizer, read_lines(s.terms), "tokens")
-    if (length > max_tokens).any():
-        log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
-    out = standard_output()
-    header, shape = io.BytesIO(), (len(length), encoder.config.dim)
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    write_all(out, header.getvalue())
-    special = tokenizers.special_ids(tokenizer)
-    with progress("vectors", len(length)) as bar:
-        for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
-            write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
-            bar.update(len(block))
-
-
-def choose_pooling(s, c, log, max_len=0):
-    """(pooling, tokens of the longest text, whether vectors get length 1) for settings `s` with checkpoint and pooling.
-
-    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is "cls". With a
-    pooling that is asked for, its modules are left out. c: the checkpoint's Config.
-    """
-    own = read_pooling(s.checkpoint)
-    if own.fault and not s.pooling:
-        raise UserError(f"{s.checkpoint}: {own.fault}; give --pooling cls or --pooling mean")
-    normalize = own.normalize and not s.pooling
-    taken = [f"--pooling {own.mode}"] if own.mode not in ("", "cls") and not s.pooling else []
-    taken += [f"--max_len {own.max_len}"] if 0 < own.max_len < c.max_positions and not max_len else []
-    taken += ["length 1"] if normalize else []
-    if taken:
-        log(f"{s.checkpoint}: {' '.join(taken)}, as its files of sentence-transformers say")
-    return s.pooling or own.mode or "cls", longest_text(own, c, max_len), normalize
-
-
-def longest_text(own, c, max_len=0):
-    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a Pooling. max_len: if another one."""
-    limit = min(max_len or own.max_len or c.max_positions, c.max_positions)
-    if limit < 3:
-        raise UserError(f"max_len = {limit} leaves no room for a token")
-    return limit - 2
-
-
-def read_lines(path):
-    """The lines of a file, or of standard input if `path` is "", as strings with a space before them.
-
-    Raises: UserError naming a line of bad UTF-8.
-    """
-    name = path or "standard input"
-    with open(path, "rb") if path else nullcontext(sys.stdin.buffer) as f:
-        reject_device(f, name)
-        rows = [*split_rows(f)]
-    if not rows:
-        raise UserError(f"{name} is empty; give one term a line: python model.py embed CHECKPOINT terms.txt")
-    lines = []
-    for row, line in enumerate(rows, 1):
-        try:
-            lines.append(" " + line.decode("utf-8").strip())
-        except UnicodeDecodeError:
-            raise UserError(f"{name}, line {row}: not UTF-8") from None
-    return lines
-
-
-COMMANDS = {"embed": (embed_lines, configs.Embed)}
-
-if __name__ == "__main__":
-    run_command(__doc__, COMMANDS)
+def open_encoder(folder, device, log=print):
+    """The encoder of a checkpoint folder on a device, ready to be used, and its tokenizer."""
+    encoder = load(folder, encoder_only=True, log=log).encoder.to(device).eval()
+    return encoder, tokenizers.load(folder, max_entries=encoder.config.vocab_size)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import model as models
-from beyond import retrieval
+from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
 from support.datasets import choose_languages, read_dataset_tables
@@ -180,10 +180,9 @@ def trigram_similarities(names, queries):
 def embed_mentions_and_names(s, mentions, names, poolings):
     """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays."""
     device, dtype = hardware.choose_device(s.device, s.precision)
-    encoder = models.load(s.checkpoint, heads=False, log=partial(print, file=sys.stderr)).encoder.to(device).eval()
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    max_tokens = models.longest_text(read_pooling(s.checkpoint), encoder.config)
-    queries = models.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
+    encoder, tokenizer = models.open_encoder(s.checkpoint, device, partial(print, file=sys.stderr))
+    max_tokens = embed.longest_text(read_pooling(s.checkpoint), encoder.config)
+    queries = embed.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
     queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
     return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)
 
@@ -200,7 +199,7 @@ def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
         ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
         special = tokenizers.special_ids(tokenizer)
         with progress("names", len(names)) as bar:
-            for block in models.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+            for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
                 yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
                 bar.update(len(block))
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import data
 import model as models
-from beyond import maps, retrieval
+from beyond import embed, maps, retrieval
 from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting
 from data import TASK_NAMES, TASKS
 from kgi import VALID_EPOCH
@@ -95,7 +95,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
     tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
     # The model may have more rows than its tokenizer has entries.
     has_heads = tokenizer.to_str() == tokenizer_of(folder)
-    model = models.load(checkpoint, heads=has_heads).to(device).eval()
+    model = models.load(checkpoint, encoder_only=not has_heads).to(device).eval()
     settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
     of_data = {"data": str(folder.resolve()), "data sha256": read_manifest(folder)["sha256"]["valid.arrow"]}
     signature = runs.signature_of(checkpoint) | of_data | {key: settings[key] for key in ("seed", "terms", "precision")}
@@ -112,7 +112,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
         record |= evaluate_tasks(model, folder, s.seed, dtype)
     else:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
-    max_tokens = models.longest_text(read_pooling(checkpoint), c)
+    max_tokens = embed.longest_text(read_pooling(checkpoint), c)
     record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
 
@@ -198,7 +198,7 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
         vectors = {"spelling": retrieval.trigram_vectors(strings)} if len(strings) <= MAX_SPELLED else {}
-        vectors |= models.embed_terms(encoder, tokenizer, strings, POOLINGS, dtype, max_tokens)
+        vectors |= embed.embed_terms(encoder, tokenizer, strings, POOLINGS, dtype, max_tokens)
         out["synonyms"][lang] = {"terms": len(strings)}
         for how, x in vectors.items():
             metrics = retrieval.retrieval_metrics(x, term, concept, held_out)
@@ -289,9 +289,8 @@ def draw_map(s):
     """Draws the preferred terms of some concepts on a plane, by semantic group; each language on a map of its own."""
     device, dtype = hardware.choose_device(s.device, s.precision)
     folder = retrieval.data_of(s, s.checkpoint)
-    encoder = models.load(s.checkpoint, heads=False).encoder.to(device).eval()
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    pooling, max_tokens, _ = models.choose_pooling(s, encoder.config, print)
+    encoder, tokenizer = models.open_encoder(s.checkpoint, device)
+    pooling, max_tokens, _ = embed.choose_pooling(s, encoder.config, print)
     name, signature = name_of(s.checkpoint), runs.signature_of(s.checkpoint)["checkpoint sha256"]
     _, group_names = umls.read_semantic_groups(Path(configs.__file__).with_name("SemGroups.txt"))
     for lang in read_manifest(folder)["languages"]:
@@ -300,7 +299,7 @@ def draw_map(s):
         tables, _, _, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         concept = np.unique(concept)
         strings = tables.terms.take(tables.first_term[concept]).to_pylist()
-        vectors = models.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
+        vectors = embed.embed_terms(encoder, tokenizer, strings, [pooling], dtype, max_tokens)[pooling]
         rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
         group = tables.group[concept[rows]]
         shares, by_chance = retrieval.same_group_shares(points, group)

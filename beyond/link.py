@@ -40,6 +40,7 @@ from beyond.dictionaries import (
     read_dictionary,
     trigram_similarities,
 )
+from beyond.embed import choose_pooling
 from beyond.mentions import LINKS, mentions_of_records, read_records, read_task, write_records
 from beyond.retrieval import data_of
 from support import runs
@@ -153,7 +154,7 @@ def link_mentions(s, dictionary):
     began, records = time.monotonic(), read_records(s.mentions)
     mentions = mentions_of_records(records)
     texts, log = [text for _, text in mentions if text], partial(print, file=sys.stderr)
-    pooling, *_ = models.choose_pooling(s, models.load_config(s.checkpoint), log)
+    pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), log)
     queries, nearest = list(dict.fromkeys(texts)), []
     if queries:
         vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])

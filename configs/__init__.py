@@ -1,11 +1,12 @@
-"""The settings of every command, and the command line that is built from them.
+"""The settings of the paper's programs, and the command line that is built from settings.
 
     python kgi.py configs/v1-fr.toml --epochs 2 --lr 1e-4
     python data.py build --lang fr --umls 2022AB --e3c E3C-Corpus
 
 Every setting has a default here, which is the paper's number if there is one. The command's table in a TOML file
 overrides it, a later file overrides an earlier one, and the command line overrides all. Each value is checked against
-its type, range and choices. After the command, arguments and settings may come in any order.
+its type, range and choices. After the command, arguments and settings may come in any order. Programs of beyond/ keep
+their settings themselves, and read them from the command line alone.
 """
 
 import argparse
@@ -275,28 +276,7 @@ class Tables:
     paper: bool = setting(False, "show the paper's figures in brackets")
 
 
-@dataclass
-class Embed:
-    """Turn lines of text into vectors: python model.py embed CHECKPOINT terms.txt > vectors.npy"""
-
-    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    terms: str = argument("TERMS", "a file with a text a line; default: standard input", optional=True)
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
-    max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the checkpoint's limit, else its positions")
-    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-TABLES = {
-    "data": Data,
-    "train": Train,
-    "finetune": Finetune,
-    "embed": Embed,
-}
+TABLES = {"data": Data, "train": Train, "finetune": Finetune}  # of a TOML file
 
 
 # ---------------------------------------------------------------- how long a training is
@@ -355,8 +335,8 @@ def parse(argv, doc, commands, default=None):
     --help.
     """
     argv = list(argv)
-    if argv and argv[0] not in commands and (moved := MOVED.get(Path(sys.argv[0]).name, {}).get(argv[0])):
-        raise UserError(f"this is a program of its own now: python -m beyond.{moved} {' '.join(argv[1:])}".rstrip())
+    if argv and argv[0] not in commands and (moved := moved_command(argv)):
+        raise UserError(moved)
     name = argv.pop(0) if argv and argv[0] in commands else default
     if name is None:
         if argv and argv[0] not in ("-h", "--help"):
@@ -378,6 +358,16 @@ def parse(argv, doc, commands, default=None):
     settings = cls(**values)
     settings.files, settings.given, settings.tables = configs, {*values}, tables
     return function, settings
+
+
+def moved_command(argv):
+    """A line that names the program that a command of this one has become; "" if it has become none."""
+    moved = MOVED.get(Path(sys.argv[0]).name, {}).get(argv[0]) if argv else ""
+    return f"this is a program of its own now: python -m beyond.{moved} {' '.join(argv[1:])}".rstrip() if moved else ""
+
+
+if CALLED == ROOT / "model.py" and (line := moved_command(sys.argv[1:])):  # it has no command left, and calls no parse
+    sys.exit(f"model.py: error: {line}")
 
 
 class Parser(argparse.ArgumentParser):

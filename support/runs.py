@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from configs import UserError, warmup_steps
-from support import checkpoints, reports, tokenizers
+from support import reports, tokenizers
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
 from support.files import check_output, reject_lfs_pointer, write_atomic
@@ -356,7 +356,7 @@ def export_checkpoint(run):
     write_atomic(folder / "README.md", lambda f: f.write(card.encode()))
     write_run(folder, run.train.folder, run.train.manifest, s.tables.get("finetune", {}))
     write_pooling(folder, run.pooling, c.dim, c.max_positions)
-    checkpoints.write(folder, c, run.model.state_dict(), run.model.encoder.token_types)
+    run.model.save(folder)
 
 
 def is_exported(run):

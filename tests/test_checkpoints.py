@@ -27,12 +27,14 @@ import data
 import finetune
 import kgi
 import model as models
+from beyond import embed as embedding
 from configs import UserError
 from support import tokenizers
 from support.labels import Document, align_entities
 from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
 from support.tensors import DTYPES, read_safetensors, read_torch, write_safetensors
 from tests.conftest import ROOT, build
+from tests.test_evaluate import run_command
 from tests.test_files import Narrow
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -137,7 +139,7 @@ def test_copies_of_the_tied_weights(tmp_path, family):
     path = folder_with(tmp_path / "x", family, written(family) | {f"{decoder}.weight": words + 1})
     with pytest.raises(UserError, match=f"{decoder}.weight differs from .* not tied to the word embeddings"):
         models.load(path)
-    assert equal(plain.encoder, models.load(path, heads=False, log=SILENT).encoder)
+    assert equal(plain.encoder, models.load(path, encoder_only=True, log=SILENT).encoder)
 
 
 def test_words_under_the_decoders_name_alone(tmp_path):
@@ -145,7 +147,7 @@ def test_words_under_the_decoders_name_alone(tmp_path):
     weights["cls.predictions.decoder.weight"] = weights.pop("bert.embeddings.word_embeddings.weight")
     path, plain = folder_with(tmp_path / "x", "bert", weights), models.load(HERE / "bert", log=SILENT)
     assert equal(plain, models.load(path, log=SILENT))
-    assert equal(plain.encoder, models.load(path, heads=False, log=SILENT).encoder)
+    assert equal(plain.encoder, models.load(path, encoder_only=True, log=SILENT).encoder)
 
 
 def test_half_precision_and_several_files(tmp_path):
@@ -186,7 +188,7 @@ def test_unused_parts_of_other_models_are_listed(tmp_path):
     no_heads = ["no vocabulary head in the checkpoint; initialised randomly", *NO_OWN_HEADS]
     assert lines == [f"{path}: {line}" for line in (*no_heads, "not used: classifier.bias")]
     lines.clear()
-    models.load(HERE / "bert", heads=False, log=lines.append)
+    models.load(HERE / "bert", encoder_only=True, log=lines.append)
     assert not lines
 
 
@@ -355,9 +357,9 @@ def test_random_damage_to_safetensors(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_out_in_is_bit_exact(tmp_path, family):
     model = models.load(HERE / family, log=SILENT)
-    models.save(model, tmp_path / "a")
+    model.save(tmp_path / "a")
     again = models.load(tmp_path / "a", log=pytest.fail)
-    models.save(again, tmp_path / "b")
+    again.save(tmp_path / "b")
     state = again.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.encoder.config == again.encoder.config
@@ -369,7 +371,7 @@ def test_in_out_in_is_bit_exact(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_keeps_its_layout(tmp_path, family):
     """Names, shapes and values of the file that came in, but for token type 0, which went into the positions."""
-    models.save(models.load(HERE / family, log=SILENT), tmp_path)
+    models.load(HERE / family, log=SILENT).save(tmp_path)
     before, after = written(family), read_safetensors(tmp_path / "model.safetensors")
     extra = {n for n in after if n.startswith(OWN_HEADS) or n.endswith("decoder.bias")}
     assert set(after) - extra == set(before) and len(extra) == (4 if family == "distilbert" else 5)
@@ -392,7 +394,7 @@ def test_a_family_keeps_its_layout(tmp_path, family):
 def test_scratch_models_have_distilberts_layout(tmp_path):
     for layers, heads in ((12, 12), (8, 8)):
         model = models.KGIBert(models.Config(60, 20, 24 * heads // 4, layers, heads, 32))
-        models.save(model, tmp_path / str(layers))
+        model.save(tmp_path / str(layers))
         d = json.loads((tmp_path / str(layers) / "config.json").read_text())
         assert d["model_type"] == "distilbert" and (d["n_layers"], d["n_heads"]) == (layers, heads)
         names = read_safetensors(tmp_path / str(layers) / "model.safetensors").keys()
@@ -471,7 +473,7 @@ def checkpoint(folder, family, texts, positions=70):
         models.Config(tokenizers.vocab_size(tokenizer) + 3, positions, 32, 2, 4, 48, 0.1, pad, family=family,
                       eps=1e-12 if family in ("bert", "distilbert") else 1e-5, type_vocab_size=type_vocab_size)
     )  # fmt: skip
-    models.save(model, folder)
+    model.save(folder)
     weights = read_safetensors(folder / "model.safetensors")
     weights = {n: t for n, t in weights.items() if not n.startswith(OWN_HEADS)}
     if type_vocab_size:
@@ -643,12 +645,11 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
 
 
 def embed(*args):
-    function, s = configs.parse(["embed", "--device", "cpu", *map(str, args)], models.__doc__, models.COMMANDS)
-    function(s)
+    run_command(embedding, "--device", "cpu", *args)
 
 
 def embedded(monkeypatch, folder, stdin, *args):
-    """What `model.py embed` writes, in this process; what fails must have written nothing."""
+    """What `beyond.embed` writes, in this process; what fails must have written nothing."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     out = sys.stdout
@@ -667,7 +668,7 @@ def test_embed(texts, tmp_path, family, monkeypatch, capsys):
     """One vector a line, in the lines' order, each as if computed alone."""
     start = checkpoint(tmp_path / "start", family, texts, positions=20)
     lines = ["foie", "", "Hépatite aiguë [SEP]", "  rein ", *texts[:40], "x " * 100, "fin"]
-    encoder, tokenizer = models.load(start, heads=False, log=SILENT).encoder.eval(), tokenizers.load(start)
+    encoder, tokenizer = models.load(start, encoder_only=True, log=SILENT).encoder.eval(), tokenizers.load(start)
     special = tokenizers.special_ids(tokenizer)
     tokenizer.encode_special_tokens = True
     for pooling, end in (("cls", "\n"), ("mean", "\r\n")):
@@ -714,10 +715,10 @@ def test_folders_that_hold_no_checkpoint_say_what_to_do(tmp_path, monkeypatch):
 def test_embed_in_pieces(texts, tmp_path):
     """More texts than are computed at a time."""
     start = checkpoint(tmp_path / "start", "distilbert", texts)
-    encoder = models.load(start, heads=False, log=SILENT).encoder.eval()
+    encoder = models.load(start, encoder_only=True, log=SILENT).encoder.eval()
     tokenizer = tokenizers.load(start)
     ids, length = tokenizers.encode(tokenizer, [t for t in texts for _ in range(12)], "x")
-    blocks = list(models.embed(encoder, tokenizers.special_ids(tokenizer), ids, length, ["mean"], 68, None))
+    blocks = list(embedding.embed(encoder, tokenizers.special_ids(tokenizer), ids, length, ["mean"], 68, None))
     got = np.concatenate(blocks)[:, 0]
     assert len(blocks) == 2 and len(got) == 12 * len(texts)
     assert np.abs(got.reshape(len(texts), 12, -1) - got[::12, None]).max() < 1e-5
@@ -741,13 +742,13 @@ def test_mistakes_of_embed_are_one_line(texts, tmp_path, stdin, args, message, m
 
 def test_embed_as_a_command(texts, tmp_path):
     start = checkpoint(tmp_path / "start", "bert", texts)
-    argv = [sys.executable, "model.py", "embed", start]
+    argv = [sys.executable, "-m", "beyond.embed", start]
     p = subprocess.run(argv, cwd=ROOT, input=b"foie\nrein\n", capture_output=True)
     assert p.returncode == 0 and np.load(io.BytesIO(p.stdout)).shape == (2, 32), p.stderr
-    p = subprocess.run(["sh", "-c", '"$0" model.py embed "$1" <&-', sys.executable, start], cwd=ROOT,
+    p = subprocess.run(["sh", "-c", '"$0" -m beyond.embed "$1" <&-', sys.executable, start], cwd=ROOT,
                        capture_output=True, text=True)  # fmt: skip
     assert (p.returncode, p.stdout) == (1, "")
-    assert re.fullmatch("model.py: error: standard input is closed; .*embed --help\\n", p.stderr)
+    assert re.fullmatch("python -m beyond.embed: error: standard input is closed; .*embed --help\\n", p.stderr)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -755,9 +756,9 @@ def test_embed_as_a_command(texts, tmp_path):
 def test_embed_on_a_full_disk(texts, tmp_path, unbuffered):
     start = checkpoint(tmp_path / "start", "bert", texts)
     with open("/dev/full", "wb") as full:
-        p = subprocess.run([sys.executable, "model.py", "embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
+        p = subprocess.run([sys.executable, "-m", "beyond.embed", start], cwd=ROOT, input=b"foie\n" * 9, stdout=full,
                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})  # fmt: skip
-    line = b"model.py: error: standard output cannot be written: No space left on device\n"
+    line = b"python -m beyond.embed: error: standard output cannot be written: No space left on device\n"
     assert (p.returncode, p.stderr) == (1, line)
 
 

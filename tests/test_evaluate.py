@@ -17,6 +17,7 @@ import data
 import finetune
 import kgi
 import model as models
+from beyond import embed as embedding
 from beyond import evaluate, maps, retrieval
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
@@ -141,7 +142,7 @@ def test_held_out_synonyms_and_translations_agree_with_a_loop(release, tmp_path)
                 concepts[lang][string].add(int(tables.cui[i]))
         cuis = np.array(tables.cui)
         held_out[lang] = set(cuis[data.in_validation(cuis, cuis, 3, 0.3)].tolist())
-        x = models.embed_terms(encoder, tokenizer, [*concepts[lang]], ["mean"], None)["mean"].double()
+        x = embedding.embed_terms(encoder, tokenizer, [*concepts[lang]], ["mean"], None)["mean"].double()
         vectors |= {(lang, s): v for s, v in zip(concepts[lang], torch.nn.functional.normalize(x, dim=1).numpy())}
     trained = {c for _, _, of_names in pairs_of(folder, "train") for of_name in of_names for c in of_name}
     assert len(trained) > 100 and not trained & (held_out["en"] | held_out["fr"])
@@ -185,8 +186,8 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     (other / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
     monkeypatch.chdir(tmp_path)
     sys.stdout.reconfigure(errors="replace")  # as the programs do
-    embed, asked = models.embed, []
-    monkeypatch.setattr(models, "embed", lambda *args: asked.append((args[4], args[5])) or embed(*args))
+    embed, asked = embedding.embed, []
+    monkeypatch.setattr(embedding, "embed", lambda *args: asked.append((args[4], args[5])) or embed(*args))
     capsys.readouterr()
     run_command(evaluate, run.out, other, "--data", dataset, "--device", "cpu")
     assert asked == [(configs.POOLINGS, 62), (configs.POOLINGS, 7)]  # its own limit
@@ -281,9 +282,9 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
     other = copied(run, tmp_path / "other" / "kgi-s3")
     changed = models.load(other)
     changed.mlm_bias.data += 1
-    models.save(changed, other)
+    changed.save(other)
     monkeypatch.setattr(evaluate, "evaluate_tasks", lambda *_: pytest.fail("computed"))
-    monkeypatch.setattr(models, "embed_terms", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(embedding, "embed_terms", lambda *_: pytest.fail("computed"))
     for argv, message in (
         (
             ["evaluate", other, "--terms", 200],

@@ -957,7 +957,7 @@ def test_a_finished_run_is_done_at_once(dataset, baseline, monkeypatch, capsys):
     assert {p.name: p.stat().st_mtime_ns for p in baseline.iterdir() if p.name != "metrics.jsonl"} == before
     other = models.load(baseline)
     other.mlm_bias.data += 1
-    models.save(other, baseline)
+    other.save(baseline)
     train(dataset, baseline)
     assert torch.equal(models.load(baseline).mlm_bias, weights(baseline)["mlm_bias"])
 
@@ -1130,7 +1130,7 @@ def test_a_time_budget_too_short_is_found_out_early(dataset, tmp_path, monkeypat
 def test_the_tasks_stay_with_the_model(dataset, baseline, tmp_path):
     """In config.json, through load and save, and with those of the checkpoint that a run began with."""
     train(dataset, tmp_path / "lp", tasks=["lp"], steps=1, warmup=1.0, valid_every=1)
-    models.save(models.load(tmp_path / "lp"), tmp_path / "again")
+    models.load(tmp_path / "lp").save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["kgi_tasks"] == ["lp"]
     run = set_up(dataset, tmp_path / "then", tasks=["mlm"], init=str(tmp_path / "lp"))
     assert run.model.encoder.config.extra_config["kgi_tasks"] == ["mlm", "lp"]
@@ -1142,7 +1142,7 @@ def test_evaluation_decides_by_the_tokenizer(dataset, baseline, tmp_path, monkey
     model = models.load(baseline)
     models.resize_token_embeddings(model, [], model.encoder.config.vocab_size + 62)
     model.encoder.config.extra_config.pop("kgi_tasks", None)
-    models.save(model, tmp_path / "wide")
+    model.save(tmp_path / "wide")
     (tmp_path / "wide" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
     run_command(evaluate, tmp_path / "wide", baseline, "--data", dataset, "--terms", 200, "--device", "cpu")
     assert "synonyms alone" not in capsys.readouterr().out

@@ -17,6 +17,7 @@ import torch
 import configs
 import data
 import model as models
+from beyond import embed as embedding
 from beyond import link as linking
 from beyond import retrieval
 from beyond.dictionaries import (
@@ -511,7 +512,7 @@ def checkpoint(dataset, tmp_path_factory):
     model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
     for weight in model.encoder.parameters():
         weight.data *= 20 if weight.dim() > 1 else 1  # or all vectors at [CLS] would be the same but for rounding
-    models.save(model, folder)
+    model.save(folder)
     tokenizers.save(datasets.read_tokenizer(dataset), folder, 64, model.encoder.config.type_vocab_size)
     return folder
 
@@ -567,12 +568,12 @@ def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
     assert "6 mentions in 2 documents, 5 with a concept in the dictionary of 5 concepts and 6 names" in shown
     methods = ["exact match", "trigrams", "cls", "cls + trigrams", "mean", "mean + trigrams"]
     assert [*first["scores"]["all"]["methods"]] == methods and shown.count("    cls + trigrams  ") == 4
-    encoder, tokenizer = models.load(checkpoint, heads=False).encoder.eval(), tokenizers.load(checkpoint)
+    encoder, tokenizer = models.load(checkpoint, encoder_only=True).encoder.eval(), tokenizers.load(checkpoint)
     task, spelling = task_of(small), retrieval.trigram_vectors
     for pooling in configs.POOLINGS:
         queries, names = (
             torch.nn.functional.normalize(
-                models.embed_terms(encoder, tokenizer, texts, [pooling], None)[pooling], dim=1
+                embedding.embed_terms(encoder, tokenizer, texts, [pooling], None)[pooling], dim=1
             )
             for texts in (task.queries, task.dictionary.names)
         )
@@ -588,8 +589,8 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
     """Only mentions are embedded again. With other names, precision or weights the names are, and are kept beside."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(checkpoint, "same-name/random")
-    embed, calls = models.embed, []
-    monkeypatch.setattr(models, "embed", lambda *args: calls.append(1) or embed(*args))
+    embed, calls = embedding.embed, []
+    monkeypatch.setattr(embedding, "embed", lambda *args: calls.append(1) or embed(*args))
 
     def n_embedded(*argv, folder=checkpoint, out="results"):
         calls.clear()
@@ -605,7 +606,7 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
     assert n_embedded("--precision", "bf16", out="a")[0] == n_embedded("--pooling", "cls", out="b")[0] == 1
     model = models.load("same-name/random")
     model.encoder.word.weight.data += 1
-    models.save(model, "same-name/random")
+    model.save("same-name/random")
     assert n_embedded(folder="same-name/random", out="c")[0] == 1
     small[1].write_text(NAMES + "D7\tgout\n")
     with pytest.raises(UserError, match="holds results of dictionary sha256"):
@@ -665,8 +666,8 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     assert {**flu, "concepts": 0} == {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5, "concepts": 0}
     assert flu["concepts"][0] == {"id": "D1", "name": "flu", "similarity": 1.0} and pain["concepts"][0]["id"] == "D3"
     assert "concepts" not in records[0] and len(records[2]["concepts"]) == 5 and records[2]["text"] == "cold \ufffd"
-    encoder, tokenizer = models.load(checkpoint, heads=False).encoder.eval(), tokenizers.load(checkpoint)
-    x = models.embed_terms(encoder, tokenizer, ["flu", *read_dictionary(small[1]).names], ["cls"], None)["cls"]
+    encoder, tokenizer = models.load(checkpoint, encoder_only=True).encoder.eval(), tokenizers.load(checkpoint)
+    x = embedding.embed_terms(encoder, tokenizer, ["flu", *read_dictionary(small[1]).names], ["cls"], None)["cls"]
     cosine = torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()
     want = dict(zip(read_dictionary(small[1]).names, cosine))
     assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
@@ -682,24 +683,24 @@ def test_what_is_written_is_json(tmp_path):
 
 
 def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_path, capsys, monkeypatch):
-    """As model.py embed takes them. A corpus is scored with both poolings, and the limit holds."""
+    """As beyond.embed takes them. A corpus is scored with both poolings, and the limit holds."""
     own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
     modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (own / "1_Pooling").mkdir()
     (own / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     (own / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
     (tmp_path / "in.txt").write_text("flu\n")
-    embed, limits = models.embed, []
-    monkeypatch.setattr(models, "embed", lambda *args: limits.append(args[5]) or embed(*args))
+    embed, limits = embedding.embed, []
+    monkeypatch.setattr(embedding, "embed", lambda *args: limits.append(args[5]) or embed(*args))
     argv = ["--dictionary", small[1], "--device", "cpu"]
-    encoder, tokenizer = models.load(own, heads=False).encoder.eval(), tokenizers.load(own)
+    encoder, tokenizer = models.load(own, encoder_only=True).encoder.eval(), tokenizers.load(own)
     texts = ["flu", *read_dictionary(small[1]).names]
     for more, pooling in (([], "mean"), (["--pooling", "cls"], "cls")):
         capsys.readouterr()
         run_command(linking, own, tmp_path / "in.txt", *argv, *more)
         found, log = capsys.readouterr()
         assert ("own: --pooling mean --max_len 4, as its files" in log) == (not more)
-        x = models.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
+        x = embedding.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
         want = dict(zip(texts[1:], torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()))
         for link in json.loads(found)["concepts"]:
             assert link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4)
@@ -723,7 +724,7 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [
-    lambda: read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(""),
+    lambda: read_records(""), lambda: [*tagging.read_texts("")], lambda: embedding.read_lines(""),
     lambda: read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
@@ -815,7 +816,7 @@ def test_codes_of_a_release(tmp_path):
 def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch):
     """It is found out before the names are embedded."""
     (tmp_path / "results").touch()
-    monkeypatch.setattr(models, "embed", None)
+    monkeypatch.setattr(embedding, "embed", None)
     with pytest.raises((UserError, OSError), match="results"):
         run_command(linking, checkpoint, "--corpus", small[0], "--dictionary", small[1], "--out",
             tmp_path / "results")  # fmt: skip

@@ -137,7 +137,7 @@ def test_what_a_run_cannot_resume(dataset, baseline, tmp_path):
                          ({"steps": 9}, "steps was 6, now 9")):  # fmt: skip
         with pytest.raises(UserError, match=f"cannot resume .*checkpoint.pt: {change}; use the same settings, another"):
             train(dataset, baseline, **more)
-    models.save(models.load(baseline), tmp_path / "model")
+    models.load(baseline).save(tmp_path / "model")
     with pytest.raises(UserError, match="holds a config.json, but no checkpoint.pt"):
         train(dataset, tmp_path / "model")
     (tmp_path / "mine").mkdir()

@@ -77,7 +77,7 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     size = {"vocab_size": tokenizers.vocab_size(tokenizer), "max_positions": 32}
     c = models.Config(**size, dim=32, layers=1, heads=2, ffn=64)
-    models.save(models.KGIBert(c), out)
+    models.KGIBert(c).save(out)
     tokenizers.save(tokenizer.to_str().encode(), out, c.max_positions, c.type_vocab_size)
     return out
 

@@ -1,0 +1,160 @@
+"""Vectors of text: those of lines as an array of NumPy, and those of terms for the other programs.
+
+    python -m beyond.embed runs/kgi-fr terms.txt > vectors.npy                   one vector a line, at [CLS]
+    python -m beyond.embed SapBERT-from-PubMedBERT --pooling mean < terms.txt > vectors.npy
+
+Pooling and the longest text are those that a checkpoint's files of sentence-transformers name, if it has any.
+"""
+
+from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting  # isort: split
+
+import functools
+import io
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model as models
+from support import tokenizers
+from support.files import progress, reject_device, write_all
+from support.hardware import autocast, choose_device
+from support.pooling import read_pooling
+from support.programs import run_command, standard_output
+from support.texts import split_rows
+
+
+@dataclass
+class Embed:
+    """Turn lines of text into vectors: python -m beyond.embed CHECKPOINT terms.txt > vectors.npy"""
+
+    checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
+    terms: str = argument("TERMS", "a file with a text a line; default: standard input", optional=True)
+    pooling: str = setting(
+        "",
+        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
+        choices=POOLINGS,
+    )
+    max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the checkpoint's limit, else its positions")
+    precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
+    device: str = setting("auto", "where to run", choices=DEVICES)
+
+
+def embed_lines(s):
+    """Lines of UTF-8 text -> a NumPy array (lines, dim) of float32 on standard output."""
+    if not (s.terms or sys.stdin) or not sys.stdout:
+        raise UserError(f"standard {'input' if sys.stdout else 'output'} is closed; python -m beyond.embed --help")
+    if sys.stdout.isatty():
+        raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
+    log = functools.partial(print, file=sys.stderr)
+    device, dtype = choose_device(s.device, s.precision)
+    encoder, tokenizer = models.open_encoder(s.checkpoint, device, log)
+    pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
+    ids, length = tokenizers.encode(tokenizer, read_lines(s.terms), "tokens")
+    if (length > max_tokens).any():
+        log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
+    out = standard_output()
+    header, shape = io.BytesIO(), (len(length), encoder.config.dim)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    write_all(out, header.getvalue())
+    special = tokenizers.special_ids(tokenizer)
+    with progress("vectors", len(length)) as bar:
+        for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
+            write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
+            bar.update(len(block))
+
+
+def read_lines(path):
+    """The lines of a file, or of standard input if `path` is "", as strings with a space before them.
+
+    Raises: UserError naming a line of bad UTF-8.
+    """
+    name = path or "standard input"
+    with open(path, "rb") if path else nullcontext(sys.stdin.buffer) as f:
+        reject_device(f, name)
+        rows = [*split_rows(f)]
+    if not rows:
+        raise UserError(f"{name} is empty; give one term a line: python -m beyond.embed CHECKPOINT terms.txt")
+    lines = []
+    for row, line in enumerate(rows, 1):
+        try:
+            lines.append(" " + line.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            raise UserError(f"{name}, line {row}: not UTF-8") from None
+    return lines
+
+
+def choose_pooling(s, c, log, max_len=0):
+    """(pooling, tokens of the longest text, whether vectors get length 1) for settings `s` with checkpoint and pooling.
+
+    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is "cls". With a
+    pooling that is asked for, its modules are left out. c: the checkpoint's Config.
+    """
+    own = read_pooling(s.checkpoint)
+    if own.fault and not s.pooling:
+        raise UserError(f"{s.checkpoint}: {own.fault}; give --pooling cls or --pooling mean")
+    normalize = own.normalize and not s.pooling
+    taken = [f"--pooling {own.mode}"] if own.mode not in ("", "cls") and not s.pooling else []
+    taken += [f"--max_len {own.max_len}"] if 0 < own.max_len < c.max_positions and not max_len else []
+    taken += ["length 1"] if normalize else []
+    if taken:
+        log(f"{s.checkpoint}: {' '.join(taken)}, as its files of sentence-transformers say")
+    return s.pooling or own.mode or "cls", longest_text(own, c, max_len), normalize
+
+
+def longest_text(own, c, max_len=0):
+    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a checkpoints.Pooling. max_len: if another one."""
+    limit = min(max_len or own.max_len or c.max_positions, c.max_positions)
+    if limit < 3:
+        raise UserError(f"max_len = {limit} leaves no room for a token")
+    return limit - 2
+
+
+@torch.inference_mode()
+def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+    """Vectors of texts: yields arrays (k, poolings, dim) float32, together one row a text in their order.
+
+    Args:
+        ids, length: tokens as tokenizers.encode gives them, of which max_tokens are kept a text.
+        special: tokenizers.special_ids. poolings: some of configs.POOLINGS: "cls" is the vector at [CLS], "mean" the
+            mean over all tokens, [CLS] and [SEP] among them. dtype: of autocast, or None.
+    """
+    device = encoder.word.weight.device
+    tokens_at_once = 65536 if device.type == "cuda" else 4096
+    start, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
+    for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
+        out = np.empty((len(chunk), len(poolings), encoder.config.dim), np.float32)
+        order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
+        while len(order):
+            longest = int(kept[chunk[order[0]]]) + 2
+            rows, order = np.split(order, [max(1, tokens_at_once // longest)])
+            texts = [ids[start[i] : start[i] + kept[i]].tolist() for i in chunk[rows]]
+            x = [torch.tensor([special["cls"], *text, special["sep"]]) for text in texts]
+            n_tokens = torch.tensor([len(t) for t in x])
+            x = nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=special["pad"]).to(device)
+            mask = (torch.arange(x.shape[1]) < n_tokens[:, None]).to(device)
+            with autocast(device, dtype):
+                hidden = encoder(x, mask).float()
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            vectors = [hidden[:, 0] if pooling == "cls" else mean for pooling in poolings]
+            out[rows] = torch.stack(vectors, dim=1).cpu().numpy()
+        yield out
+
+
+def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
+    """{pooling: (terms, dim) float32 tensor} of a list of strings, on the encoder's device. Arguments as in embed."""
+    ids, length = tokenizers.encode(tokenizer, [" " + term for term in terms], "terms")
+    max_tokens = encoder.config.max_positions - 2 if max_tokens is None else max_tokens
+    blocks = list(embed(encoder, tokenizers.special_ids(tokenizer), ids, length, poolings, max_tokens, dtype))
+    vectors = torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)
+    return dict(zip(poolings, vectors.unbind(1)))
+
+
+COMMANDS = {"embed": (embed_lines, Embed)}
+
+if __name__ == "__main__":
+    run_command(__doc__, COMMANDS, default="embed")
