@@ -29,6 +29,7 @@ import kgi
 import model as models
 from configs import UserError
 from support import checkpoints, corpora, tokenizers
+from support.windows import make_windows
 from tests.conftest import ROOT, build
 from tests.test_files import Narrow
 
@@ -629,10 +630,10 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
         assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
     special = tokenizers.special_ids(tokenizer)
     sentences = [corpora.Document("x", ["kidney", "liver"], ["O", "O"])]
-    ((_, _, ids, positions),) = finetune.make_windows(sentences, tokenizer, special, 60)
+    ((_, _, ids, positions),) = make_windows(sentences, tokenizer, special, 60)
     assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
     text = corpora.align_entities("x", "acute liver-kidney", [], None, Counter())  # a word touches the one before
-    ((_, _, ids, positions),) = finetune.make_windows([text], tokenizer, special, 60)
+    ((_, _, ids, positions),) = make_windows([text], tokenizer, special, 60)
     assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
 
 

@@ -26,6 +26,7 @@ import data
 import finetune
 from configs import UserError
 from support import corpora, tagging, texts, tokenizers
+from support.windows import count_split_entities, make_windows
 from tests.conftest import build
 
 NER = Path(os.environ.get("NER", "NER is not set"))
@@ -637,7 +638,7 @@ def test_a_decomposed_corpus_has_the_scores_of_a_composed_one(tmp_path):
         write(tmp_path / form, {"d.txt": text, "d.ann": "".join(rows)})
         documents += corpora.read_brat(tmp_path / form, None, issues := Counter())
         assert not +issues and documents[-1].gold == [(kind, ((a, b),)) for kind, a, b in entities]
-        ids += [w.ids for w in finetune.make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
+        ids += [w.ids for w in make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
     nfc, nfd = documents
     assert len(nfd.text) > len(nfc.text) and nfd.labels == nfc.labels and nfc.labels.count("O") < len(nfc.labels)
     assert ids[0] == ids[1] and tokenizers.special_ids(tokenizer)["unk"] not in ids[0]
@@ -743,13 +744,13 @@ def test_split_entities_are_those_that_no_window_holds_whole(dataset, max_len):
         text = "".join(rng.choice(["acute ", "liver ", "pain ", "kidney\n", "x"]) for _ in range(60))
         entities = [("X", ((m.start(), m.end() + 12),)) for m in re.finditer(r"kidney|pain", text)]
         documents.append(corpora.align_entities(f"{i}", text, entities, None, Counter()))
-    cut = finetune.make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
+    cut = make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
     want = 0
     for i, d in enumerate(documents):
         within = [range(first, first + len(at)) for j, first, _, at in cut if j == i]
         starts = [m.span() for m in re.finditer("BI*", "".join(t[0] for t in d.labels))]
         want += sum(not any(a in w and b - 1 in w for w in within) for a, b in starts)
-    assert finetune.count_split_entities(documents, cut) == want and want
+    assert count_split_entities(documents, cut) == want and want
 
 
 # ---------------------------------------------------------------- --check, contamination

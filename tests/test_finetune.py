@@ -23,6 +23,7 @@ import kgi
 from configs import UserError
 from support import corpora, tables, tokenizers
 from support.files import folder_lock
+from support.windows import make_windows
 from tests.conftest import command
 
 
@@ -161,7 +162,7 @@ def test_windows_hold_every_word(dataset, max_len):
     rng = random.Random(0)
     vocabulary = [*"acute inflammation of the liver , kidney xqzkwv \u200b".split(" "), "zzzzzzzzzzzzzz"]
     sentences = documents([([rng.choice(vocabulary) for _ in range(rng.randint(1, 60))], []) for _ in range(40)])
-    windows = finetune.make_windows(sentences, tokenizer, special, max_len)
+    windows = make_windows(sentences, tokenizer, special, max_len)
     seen = [set() for _ in sentences]
     for sentence, first, ids, positions in windows:
         words = sentences[sentence].tokens
@@ -181,7 +182,7 @@ def test_a_tokenizer_with_metaspace_puts_a_space_before_every_word():
     tokenizer = Tokenizer(algorithms.Unigram([("<s>", 0), ("</s>", 0), ("<unk>", 0), ("\u2581x", -1), ("x", -1)], 2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     document = corpora.align_entities("x", "x-x x", [], None, Counter())
-    ((_, _, ids, _),) = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
+    ((_, _, ids, _),) = make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
     assert [tokenizer.id_to_token(i) for i in ids[1:-1] if i != 2] == ["\u2581x"] * 3
 
 
@@ -191,7 +192,7 @@ def test_windows_end_at_lines(dataset):
     lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
     document = corpora.align_entities("x", "\n".join(lines), [], None, Counter())
     per_word = len(tokenizer.encode("liver", add_special_tokens=False).ids)
-    windows = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
+    windows = make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
     spans = [(w.first_word, w.first_word + len(w.word_positions)) for w in windows]
     assert spans == [(0, 9), (9, 15), (15, 25), (20, 30), (25, 35), (30, 40), (35, 45), (45, 47)]
 
@@ -201,7 +202,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     special = tokenizers.special_ids(tokenizer)
     sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
-    windows = finetune.make_windows(sentences, tokenizer, special, 10)
+    windows = make_windows(sentences, tokenizer, special, 10)
     labels = ["O", *(f"window {i}" for i in range(1, len(windows)))]
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
 

@@ -18,6 +18,7 @@ import finetune
 import model as models
 from configs import UserError
 from support import checkpoints, corpora, reports, tagging, tokenizers
+from support.windows import make_windows, words_with_spaces
 from tests.conftest import ROOT
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
@@ -165,10 +166,10 @@ def test_words_are_read_as_in_training(results, checkpoint, tmp_path, monkeypatc
     for name in ("train.txt", "test.txt"):
         write_text(data / name, "fever B-x\n( O\n\npain O\n")
     run_command(checkpoint, "--data", data, "--out", tmp_path / "r", "--device", "cpu")
-    seen, make_windows = [], finetune.make_windows
+    seen = []
 
     def spy(documents, *rest):
-        seen.extend(w for d in documents for w in finetune.words_with_spaces(d))
+        seen.extend(w for d in documents for w in words_with_spaces(d))
         return make_windows(documents, *rest)
 
     monkeypatch.setattr(finetune, "make_windows", spy)
@@ -300,7 +301,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
     for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
         text = [corpora.align_entities("", line, [], None, Counter())]
-        window = finetune.make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
+        window = make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
         with torch.no_grad():
             softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
         want = read_by_hand(scheme, [labels[i] for i in softmax.argmax(-1).tolist()])
