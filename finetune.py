@@ -37,7 +37,7 @@ import data
 import model as models
 from configs import UserError
 from support import checkpoints, tagging, texts, tokenizers
-from support.arrays import bootstrap, concat_ranges
+from support.arrays import concat_ranges
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
@@ -63,13 +63,20 @@ from support.files import (
 )  # fmt: skip
 from support.hardware import autocast, choose_device
 from support.reports import print_next, print_scores, print_single_label
+from support.scores import (
+    entity_counts,
+    entity_score,
+    entity_types,
+    f1_intervals,
+    gold_entities,
+    micro_scores,
+    precision_recall_f1,
+    type_scores,
+)  # fmt: skip
 from support.tables import check_result_signature, checked, percent, read_record, write_tables
 from support.windows import count_split_entities, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
-RESAMPLES = 1000  # bootstrap samples of test documents for a confidence interval
-
-
 # ---------------------------------------------------------------- the one-shot protocol (section 4.2)
 
 
@@ -172,26 +179,13 @@ def sequence_scores(gold, predicted):
     return np.mean(scores, axis=0)
 
 
-def precision_recall_f1(n_correct, n_predicted, n_gold):
-    """From counts (numbers or arrays); 0 where a denominator is 0."""
-    precision, recall = n_correct / np.maximum(n_predicted, 1), n_correct / np.maximum(n_gold, 1)
-    return precision, recall, 2 * n_correct / np.maximum(np.add(n_predicted, n_gold), 1)
+def paper_scores(documents, predictions, corpus):
+    """(documents, 3): sequence_scores of each; B- and I- are stripped where Table 5's number of classes has none."""
 
+    def style(labels):
+        return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
 
-def predicted_entities(document, labels, pos):
-    """The units that the entity scores count, as a set of (type, ((start, end),)).
-
-    They are entities, in characters if the corpus has text, else in tokens. For parts of speech each token is a unit.
-    """
-    if pos:
-        return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
-    spans = document.spans or [(i, i + 1) for i in range(len(labels))]
-    return {(e.tag, ((spans[e.start][0], spans[e.end - 1][1]),)) for e in decode_entities(labels)}
-
-
-def gold_entities(document, pos):
-    """All that the corpus marks, labelled or not, as predicted_entities has it."""
-    return set(document.gold) if document.gold is not None else predicted_entities(document, document.labels, pos)
+    return np.array([sequence_scores(style(d.labels), style(p)) for d, p in zip(documents, predictions)])
 
 
 def score(documents, predictions, corpus, constant="O"):
@@ -206,66 +200,18 @@ def score(documents, predictions, corpus, constant="O"):
         "constant_baseline" and "constant_baseline_entity": paper and entity F1 of always predicting `constant`,
         "interval": {"paper" and "entity": 95 % bootstrap confidence interval of the F1}}.
     """
+    paper, counts = paper_scores(documents, predictions, corpus), entity_counts(documents, predictions, corpus)
+    types = type_scores(entity_types(documents, predictions, corpus), counts)
     constants = [[constant] * len(p) for p in predictions]
-    paper = paper_scores(documents, predictions, corpus)
-    counts = entity_counts(documents, predictions, corpus)  # (documents, types, 3)
-    totals = counts.sum(axis=0)
-    labels = {
-        kind: [*(100 * float(x) for x in precision_recall_f1(*n)), int(n[2])]
-        for kind, n in zip(entity_types(documents, predictions, corpus), totals)
-    }
-    baseline = entity_counts(documents, constants, corpus).sum(axis=(0, 1))
-    f1_and_one = np.column_stack([paper[:, 2], np.ones(len(paper))])
-    groups = [d.group or i for i, d in enumerate(documents)]
-    samples = bootstrap(groups, np.column_stack([counts.sum(axis=1), f1_and_one]), RESAMPLES)
-    n_correct, n_predicted, n_gold, f1_sum, n = samples.T
-    paper_f1, entity_f1 = 100 * f1_sum / n, 100 * precision_recall_f1(n_correct, n_predicted, n_gold)[2]
     return {
         "paper": (100 * paper.mean(axis=0)).tolist(),
-        "entity": [100 * float(x) for x in precision_recall_f1(*totals.sum(axis=0))],
-        "macro": np.mean([x[:3] for x in labels.values()] or [[0.0] * 3], axis=0).tolist(),
-        "labels": labels,
+        "entity": micro_scores(counts),
+        "macro": np.mean([x[:3] for x in types.values()] or [[0.0] * 3], axis=0).tolist(),
+        "labels": types,
         "constant_baseline": 100 * float(np.mean(paper_scores(documents, constants, corpus)[:, 2])),
-        "constant_baseline_entity": 100 * float(precision_recall_f1(*baseline)[2]),
-        "interval": {
-            "paper": np.percentile(paper_f1, [2.5, 97.5]).tolist(),
-            "entity": np.percentile(entity_f1, [2.5, 97.5]).tolist(),
-        },
-    }  # fmt: skip
-
-
-def paper_scores(documents, predictions, corpus):
-    """(documents, 3): sequence_scores of each; B- and I- are stripped where Table 5's number of classes has none."""
-
-    def style(labels):
-        return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
-
-    return np.array([sequence_scores(style(d.labels), style(p)) for d, p in zip(documents, predictions)])
-
-
-def entity_types(documents, predictions, corpus):
-    """The types in gold or predictions, sorted."""
-    types = set()
-    for d, p in zip(documents, predictions):
-        types |= {kind for kind, _ in gold_entities(d, corpus.pos) | predicted_entities(d, p, corpus.pos)}
-    return sorted(types)
-
-
-def entity_counts(documents, predictions, corpus):
-    """(documents, types, 3): correct, predicted and gold entities of each type, in the order of entity_types."""
-    index = {kind: k for k, kind in enumerate(entity_types(documents, predictions, corpus))}
-    counts = np.zeros((len(documents), len(index), 3), int)
-    for i, (d, p) in enumerate(zip(documents, predictions)):
-        gold, found = gold_entities(d, corpus.pos), predicted_entities(d, p, corpus.pos)
-        for what, entities in enumerate((gold & found, found, gold)):
-            for kind, _ in entities:
-                counts[i, index[kind], what] += 1
-    return counts
-
-
-def entity_score(documents, predictions, corpus):
-    """Strict micro [P, R, F1] of the entities, in per cent; of parts of speech token accuracy thrice."""
-    return [100 * float(x) for x in precision_recall_f1(*entity_counts(documents, predictions, corpus).sum((0, 1)))]
+        "constant_baseline_entity": micro_scores(entity_counts(documents, constants, corpus))[2],
+        "interval": f1_intervals(documents, paper[:, 2], counts),
+    }
 
 
 # ---------------------------------------------------------------- a run, and its results

@@ -26,6 +26,7 @@ import data
 import finetune
 from configs import UserError
 from support import corpora, tagging, texts, tokenizers
+from support.scores import gold_entities, predicted_entities
 from support.windows import count_split_entities, make_windows
 from tests.conftest import build
 
@@ -271,7 +272,7 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
     assert rows["entities"] == [1, 1, 3] and rows["X"] == [1, 1, 2] and rows["Y"] == [0, 0, 1]
     assert rows["entities marked twice: counted once"] == [0, 0, 2]
     (document,) = corpora.read_corpus("custom", tmp_path)[0]["test"]
-    assert len(document.gold) == len(finetune.gold_entities(document, False)) == 3
+    assert len(document.gold) == len(gold_entities(document, False)) == 3
     twice = pubtator(7, "Sans", "fièvre", "DiseaseClass fièvre", "Modifier fièvre")
     (document,) = corpora.read_split(write(tmp_path, {"x": twice}) / "x", corpora.NCBI, issues := Counter())
     assert document.gold == [("Disease", ((5, 11),))] and +issues == {"entities marked twice: counted once": 1}
@@ -288,7 +289,7 @@ def test_blanks_are_no_part_of_an_entity(tmp_path, ann, gold):
     assert document.gold == [("X", gold)]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
     assert +issues == {"entities with blanks at an end: trimmed": 1} | several
-    assert several or finetune.predicted_entities(document, document.labels, False) == {*document.gold}
+    assert several or predicted_entities(document, document.labels, False) == {*document.gold}
 
 
 ORGANS = "the liver\npain\tof the rat"
@@ -323,7 +324,7 @@ def test_our_own_brat_is_read_back(tmp_path):
     assert ";" in (tmp_path / "d.ann").read_text()
     (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("Organ", ((e.start, e.end),)) for e in entities] and not +issues
-    assert {*document.gold} == finetune.predicted_entities(document, document.labels, False)
+    assert {*document.gold} == predicted_entities(document, document.labels, False)
 
 
 def test_pubtators_blanks_are_counted(tmp_path):
@@ -733,7 +734,7 @@ def test_random_entities_in_random_text(tmp_path, seed):
         len(where) > 1 for _, where in ours
     )
     if seed % 2 == 0:
-        assert finetune.predicted_entities(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
+        assert predicted_entities(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
 
 
 @pytest.mark.parametrize("max_len", [8, 16, 30])
@@ -953,10 +954,7 @@ def test_real_meddocan():
     assert kinds == [{row[0]: int(row[i]) for row in table if row[i] != "0"} for i in (1, 2, 3)]
     assert [sum(d.text[0] == BOM for d in documents) for documents in parts.values()] == [15, 7, 10]
     lost = [
-        e + (d.text,)
-        for ds in parts.values()
-        for d in ds
-        for e in {*d.gold} - finetune.predicted_entities(d, d.labels, False)
+        e + (d.text,) for ds in parts.values() for d in ds for e in {*d.gold} - predicted_entities(d, d.labels, False)
     ]
     assert len(lost) == 12 == sum(sum(c.values()) for c in issues.values())
     assert all(any(t[i - 1 : i + 1].isalnum() for i in (a, b)) for _, ((a, b),), t in lost)

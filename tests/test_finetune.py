@@ -22,6 +22,7 @@ import finetune
 import kgi
 from configs import UserError
 from support import corpora, tables, tokenizers
+from support.arrays import bootstrap
 from support.files import folder_lock
 from support.windows import make_windows
 from tests.conftest import command
@@ -150,7 +151,7 @@ def test_the_confidence_interval_resamples_documents():
     for d in sentences:
         d.group = "one"
     assert finetune.score(sentences, pred, E3C)["interval"]["entity"] == pytest.approx([80, 80])
-    sums = finetune.bootstrap([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
+    sums = bootstrap([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
     assert {*sums} == {6, 13, 20} and np.mean(sums == 13) == pytest.approx(0.5, abs=0.05)
 
 

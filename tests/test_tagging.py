@@ -18,6 +18,7 @@ import finetune
 import model as models
 from configs import UserError
 from support import checkpoints, corpora, reports, tagging, tokenizers
+from support.scores import precision_recall_f1
 from support.windows import make_windows, words_with_spaces
 from tests.conftest import ROOT
 
@@ -122,7 +123,7 @@ def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_pa
     for entities in (from_json, from_brat):
         n_correct = sum(len(entities[d.name] & {*d.gold}) for d in gold)
         n_found, n_gold = sum(map(len, entities.values())), sum(len({*d.gold}) for d in gold)
-        scores = finetune.precision_recall_f1(n_correct, n_found, n_gold)
+        scores = precision_recall_f1(n_correct, n_found, n_gold)
         assert [100 * float(x) for x in scores] == run["entity"]
         assert 0 < n_correct < n_found and n_correct < n_gold  # or the comparison says little
     for row in found.values():
