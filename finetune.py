@@ -20,11 +20,9 @@ results/<checkpoint>/<corpus>/.
 import configs  # isort: split
 
 import copy
-import hashlib
 import time
 from collections import Counter
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,27 +40,31 @@ from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
     align_entities,
-    corpus_folder,
     count_entities,
     decode_entities,
-    language_of,
     read_corpus,
     strict_iob2,
     to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer, take_settings_of_run
 from support.files import (
-    atomic_directory,
-    check_output,
     folder_lock,
     name_of,
     progress,
     run_command,
-    write_atomic,
     write_json,
 )  # fmt: skip
 from support.hardware import autocast, choose_device
 from support.reports import print_next, print_scores, print_single_label
+from support.results import (
+    check_results,
+    describe_results,
+    describe_windows,
+    keep_best_tagger,
+    read_earlier_runs,
+    result_signature,
+    write_predictions,
+)  # fmt: skip
 from support.scores import (
     entity_counts,
     entity_score,
@@ -73,7 +75,7 @@ from support.scores import (
     precision_recall_f1,
     type_scores,
 )  # fmt: skip
-from support.tables import check_result_signature, checked, percent, read_record, write_tables
+from support.tables import write_tables
 from support.windows import count_split_entities, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
@@ -294,114 +296,7 @@ def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len
         print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")
 
 
-def describe_results(s, corpus):
-    """(the results folder, the record of a run without its scores)."""
-    name, language = name_of(s.checkpoint), language_of(s.corpus, s.data)
-    name += "-untrained" if s.untrained else ""
-    task = s.corpus
-    if not language or corpus.language != language:  # of several languages, or of your own: what tells which it is
-        task += f"-{language or name_of(s.data)}"
-    task += f"-{s.epochs}-epochs" if s.epochs > 1 else ""
-    out = Path(s.out or Path("results", name, task))
-    settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
-    record = {"checkpoint": str(s.checkpoint), "corpus": s.corpus, "task": task, "language": language}
-    return out, record | {"settings": settings}
-
-
-def check_results(s, out):
-    """Raises UserError if a results folder holds what fine-tuning would replace, and has not written."""
-    check_output(out / "model", checkpoints.TAGGER_FILES, s.checkpoint)
-    for seed in range(s.seed, s.seed + s.runs):
-        check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
-
-
-def result_signature(s, encoder, tokenizer, max_len, train, test):
-    """What the scores of a seed depend on, but the device: results of one folder have one signature."""
-    weights = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
-    for name, tensor in encoder.state_dict().items():
-        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    corpus = hashlib.sha256()
-    for d in (*train, None, *test):
-        corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
-    values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len}
-    values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
-    return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
-
-
-def read_earlier_runs(out, signature, seeds):
-    """{seed: its scores} in a results folder, to which new seeds are added.
-
-    Raises: UserError if they are of another signature, or of none.
-    """
-    path = out / "scores.json"
-    if not path.exists():
-        return {}
-    try:
-        record = read_record(path)
-        before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
-        if isinstance(before, dict):
-            for r in runs.values():
-                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
-                    [percent(scores[i]) for i in range(3)]
-                [checked(int, scores[3]) for scores in r["labels"].values()]
-                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
-                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
-    except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(out, before, signature)
-    print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
-    if again := sorted(runs.keys() & seeds):
-        print(f"seeds {', '.join(map(str, again))} are replaced, each when its new result is whole", flush=True)
-    return runs
-
-
-def write_predictions(path, documents, predictions):
-    """A token a line: the token, its gold label and the predicted one, with TABs between; a blank line after each."""
-    blocks = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(documents, predictions)]
-    write_atomic(path, lambda f: f.write("".join(blocks).encode()))
-
-
 # ---------------------------------------------------------------- the tagger, and tagging text
-
-
-def describe_windows(s, max_len, test, corpus):
-    """What the config.json of a tagger keeps, so that text is read and cut as in its evaluation."""
-    has_text = test[0].text is not None  # else each word was read with a space before it
-    return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
-
-
-def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details):
-    """Writes the tagger of a seed that was just scored, unless the folder holds a better one of an earlier seed.
-
-    The best has the highest strict entity F1 on the dev split; the lowest seed wins a tie, and decides where there is
-    no dev split. The test split never decides.
-
-    Args: runs: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
-    """
-    by_dev = "dev" in runs[seed]
-
-    def rank(k):  # the lower, the better
-        return -runs[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
-
-    before = checkpoints.read_tagger_details(folder).get("seed")
-    is_known = type(before) is int and before in runs  # not one that an interrupted run left without its scores
-    if is_known and before != seed and rank(before) < rank(seed):
-        seed = before
-    else:
-        save_tagger(folder, classifier, tokenizer, labels, details | {"seed": seed})
-    if by_dev:
-        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {runs[seed]['dev']['entity'][2]:.2f}"}
-    return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
-
-
-def save_tagger(folder, classifier, tokenizer, labels, details):
-    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
-    c = classifier.encoder.config
-    with atomic_directory(folder, checkpoints.TAGGER_FILES) as new:
-        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
-        description = checkpoints.describe_tagger(c, labels, details)
-        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)
 
 
 class Tagger(NamedTuple):

@@ -66,7 +66,7 @@ from support.files import (
     write_atomic,
     write_json,
 )  # fmt: skip
-from support.tables import check_results_file
+from support.results import check_results_file
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
 VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import configs
 from configs import UserError
-from support.files import check_output, read_utf8, write_atomic
-from support.texts import replace_surrogates
+from support.files import check_output, write_atomic
+from support.results import checked, differing_settings, finite, percent, read_records
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that kgi.py evaluate writes
@@ -28,47 +28,6 @@ KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores 
 
 
 # ---------------------------------------------------------------- result files
-
-
-def read_record(path):
-    """What a JSON file of results holds. Raises: UserError, OSError, ValueError or TypeError for another file."""
-    if not path.is_file():
-        raise ValueError("a folder, a pipe or a device")
-    return json.loads(read_utf8(path), parse_constant=finite)  # NaN is no number
-
-
-def read_records(folder, pattern, parse):
-    """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
-    for path in sorted(Path(folder).rglob(pattern)):
-        try:
-            parsed = parse(read_record(path))
-        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
-            reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
-            print(f"{path}: not a file of results, left out ({reason})")
-        else:
-            yield path, parsed
-
-
-def checked(kind, value):
-    """The value of a result file, if it is of this kind. Raises: TypeError, or ValueError for a number too large."""
-    if type(value) is not kind:
-        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
-    if kind is int and abs(value) >= 2**53:
-        raise ValueError("a number of more than 15 digits")
-    return replace_surrogates(value) if kind is str else value
-
-
-def finite(value, least=0, most=1e9):
-    """A number of a result file. Raises: TypeError or ValueError if it is none, or cannot be a result."""
-    if type(value) not in (int, float):
-        raise TypeError(f"{repr(value)[:40]} is not a number")
-    if not least <= value <= most:  # nor is NaN
-        raise ValueError(f"{repr(value)[:40]} is not a score")
-    return float(value)
-
-
-def percent(value):
-    return finite(value, most=100 + 1e-6)
 
 
 class Scores(NamedTuple):
@@ -118,34 +77,6 @@ def read_results(folder):
                 continue
             found[language, task][strip_seed_suffix(name)].append(scores)
     return found
-
-
-def differing_settings(before, now):
-    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
-    before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
-    keys = [k for k in now if before.get(k) != now[k]]
-    return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
-
-
-def check_result_signature(where, before, now):
-    """Raises UserError if results are of another signature than `now`, such as another checkpoint, or of none."""
-    if not isinstance(before, dict):
-        raise UserError(f"{where} holds results without a record of all their settings; choose another --out")
-    if other := differing_settings(before, now):
-        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {now[k]}" for k in other)
-        raise UserError(f"{where} holds results of {changes}; choose another --out")
-
-
-def check_results_file(path, now):
-    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
-    check_output(path, rb'\{\s*"checkpoint": ')
-    if not path.exists():
-        return
-    try:
-        before = checked(dict, read_record(path)).get("signature")
-    except (UserError, ValueError, TypeError, RecursionError):
-        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(path, before, now)
 
 
 def strip_seed_suffix(run):

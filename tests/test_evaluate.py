@@ -18,7 +18,7 @@ import finetune
 import kgi
 import model as models
 from configs import UserError
-from support import datasets, linking, reports, tables, tokenizers
+from support import datasets, linking, reports, results, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -317,6 +317,6 @@ def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
     assert again == of_task != other  # one folder, however it is named; other ids are other results
     signature = of_task | kgi.runs.signature_of(run.out)
     (tmp_path / "linking.json").write_text(json.dumps({"checkpoint": "x", "signature": signature}))
-    tables.check_results_file(tmp_path / "linking.json", signature)
+    results.check_results_file(tmp_path / "linking.json", signature)
     with pytest.raises(UserError, match="holds results of checkpoint sha256 .*, now 0; choose another --out"):
-        tables.check_results_file(tmp_path / "linking.json", signature | {"checkpoint sha256": "0"})
+        results.check_results_file(tmp_path / "linking.json", signature | {"checkpoint sha256": "0"})

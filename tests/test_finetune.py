@@ -21,7 +21,7 @@ import configs
 import finetune
 import kgi
 from configs import UserError
-from support import corpora, tables, tokenizers
+from support import corpora, results, tables, tokenizers
 from support.arrays import bootstrap
 from support.files import folder_lock
 from support.windows import make_windows
@@ -351,7 +351,7 @@ def test_what_fine_tuning_replaces(checkpoint, tmp_path):
     (out / "scores.json").unlink()
 
     def check(folder=checkpoint):
-        finetune.check_results(configs.Finetune(str(folder), runs=3), out)
+        results.check_results(configs.Finetune(str(folder), runs=3), out)
 
     check()
     shutil.rmtree(out / "model")
@@ -447,4 +447,4 @@ def test_a_link_to_a_checkpoint_keeps_its_own_name(checkpoint, tmp_path, monkeyp
     (tmp_path / "best").symlink_to(checkpoint)
     for given in ("best", "best/", "./x/../best"):
         s = configs.Finetune(given, data="A")
-        assert str(finetune.describe_results(s, corpora.CORPORA["custom"])[0]) == "results/best/custom-A"
+        assert str(results.describe_results(s, corpora.CORPORA["custom"])[0]) == "results/best/custom-A"

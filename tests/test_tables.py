@@ -10,6 +10,7 @@ import pytest
 from configs import UserError
 from support import corpora, tables
 from support.files import write_json
+from support.results import differing_settings
 from tests.conftest import ROOT
 
 
@@ -168,7 +169,7 @@ def test_names_that_are_not_utf_8(tmp_path, capsys):
         write_json(tmp_path / f"{i}" / "scores.json", record)
         text = (tmp_path / f"{i}" / "scores.json").read_text(encoding="utf-8")
         assert json.loads(text) == json.loads(json.dumps(record).replace("\\udce9", "\ufffd"))
-        assert tables.differing_settings(json.loads(text)["signature"], record["signature"]) == []
+        assert differing_settings(json.loads(text)["signature"], record["signature"]) == []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "scores.json").write_text(json.dumps(scores_record(os.fsdecode(b"b\xe9"))))
     assert "\\udce9" in (tmp_path / "old" / "scores.json").read_text()

@@ -18,6 +18,7 @@ import finetune
 import model as models
 from configs import UserError
 from support import checkpoints, corpora, reports, tagging, tokenizers
+from support.results import save_tagger
 from support.scores import precision_recall_f1
 from support.windows import make_windows, words_with_spaces
 from tests.conftest import ROOT
@@ -241,7 +242,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     classifier = finetune.TokenClassifier(models.Encoder(c), 3).eval()
     torch.nn.init.normal_(classifier.classifier.bias)
     details = {"max_len": 16, "has_text": True, "pos": False, "precision": "bf16"}
-    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
@@ -287,7 +288,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     classifier = finetune.TokenClassifier(models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32)), 5)
     torch.nn.init.normal_(classifier.classifier.weight)
     details = {"max_len": 64, "has_text": True, "pos": False, "precision": "fp32"}
-    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
     if scheme != "ours":
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         del config["kgi_tagger"]
