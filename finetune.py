@@ -7,7 +7,6 @@
     python finetune.py SapBERT-from-PubMedBERT-fulltext --data my-corpus             train and test in CoNLL or brat
     python finetune.py runs/kgi-fr --data my-corpus --untrained
     python finetune.py tables [--paper]                                              results/ as the paper's tables
-    python finetune.py tag results/kgi-fr/e3c --html page.html < notes.txt           entities of a document a line
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
 rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
@@ -22,8 +21,6 @@ import configs  # isort: split
 import copy
 import time
 from collections import Counter
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,17 +31,14 @@ from tokenizers import Tokenizer
 import data
 import model as models
 from configs import UserError
-from support import checkpoints, tagging, texts, tokenizers
+from support import texts, tokenizers
 from support.arrays import concat_ranges
 from support.corpora import (
     CORPORA,
     TABLE_5_NOTE,
-    align_entities,
     count_entities,
     decode_entities,
     read_corpus,
-    strict_iob2,
-    to_iob2,
 )  # fmt: skip
 from support.datasets import read_tokenizer, take_settings_of_run
 from support.files import (
@@ -269,7 +263,7 @@ def run(s):
     print_single_label(single_label, s, encoder.config.dim)
     print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
     of_all = [("python finetune.py tables",)] if not s.out else []  # elsewhere nobody knows what --results to give
-    print_next(("python finetune.py tag {} < notes.txt > entities.jsonl", out), *of_all)
+    print_next(("python -m beyond.tag {} < notes.txt > entities.jsonl", out), *of_all)
 
 
 def choose_machine(device, precision):
@@ -294,97 +288,6 @@ def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len
         print(f"test: {n_split:,} entities are split across windows; they count as missed unless joined correctly")
     if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
         print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")
-
-
-# ---------------------------------------------------------------- the tagger, and tagging text
-
-
-class Tagger(NamedTuple):
-    """A token classifier, and how text is read, cut and predicted for it."""
-
-    classifier: TokenClassifier
-    labels: list
-    tokenizer: Tokenizer
-    max_len: int
-    has_text: bool  # whether words that touch are tokenised without a space between them
-    pos: bool  # whether labels are parts of speech, each word a unit
-    is_ours: bool  # whether fine-tuning wrote it, so that its labels are strict IOB2
-    scheme: str  # of its labels: BIOES, BILOU, or "" for IOB1 or IOB2
-    machine: tuple  # device, autocast dtype or None
-
-
-def load_tagger(s):
-    """The Tagger of a folder that save_tagger or another library wrote. Raises: UserError if it is none."""
-    config = models.load_config(s.model)
-    labels, weights, details = checkpoints.read_tagger(s.model, config)
-    device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    classifier = TokenClassifier(models.load(s.model, heads=False, log=lambda _: None).encoder, len(labels))
-    classifier.load_state_dict(classifier.state_dict() | weights)
-    tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
-    classifier = classifier.to(device).eval()
-    settings = {key: details[key] for key in ("max_len", "has_text", "pos", "is_ours", "scheme")}
-    return Tagger(classifier, labels, tokenizer, machine=(device, dtype), **settings)
-
-
-def tag_texts(tagger, inputs, beginnings):
-    """Yields a TaggedText for each Text, by the windows and the decoding of the evaluation.
-
-    Texts are read in chunks, whose windows are batched by length. beginnings: as in read_labels.
-    """
-    special = tokenizers.special_ids(tagger.tokenizer)
-    for chunk in tagging.in_chunks(inputs):
-        documents = [align_entities("", text, [], None, Counter()) for _, text in chunk]
-        read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
-        windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
-        windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
-        predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
-        for (key, text), document, *found in zip(chunk, documents, *predicted):
-            labels, probabilities = read_labels(tagger, *found, beginnings)
-            entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
-            yield tagging.TaggedText(key, text, document.spans, labels, probabilities, entities)
-
-
-def read_labels(tagger, labels, probabilities, beginnings):
-    """(labels of a document in IOB2, the probability of each), from what predict has of it.
-
-    Of our own taggers an I-X that continues nothing is O, as in their scores, and has the probability of O. Those of
-    others may begin an entity with it (to_iob2). Their label gets another name, and keeps its probability.
-
-    Args: beginnings: a Counter, of the prefixes of the labels with which such entities begin.
-    """
-    of_label, of_outside = probabilities.T.tolist()
-    if tagger.pos:
-        return labels, of_label
-    if tagger.is_ours:
-        strict = strict_iob2(labels)
-        return strict, [p if a == b else o for a, b, p, o in zip(labels, strict, of_label, of_outside)]
-    as_iob2 = to_iob2(labels)
-    beginnings.update(theirs[:2] for theirs, ours in zip(labels, as_iob2) if ours[:2] == "B-")
-    return as_iob2, of_label
-
-
-def scored_entities(spans, labels, probabilities, pos):
-    """What predicted_entities counts, in the order of the text: a tagging.Entity each."""
-    if pos:
-        units = [(i, i + 1, label) for i, label in enumerate(labels)]
-    else:
-        units = [(e.start, e.end, e.tag) for e in decode_entities(labels)]
-    return [
-        tagging.Entity(spans[a][0], spans[b - 1][1], kind, round(sum(probabilities[a:b]) / (b - a), 4))
-        for a, b, kind in units
-    ]
-
-
-def tag(s):
-    """Writes the entities of texts."""
-    s.model = tagging.find_tagger(s.model)
-    tagging.check_outputs(s)
-    tagger = load_tagger(s)
-    began, beginnings = time.monotonic(), Counter()
-    tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input), beginnings), s, tagger.labels)
-    if not tagger.is_ours:
-        tagging.print_scheme(tagger.scheme, beginnings)
-    tagging.print_tally(tally, began, s)
 
 
 # ---------------------------------------------------------------- list, check and tables
@@ -485,7 +388,6 @@ def tables(s):
 
 COMMANDS = {
     "run": (run, configs.Finetune),
-    "tag": (tag, configs.Tag),
     "check": (check, configs.Check),
     "list": (list_corpora, configs.ListCorpora),
     "tables": (tables, configs.Tables),

@@ -87,7 +87,6 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
-TAG_FORMATS = ("jsonl", "brat", "conll")
 
 
 class Settings:
@@ -313,26 +312,6 @@ class Finetune(Settings):
     max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions", "training")
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
-
-
-@dataclass
-class Tag:
-    """Mark the entities of texts: python finetune.py tag RESULTS < notes.txt > entities.jsonl"""
-
-    model: str = argument("MODEL", "folder of a tagger, or a results folder of fine-tuning, which holds one in model/")
-    input: str = argument(
-        "INPUT", "a file with a document a line, a .jsonl, or a folder of .txt files; default: standard input",
-        optional=True,
-    )  # fmt: skip
-    format: str = setting("jsonl", "JSON Lines, brat (.txt and .ann) or CoNLL columns", choices=TAG_FORMATS)
-    out: str = setting("", "file that is written, of brat a new folder; default: standard output")
-    html: str = setting(
-        "", "also write a page with the entities highlighted, to this file; a terminal then shows no other output"
-    )
-    precision: str = setting(
-        "", "number format of the matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32")
-    )
-    device: str = setting("auto", "where to run", choices=DEVICES)
 
 
 @dataclass

@@ -24,8 +24,9 @@ from tokenizers import Tokenizer, normalizers
 import configs
 import data
 import finetune
+from beyond.tagged import Entity, TaggedText, write_brat
 from configs import UserError
-from support import corpora, tagging, texts, tokenizers
+from support import corpora, texts, tokenizers
 from support.scores import gold_entities, predicted_entities
 from support.windows import count_split_entities, make_windows
 from tests.conftest import build
@@ -318,9 +319,9 @@ def test_our_own_brat_is_read_back(tmp_path):
     text, entities = "", []
     for i, end in enumerate("\n \t \r\n \v \f \x1c \x85 \u2028".split(" ")):
         start, text = len(text), f"{text}liver {end} pain{i}"
-        entities.append(tagging.Entity(start, len(text), "Organ", 0.5))
+        entities.append(Entity(start, len(text), "Organ", 0.5))
         text += " of\n"
-    tagging.write_brat(tmp_path, tagging.TaggedText("d", text, [], [], [], entities))
+    write_brat(tmp_path, TaggedText("d", text, [], [], [], entities))
     assert ";" in (tmp_path / "d.ann").read_text()
     (document,) = corpora.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("Organ", ((e.start, e.end),)) for e in entities] and not +issues

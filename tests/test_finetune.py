@@ -233,7 +233,7 @@ def test_the_command(release, checkpoint, tmp_path):
     p = command(*base, "--runs", 2, "--out", tmp_path / "two")
     assert p.returncode == 0, p.stderr
     assert "2 seeds, in per cent" in p.stdout and "40 + 40 sequences" in p.stdout
-    assert f"next:  python finetune.py tag {tmp_path / 'two'} < notes.txt" in p.stdout
+    assert f"next:  python -m beyond.tag {tmp_path / 'two'} < notes.txt" in p.stdout
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
     run_command(*base[1:], "--seed", 1, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
@@ -430,9 +430,7 @@ def test_a_tagger_that_finds_nothing_says_why(checkpoint, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search("warning: seed 4 predicted (O|B-x) alone, for every word", shown)
     assert "the learning rate 2e-05 suits encoders of dim 768, and this one has 32." in shown
-    assert (
-        "next:  python finetune.py tag" in shown and "finetune.py tables" not in shown
-    )  # --out is no part of results/
+    assert "next:  python -m beyond.tag" in shown and "finetune.py tables" not in shown  # --out is no part of results/
     said = json.loads((run / "kgi.json").read_text())
     (run / "kgi.json").write_text(json.dumps(said | {"finetune": {"lr": 5e-2, "epochs": 20, "max_len": 32}}))
     run_command(*argv, tmp_path / "two", "--epochs", 40)

@@ -18,8 +18,9 @@ import configs
 import data
 import kgi
 import model as models
+from beyond import tagged
 from configs import UserError
-from support import corpora, datasets, files, linking, reports, retrieval, rrf, tagging, tokenizers
+from support import corpora, datasets, files, linking, reports, retrieval, rrf, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -624,7 +625,7 @@ def test_links_of_lines(checkpoint, small, tmp_path):
 
 
 def test_links_of_entities(checkpoint, small, tmp_path):
-    """The output of finetune.py tag keeps all that it has, and each entity gets concepts, by [CLS]."""
+    """The output of beyond.tag keeps all that it has, and each entity gets concepts, by [CLS]."""
     (tmp_path / "in.jsonl").write_text(
         json.dumps({"id": "a", "text": "Flu\nor not, cold.", "entities": [
             {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5}, {"text": "pain\n"},
@@ -698,8 +699,8 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [
-    lambda: linking.read_records(""), lambda: [*tagging.read_texts("")], lambda: models.read_lines(""),
-    lambda: linking.read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
+    lambda: linking.read_records(""), lambda: [*tagged.read_texts("")], lambda: models.read_lines(""),
+    lambda: linking.read_dictionary("/dev/zero"), lambda: [*tagged.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
     with open("/dev/zero") as zero:

@@ -13,8 +13,8 @@ import pytest
 
 import configs
 import data
-import finetune
 import kgi
+from beyond import tag
 from configs import UserError
 from support import files, reports
 from tests import demo_report
@@ -170,8 +170,8 @@ def test_the_demo_draws_what_it_names():
     """The last commands of `make demo` write the three files that its report names."""
     recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].replace("\\\n", " ")
     s = {}
-    for name, command, argv in re.findall(r"(kgi|finetune)\.py (plot|map|tag) (.*)", recipe):
-        module = {"kgi": kgi, "finetune": finetune}[name]
+    for command, argv in re.findall(r"(?:kgi\.py |-m beyond\.)(plot|map|tag) (.*)", recipe):
+        module = tag if command == "tag" else kgi
         s[command] = configs.parse([command, *shlex.split(argv)], module.__doc__, module.COMMANDS)[1]
     plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
     assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
