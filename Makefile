@@ -89,7 +89,7 @@ list: $(READY) ## the evaluation corpora, and what their folders must hold
 	@$(PY) finetune.py list
 
 check: given-CORPUS given-DATA $(READY) ## CORPUS=meddocan DATA=dir [ARGS="--dataset datasets/es"]: what a corpus holds, what is lost
-	@$(PY) finetune.py check --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
+	@$(PY) -m beyond.check --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
 ner: given-CHECKPOINT given-CORPUS given-DATA $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)

@@ -315,15 +315,6 @@ class Finetune(Settings):
 
 
 @dataclass
-class Check:
-    """Count what a corpus holds, what labels cannot express, and its overlap with a data set."""
-
-    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat")
-    data: str = setting("", "folder of the corpus")
-    dataset: str = setting("", "also count the texts of the corpus that overlap with documents of this data set")
-
-
-@dataclass
 class ListCorpora:
     """List the corpora, their licences, and what their folders must hold."""
 

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, normalizers
 import configs
 import data
 import finetune
+from beyond.check import Check, check, find_contamination
 from beyond.tagged import Entity, TaggedText, write_brat
 from configs import UserError
 from support import corpora, texts, tokenizers
@@ -379,7 +380,7 @@ def test_list_explains_the_counts_of_table_5(capsys):
     finetune.list_corpora(configs.ListCorpora())
     *_, note, following = capsys.readouterr().out.splitlines()
     assert "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types" in note
-    assert following == "next:  python finetune.py check --corpus CORPUS --data FOLDER"
+    assert following == "next:  python -m beyond.check --corpus CORPUS --data FOLDER"
 
 
 def test_hidden_files_are_not_read(tmp_path):
@@ -576,7 +577,7 @@ def test_what_has_columns(tmp_path, content):
 ])  # fmt: skip
 def test_missing_splits(tmp_path, corpus, files, message):
     with pytest.raises(UserError, match=message):
-        finetune.check(configs.Check(corpus, str(write(tmp_path, files))))
+        check(Check(corpus, str(write(tmp_path, files))))
     with pytest.raises(UserError, match="unknown corpus|no such folder"):
         corpora.read_corpus(corpus, tmp_path / "none")
 
@@ -759,8 +760,8 @@ def test_split_entities_are_those_that_no_window_holds_whole(dataset, max_len):
 
 
 def checked(capsys, corpus, folder, dataset=""):
-    """Rows of `finetune.py check` as {what: [a number per split]}."""
-    finetune.check(configs.Check(corpus, str(folder), str(dataset)))
+    """Rows of `beyond.check` as {what: [a number per split]}."""
+    check(Check(corpus, str(folder), str(dataset)))
     rows = (re.fullmatch(r"(.+?)((?: +\d[\d,.]*)+)", line) for line in capsys.readouterr().out.splitlines()[2:])
     return {r[1].strip(): [float(x.replace(",", "")) for x in r[2].split()] for r in rows if r}
 
@@ -872,7 +873,7 @@ def test_contamination(dataset):
     test = [words(0, 60), words(1, 60)[10:30], words(2, 60)[:11], words(9, 40), [], words(1, 60)[40:]]
     splits = {"train": [], "test": [corpora.Document("", t, ["O"] * len(t)) for t in test]}
     splits |= {f"test {i}": [document] for i, document in enumerate(splits["test"])}
-    overlapping, comparable = finetune.find_contamination(splits, examples, tokenizer)
+    overlapping, comparable = find_contamination(splits, examples, tokenizer)
     assert [*overlapping.values()] == [0, 2, 0, 1, 0, 0, 0, 1]
     assert [*comparable.values()] == [0, 4, 1, 1, 0, 1, 0, 1]
 
