@@ -4,8 +4,6 @@
     python data.py build configs/v2-multi.toml --umls 2022AB --e3c E3C-Corpus
     python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables, and examples of each task
-    python data.py dictionary datasets/fr --out names.tsv                    its concepts, a line CUI TAB name each
-    python data.py ids 2022AB --out ids.tsv                                  MeSH and OMIM ids, a line id TAB CUI each
 
 The file follows the data from top to bottom. It defines the tasks and the graph. It samples triples and paths
 from the graph, stratified by semantic group, and turns them into text sequences (equation 1). It writes the data set to
@@ -17,7 +15,6 @@ import configs  # isort: split
 
 import hashlib
 import math
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -40,24 +37,18 @@ from support import corpora, rrf, texts, tokenizers, umls
 from support.arrays import concat_ranges, hash_uniform, splitmix64
 from support.datasets import (
     SCHEMA,
-    choose_languages,
     choose_output,
     find_sources,
     print_replaced,
     print_replacement,
-    read_dataset_tables,
     read_examples,
     read_manifest,
     read_tokenizer,
     write_dataset,
 )  # fmt: skip
 from support.files import (
-    check_output_file,
     progress,
     run_command,
-    standard_output,
-    write_all,
-    write_atomic,
 )  # fmt: skip
 from support.reports import print_dataset_tables, print_next, print_training
 
@@ -1353,58 +1344,9 @@ def describe_targets(task, labels, kind, tokenizer):
     return " | ".join(tokenizer.decode([k]) for k in labels.tolist())
 
 
-# ---------------------------------------------------------------- names and ids for entity linking
-
-
-def write_dictionary(s):
-    """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
-    check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
-    lines, n_concepts = [], 0
-    for lang in choose_languages(s.dataset, s.lang):
-        tables = read_dataset_tables(s.dataset, lang)
-        cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
-        names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
-        lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
-        n_concepts += len(tables.cui)
-    write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
-    if s.out:
-        print_next(
-            ("python kgi.py link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
-        )
-
-
-def write_ids(s):
-    """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
-    check_lines(s.out, rb"id\tcui\n", s.umls)
-    codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
-    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
-    if s.out:
-        print_next(("python kgi.py link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
-
-
-def check_lines(out, form, *inputs):
-    """Raises UserError if write_lines cannot write, or would replace another file than ours."""
-    if out:
-        check_output_file(out, form, *inputs)
-    elif not sys.stdout:
-        raise UserError("standard output is closed; give --out")
-
-
-def write_lines(out, lines, what):
-    """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    if out:
-        write_atomic(out, lambda f: f.write(content))
-    else:
-        write_all(standard_output(), content)
-    print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
-
-
 COMMANDS = {
     "build": (build, configs.Data),
     "show": (show, configs.Show),
-    "dictionary": (write_dictionary, configs.Dictionary),
-    "ids": (write_ids, configs.Ids),
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What a corpus holds, what labels cannot express, and its overlap with the documents of a data set.
 
-python -m beyond.check --corpus meddocan --data MEDDOCAN
-python -m beyond.check --corpus meddocan --data MEDDOCAN --dataset datasets/es
+    python -m beyond.check --corpus meddocan --data MEDDOCAN
+    python -m beyond.check --corpus meddocan --data MEDDOCAN --dataset datasets/es
+
+Labels cannot express entities that overlap, or that end within a token. So the best possible scores are printed too.
 """
 
 from configs import setting  # isort: split

@@ -143,23 +143,6 @@ class Show:
 
 
 @dataclass
-class Dictionary:
-    """Write all names of a data set's concepts, a line CUI TAB name each, for kgi.py link or other tools."""
-
-    dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set")
-    out: str = setting("", "the file; default: standard output")
-
-
-@dataclass
-class Ids:
-    """Write which concept each MeSH and OMIM id of a UMLS release names, a line id TAB CUI each."""
-
-    umls: str = argument("RELEASE", "folder of a UMLS release")
-    out: str = setting("", "the file; default: standard output")
-
-
-@dataclass
 class Train(Settings):
     """Pre-train an encoder; defaults are the paper's v1 numbers (Table 8) but for warmup and clip."""
 

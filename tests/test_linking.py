@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import configs
-import data
 import kgi
 import model as models
 from beyond import tagged
+from beyond.export import Dictionary, Ids, write_dictionary, write_ids
 from configs import UserError
 from support import corpora, datasets, files, linking, reports, retrieval, rrf, tokenizers
 from support.arrays import bootstrap
@@ -731,8 +731,8 @@ def test_results_of_other_protocols_have_other_names():
 
 
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
-    """data.py dictionary writes what kgi.py link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
-    found = command("data.py", "dictionary", dataset)
+    """dictionary writes what kgi.py link takes from the data set; ids writes codes of MeSH and OMIM."""
+    found = command("-m", "beyond.export", "dictionary", dataset)
     tables = datasets.read_dataset_tables(dataset, "en")
     lines = found.stdout.splitlines()
     assert found.returncode == 0, found.stderr
@@ -741,7 +741,7 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
     assert found.stderr == f"{len(lines):,} names of {len(tables.cui):,} concepts -> standard output\n"
     capsys.readouterr()
     for _ in range(2):
-        data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
+        write_dictionary(Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
         out, err = capsys.readouterr()
         told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
         following = f"kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
@@ -751,14 +751,14 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
-        data.write_dictionary(configs.Dictionary(str(dataset), "en,fr"))
+        write_dictionary(Dictionary(str(dataset), "en,fr"))
     (tmp_path / "mine.tsv").write_text("notes\n")
     tables_of_en = dataset.parent / "tables" / "en"
     for path, message in ((dataset / "manifest.json", "is in the input"), (dataset / "new.tsv", "is in the input"),
                           (tables_of_en / "source.json", "is in the input"), (tables_of_en / "new.tsv", "is in the in"),
                           (tmp_path / "mine.tsv", "is not an output of this command"), (".", "a folder")):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            data.write_dictionary(configs.Dictionary(str(dataset), out=str(path)))
+            write_dictionary(Dictionary(str(dataset), out=str(path)))
 
 
 def test_codes_of_a_release(tmp_path):
@@ -769,9 +769,9 @@ def test_codes_of_a_release(tmp_path):
     mrconso = [conso(c, "x", sab=sab, suppress=s).replace("|PT|X|", f"|PT|{code}|") for c, sab, code, s in rows]
     release = write(tmp_path / "release", mrconso, [], [])
     for _ in range(2):
-        data.write_ids(configs.Ids(str(release), str(tmp_path / "ids.tsv")))
+        write_ids(Ids(str(release), str(tmp_path / "ids.tsv")))
     with pytest.raises(UserError, match="MRCONSO.RRF is in the input"):
-        data.write_ids(configs.Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
+        write_ids(Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
     want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
     assert (tmp_path / "ids.tsv").read_text() == want
     assert linking.read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
@@ -784,7 +784,7 @@ def test_codes_of_a_release(tmp_path):
     ):
         other = write(tmp_path / f"other{len(rows)}", rows, [], [])
         with pytest.raises(UserError, match=message):
-            data.write_ids(configs.Ids(str(other), str(tmp_path / "none.tsv")))
+            write_ids(Ids(str(other), str(tmp_path / "none.tsv")))
     assert not (tmp_path / "none.tsv").exists()
 
 
