@@ -20,37 +20,28 @@ import configs  # isort: split
 import copy
 import time
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 
 import model as models
 from configs import UserError
 from support import tokenizers
-from support.arrays import concat_ranges
-from support.corpora import (
-    CORPORA,
-    TABLE_5_NOTE,
-    count_entities,
-    read_corpus,
-)  # fmt: skip
+from support.corpora import CORPORA, Corpus, count_entities, read_corpus
 from support.datasets import take_settings_of_run
-from support.files import (
-    folder_lock,
-    progress,
-    run_command,
-    write_json,
-)  # fmt: skip
+from support.files import folder_lock, progress, run_command, write_json
 from support.hardware import autocast, choose_device
-from support.reports import print_next, print_scores, print_single_label
+from support.reports import print_next
 from support.results import (
     check_results,
     describe_results,
     describe_windows,
     keep_best_tagger,
-    read_earlier_runs,
+    read_earlier_scores,
     result_signature,
     write_predictions,
 )  # fmt: skip
@@ -63,55 +54,76 @@ from support.scores import (
     precision_recall_f1,
     type_scores,
 )  # fmt: skip
-from support.tables import write_tables
-from support.windows import count_split_entities, labels_of, make_windows
+from support.tables import print_advice, print_corpora, print_scores, write_tables
+from support.windows import central_words, count_split_entities, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
+
+
+class Setup(NamedTuple):
+    """All that the seeds of a command share: the corpus, cut into windows, and the checkpoint they start from."""
+
+    corpus: Corpus
+    splits: dict  # {split: Documents}
+    windows: dict  # {split: Windows}
+    labels: list  # those of the training split
+    constant: str  # the most frequent of them
+    encoder: models.Encoder
+    tokenizer: Tokenizer
+    pad: int  # token id
+    max_len: int  # tokens of a window
+    device: torch.device
+    dtype: torch.dtype | None  # of autocast, None for float32
+
+
 # ---------------------------------------------------------------- the one-shot protocol (section 4.2)
 
 
 class TokenClassifier(nn.Module):
     """The pre-trained encoder, dropout, and a linear layer over the labels."""
 
-    def __init__(self, encoder, n_labels):
+    def __init__(self, encoder, labels, pad, device, dtype):
         super().__init__()
+        self.labels, self.pad, self.device, self.dtype = labels, pad, device, dtype
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.config.dim, n_labels)
+        self.classifier = nn.Linear(encoder.config.dim, len(labels))
         models.init_weights(self.classifier)
+        self.to(device)
 
-    def forward(self, ids, mask, word_index):
-        """ids, mask (n, L); word_index (k,) in ids.ravel() -> (k, labels) logits of those words."""
-        hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
-        return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
+    def forward(self, windows):
+        """Windows -> (words, labels) logits of their words, each at its first token."""
+        ids, mask, word_index = self.collate(windows)
+        with autocast(self.device, self.dtype):
+            hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
+            return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
+
+    def collate(self, windows):
+        """Windows -> (n, L) ids, (n, L) mask, and (words,) indices into ids.ravel()."""
+        width = max(len(w.ids) for w in windows)
+        ids = torch.tensor([w.ids + [self.pad] * (width - len(w.ids)) for w in windows])
+        length = torch.tensor([len(w.ids) for w in windows])
+        word_index = torch.tensor([i * width + p for i, w in enumerate(windows) for p in w.word_positions])
+        mask = torch.arange(width) < length[:, None]
+        return ids.to(self.device), mask.to(self.device), word_index.to(self.device)
 
 
-def collate(windows, pad, device):
-    """Windows -> (ids, mask, word_index) as TokenClassifier.forward takes them."""
-    width = max(len(w.ids) for w in windows)
-    ids = torch.tensor([w.ids + [pad] * (width - len(w.ids)) for w in windows])
-    length = torch.tensor([len(w.ids) for w in windows])
-    word_index = torch.tensor([i * width + p for i, w in enumerate(windows) for p in w.word_positions])
-    return ids.to(device), (torch.arange(width) < length[:, None]).to(device), word_index.to(device)
-
-
-def finetune_one_seed(s, seed, encoder, documents, windows, labels, pad, device, dtype):
+def finetune_one_seed(s, seed, setup):
     """A TokenClassifier on a copy of the encoder: `epochs` passes over the training windows in a seeded order.
 
     The learning rate is constant, since the paper names no schedule. A word in two windows is trained on twice.
     """
     torch.manual_seed(seed)
-    encoder = models.Encoder(encoder.config) if s.untrained else copy.deepcopy(encoder)
-    classifier = TokenClassifier(encoder, len(labels)).to(device).train()
+    encoder = models.Encoder(setup.encoder.config) if s.untrained else copy.deepcopy(setup.encoder)
+    classifier = TokenClassifier(encoder, setup.labels, setup.pad, setup.device, setup.dtype).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
-    index = {label: i for i, label in enumerate(labels)}
+    documents, windows = setup.splits["train"], setup.windows["train"]
+    index = {label: i for i, label in enumerate(setup.labels)}
     for epoch in range(s.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(windows)).tolist()
         for i in progress(f"seed {seed}", range(0, len(order), s.batch_size)):
             batch = [windows[j] for j in order[i : i + s.batch_size]]
-            gold = [index[label] for w in batch for label in labels_of(documents, w)]
-            with autocast(device, dtype):
-                logits = classifier(*collate(batch, pad, device))
-            loss = F.cross_entropy(logits.float(), torch.tensor(gold, device=device))
+            gold = [index[label] for window in batch for label in labels_of(documents, window)]
+            loss = F.cross_entropy(classifier(batch).float(), torch.tensor(gold, device=setup.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -121,7 +133,7 @@ def finetune_one_seed(s, seed, encoder, documents, windows, labels, pad, device,
 
 
 @torch.no_grad()
-def predict(classifier, documents, windows, labels, pad, device, dtype):
+def predict(classifier, documents, windows):
     """A label for every word of every document, and probabilities.
 
     A word that is in several windows gets its label from the one in which it is farthest from an edge.
@@ -129,27 +141,19 @@ def predict(classifier, documents, windows, labels, pad, device, dtype):
     Returns: two lists with an entry a document: a list of labels, and (words, 2) float32, the probability of that label
     and that of O, which is 0 if O is no label.
     """
+    labels = classifier.labels
     outside, found = [i for i, label in enumerate(labels) if label == "O"], [np.zeros((0, 3), np.float32)]
     by_length = sorted(windows, key=lambda w: len(w.ids))
     for i in progress("predicting", range(0, len(by_length), 64)):
-        with autocast(device, dtype):
-            logits = classifier(*collate(by_length[i : i + 64], pad, device))
+        logits = classifier(by_length[i : i + 64])
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
         highest, softmax = logits.argmax(-1, keepdim=True), logits.float().softmax(-1)
         columns = highest, softmax.gather(-1, highest), softmax[:, outside].sum(-1, keepdim=True)
         found.append(torch.cat(columns, -1).cpu().numpy())
-    first_word = np.cumsum([0] + [len(d.tokens) for d in documents])
-    start = np.array([first_word[w.document] + w.first_word for w in by_length], int)
-    n_words = np.array([len(w.word_positions) for w in by_length], int)
-    word = concat_ranges(start, n_words)
-    from_start, from_end = word - np.repeat(start, n_words), np.repeat(start + n_words, n_words) - 1 - word
-    # What is assigned to a word last stays: that of the middle, and of equals that of the first window.
-    order = np.lexsort((-np.arange(len(word)), np.minimum(from_start, from_end)))
-    best = np.zeros((first_word[-1], 3), np.float32)
-    best[word[order]] = np.concatenate(found)[order]
-    of_documents = np.split(best, first_word[1:-1])
-    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in of_documents], [x[:, 1:] for x in of_documents]
+    best = np.concatenate(found)[central_words(documents, by_length)]
+    per_document = np.split(best, np.cumsum([len(d.tokens) for d in documents])[:-1])
+    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in per_document], [x[:, 1:] for x in per_document]
 
 
 # ---------------------------------------------------------------- the two scores (section 4.2.1)
@@ -204,11 +208,11 @@ def score(documents, predictions, corpus, constant="O"):
     }
 
 
-# ---------------------------------------------------------------- a run, and its results
+# ---------------------------------------------------------------- a run
 
 
-def run(s):
-    """Fine-tunes a checkpoint once a seed; scores and predictions are printed and written."""
+def finetune_seeds(s):
+    """Fine-tunes a checkpoint once a seed; scores, predictions and the best tagger are written."""
     if s.precision == "fp16":
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; give auto, bf16 or fp32")
     take_settings_of_run(s)
@@ -217,44 +221,28 @@ def run(s):
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
     out, record = describe_results(s, corpus)
     check_results(s, out)
-    encoder = models.load(s.checkpoint, heads=False).encoder
-    max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
-    if max_len < 8:
-        raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    special = tokenizers.special_ids(tokenizer)
-    frequency = Counter(label for d in train for label in d.labels)
-    # With B- and I- always, or touching entities would merge; the paper's score strips them where its classes have
-    # none.
-    labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
-    windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
-    print_corpus(s, corpus, splits, issues, windows["train"], windows["test"], max_len, labels)
+    setup = set_up(s, splits, device, dtype)
+    print_corpus(s, setup, issues)
 
-    record["signature"] = result_signature(s, encoder, tokenizer, max_len, train, test)
-    constant, single_label = frequency.most_common(1)[0][0], {}
+    record["signature"] = result_signature(s, setup.encoder, setup.tokenizer, setup.max_len, train, test)
+    details = describe_windows(s, setup.max_len, test, corpus)
+    seeds, predicted_labels = range(s.seed, s.seed + s.runs), {}
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
-        runs = read_earlier_runs(out, record["signature"], range(s.seed, s.seed + s.runs))
-        for seed in range(s.seed, s.seed + s.runs):
+        scores = read_earlier_scores(out, record["signature"], seeds)
+        for seed in seeds:
             began = time.monotonic()
-            machine = special["pad"], device, dtype
-            classifier = finetune_one_seed(s, seed, encoder, train, windows["train"], labels, *machine)
-            predictions, _ = predict(classifier, test, windows["test"], labels, *machine)
-            runs[seed] = {"seed": seed} | score(test, predictions, corpus, constant)
-            if "dev" in splits:
-                found, _ = predict(classifier, splits["dev"], windows["dev"], labels, *machine)
-                runs[seed]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
-            if len(predicted := {label for p in predictions for label in p}) == 1:
-                single_label[seed] = predicted.pop()
-            details = describe_windows(s, max_len, test, corpus)
-            record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
+            classifier = finetune_one_seed(s, seed, setup)
+            scores[seed], predictions = evaluate(classifier, seed, setup)
+            predicted_labels[seed] = {label for p in predictions for label in p}
+            record["tagger"] = keep_best_tagger(out / "model", scores, seed, classifier, setup.tokenizer, details)
             write_predictions(out / f"predictions-{seed}.conll", test, predictions)
-            record["runs"] = [runs[k] for k in sorted(runs)]
+            record["runs"] = [scores[k] for k in sorted(scores)]
             write_json(out / "scores.json", record)
-            f1 = [f"{runs[seed][kind][2]:.2f} ({what})" for kind, what in F1_KINDS.items()]
+            f1 = [f"{scores[seed][kind][2]:.2f} ({what})" for kind, what in F1_KINDS.items()]
             print(f"seed {seed}: F1 {', '.join(f1)} in {time.monotonic() - began:.0f} s", flush=True)
     unit = "documents" if test[0].text is not None or test[0].group else "sentences"
-    print_scores(record["runs"], constant, unit, corpus.pos)
-    print_single_label(single_label, s, encoder.config.dim)
+    print_scores(record["runs"], setup.constant, unit, corpus.pos)
+    print_advice(predicted_labels, scores, s, setup.encoder.config.dim)
     print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
     of_all = [("python finetune.py tables",)] if not s.out else []  # elsewhere nobody knows what --results to give
     print_next(("python -m beyond.tag {} < notes.txt > entities.jsonl", out), *of_all)
@@ -266,47 +254,56 @@ def choose_machine(device, precision):
     return device, None if dtype == torch.float16 else dtype
 
 
-def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len, labels):
-    """What is trained and tested on, and what of it cannot be learnt or found."""
-    train, test = splits["train"], splits["test"]
-    entities = "" if corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
+def set_up(s, splits, device, dtype):
+    """The Setup of a checkpoint and the splits of a corpus, which are cut into windows that fit the encoder."""
+    encoder = models.load(s.checkpoint, heads=False).encoder
+    max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
+    if max_len < 8:
+        raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    special = tokenizers.special_ids(tokenizer)
+    frequency = Counter(label for d in splits["train"] for label in d.labels)
+    # Labels have B- and I- always, or touching entities would merge; the paper's score strips them where its classes
+    # have none.
+    labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
+    windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
+    corpus, constant = CORPORA[s.corpus], frequency.most_common(1)[0][0]
+    return Setup(corpus, splits, windows, labels, constant, encoder, tokenizer, special["pad"], max_len, device, dtype)
+
+
+def evaluate(classifier, seed, setup):
+    """(the scores of a seed, its predictions for the test split). The scores have "dev" if there is a dev split."""
+    test = setup.splits["test"]
+    predictions, _ = predict(classifier, test, setup.windows["test"])
+    scores = {"seed": seed} | score(test, predictions, setup.corpus, setup.constant)
+    if "dev" in setup.splits:
+        dev_predictions, _ = predict(classifier, setup.splits["dev"], setup.windows["dev"])
+        scores["dev"] = {"entity": entity_score(setup.splits["dev"], dev_predictions, setup.corpus)}
+    return scores, predictions
+
+
+def print_corpus(s, setup, issues):
+    """Prints what is trained and tested on, and what of it cannot be learnt or found. issues: of read_corpus."""
+    train, test, windows = setup.splits["train"], setup.splits["test"], setup.windows
+    entities = "" if setup.corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
     print(
-        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(train_windows):,} + "
-        f"{len(test_windows):,} windows of up to {max_len} tokens, {len(labels)} labels",
+        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(windows['train']):,} + "
+        f"{len(windows['test']):,} windows of up to {setup.max_len} tokens, {len(setup.labels)} labels",
         flush=True,
     )
     for split in ("train", "test"):
         for what, n in sorted((+issues[split]).items()):
             print(f"{split}: {n:,} {what}")
-    if not corpus.pos and (n_split := count_split_entities(test, test_windows)):
+    if not setup.corpus.pos and (n_split := count_split_entities(test, windows["test"])):
         print(f"test: {n_split:,} entities are split across windows; they count as missed unless joined correctly")
-    if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
+    if unseen := sorted({t for d in test for t in d.labels} - set(setup.labels)):
         print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")
 
 
-# ---------------------------------------------------------------- list and tables
-
-
-def list_corpora(s):
-    """A line of what and where, and a line of what the folder must hold, for each corpus."""
-    row = "{:<16}{:<16}{:<16}{:<36}{}"
-    print(row.format("--corpus", "in the paper", "language", "Table 5: train, dev, test, classes", "licence"))
-    for name, c in CORPORA.items():
-        print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
-        print(f"    --data: a folder that holds {c.holds}")
-    print(TABLE_5_NOTE)
-    print_next(("python -m beyond.check --corpus CORPUS --data FOLDER",))
-
-
-def tables(s):
-    """Writes all results as the paper's tables."""
-    write_tables(s.results, s.paper)
-
-
 COMMANDS = {
-    "run": (run, configs.Finetune),
-    "list": (list_corpora, configs.ListCorpora),
-    "tables": (tables, configs.Tables),
+    "run": (finetune_seeds, configs.Finetune),
+    "list": (lambda _: print_corpora(), configs.ListCorpora),
+    "tables": (lambda s: write_tables(s.results, s.paper), configs.Tables),
 }
 
 if __name__ == "__main__":

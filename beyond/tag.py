@@ -71,14 +71,12 @@ class Tagger(NamedTuple):
     """A token classifier, and how text is read, cut and predicted for it."""
 
     classifier: TokenClassifier
-    labels: list
     tokenizer: Tokenizer
     max_len: int
     has_text: bool  # whether words that touch are tokenised without a space between them
     pos: bool  # whether labels are parts of speech, each word a unit
     is_ours: bool  # whether fine-tuning wrote it, so that its labels are strict IOB2
     scheme: str  # of its labels: BIOES, BILOU, or "" for IOB1 or IOB2
-    machine: tuple  # device, autocast dtype or None
 
 
 def find_tagger(folder):
@@ -92,12 +90,12 @@ def load_tagger(s):
     config = models.load_config(s.model)
     labels, weights, details = checkpoints.read_tagger(s.model, config)
     device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    classifier = TokenClassifier(models.load(s.model, heads=False, log=lambda _: None).encoder, len(labels))
-    classifier.load_state_dict(classifier.state_dict() | weights)
+    encoder = models.load(s.model, heads=False, log=lambda _: None).encoder
     tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
-    classifier = classifier.to(device).eval()
+    classifier = TokenClassifier(encoder, labels, tokenizers.special_ids(tokenizer)["pad"], device, dtype).eval()
+    classifier.load_state_dict(classifier.state_dict() | weights)
     settings = {key: details[key] for key in ("max_len", "has_text", "pos", "is_ours", "scheme")}
-    return Tagger(classifier, labels, tokenizer, machine=(device, dtype), **settings)
+    return Tagger(classifier, tokenizer, **settings)
 
 
 def tag_texts(tagger, inputs, beginnings):
@@ -111,7 +109,7 @@ def tag_texts(tagger, inputs, beginnings):
         read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
         windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
         windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
-        predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
+        predicted = predict(tagger.classifier, read, windows)
         for (key, text), document, *found in zip(chunk, documents, *predicted):
             labels, probabilities = read_labels(tagger, *found, beginnings)
             entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
@@ -262,7 +260,7 @@ def tag(s):
     check_outputs(s)
     tagger = load_tagger(s)
     began, beginnings = time.monotonic(), Counter()
-    tally = write_tagged(tag_texts(tagger, read_texts(s.input), beginnings), s, tagger.labels)
+    tally = write_tagged(tag_texts(tagger, read_texts(s.input), beginnings), s, tagger.classifier.labels)
     if not tagger.is_ours:
         print_scheme(tagger.scheme, beginnings)
     print_tally(tally, began, s)

@@ -124,7 +124,7 @@ def result_signature(s, encoder, tokenizer, max_len, train, test):
     return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
 
 
-def read_earlier_runs(out, signature, seeds):
+def read_earlier_scores(out, signature, seeds):
     """{seed: its scores} in a results folder, to which new seeds are added.
 
     Raises: UserError if they are of another signature, or of none.
@@ -166,34 +166,34 @@ def describe_windows(s, max_len, test, corpus):
     return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
 
 
-def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details):
+def keep_best_tagger(folder, scores, seed, classifier, tokenizer, details):
     """Writes the tagger of a seed that was just scored, unless the folder holds a better one of an earlier seed.
 
     The best has the highest strict entity F1 on the dev split; the lowest seed wins a tie, and decides where there is
     no dev split. The test split never decides.
 
-    Args: runs: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
+    Args: scores: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
     """
-    by_dev = "dev" in runs[seed]
+    by_dev = "dev" in scores[seed]
 
     def rank(k):  # the lower, the better
-        return -runs[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
+        return -scores[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
 
     before = checkpoints.read_tagger_details(folder).get("seed")
-    is_known = type(before) is int and before in runs  # not one that an interrupted run left without its scores
+    is_known = type(before) is int and before in scores  # not one that an interrupted run left without its scores
     if is_known and before != seed and rank(before) < rank(seed):
         seed = before
     else:
-        save_tagger(folder, classifier, tokenizer, labels, details | {"seed": seed})
+        save_tagger(folder, classifier, tokenizer, details | {"seed": seed})
     if by_dev:
-        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {runs[seed]['dev']['entity'][2]:.2f}"}
+        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {scores[seed]['dev']['entity'][2]:.2f}"}
     return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
 
 
-def save_tagger(folder, classifier, tokenizer, labels, details):
+def save_tagger(folder, classifier, tokenizer, details):
     """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
     c = classifier.encoder.config
     with atomic_directory(folder, checkpoints.TAGGER_FILES) as new:
         tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
-        description = checkpoints.describe_tagger(c, labels, details)
+        description = checkpoints.describe_tagger(c, classifier.labels, details)
         checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)

@@ -7,6 +7,7 @@ from unicodedata import normalize
 import numpy as np
 
 from support import tokenizers
+from support.arrays import concat_ranges
 from support.corpora import decode_entities
 
 
@@ -83,3 +84,20 @@ def count_split_entities(documents, windows):
         for i, d in enumerate(documents)
         for e in decode_entities(d.labels)
     )
+
+
+def central_words(documents, windows):
+    """(words of the documents,) int: from which of the words of all windows, one after another, each is read.
+
+    A word in several windows is read in the one in which it is farthest from an edge, and of equals in the first.
+    """
+    first_word = np.cumsum([0] + [len(d.tokens) for d in documents])
+    start = np.array([first_word[w.document] + w.first_word for w in windows], int)
+    n_words = np.array([len(w.word_positions) for w in windows], int)
+    word = concat_ranges(start, n_words)
+    from_start, from_end = word - np.repeat(start, n_words), np.repeat(start + n_words, n_words) - 1 - word
+    # What is assigned to a word last stays: that of the middle, and of equals that of the first window.
+    order = np.lexsort((-np.arange(len(word)), np.minimum(from_start, from_end)))
+    central = np.zeros(first_word[-1], int)
+    central[word[order]] = order
+    return central

@@ -21,7 +21,6 @@ from seqeval import scheme as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import Tokenizer, normalizers
 
-import configs
 import data
 import finetune
 from beyond.check import Check, check, find_contamination
@@ -29,6 +28,7 @@ from beyond.tagged import Entity, TaggedText, write_brat
 from configs import UserError
 from support import corpora, texts, tokenizers
 from support.scores import gold_entities, predicted_entities
+from support.tables import print_corpora
 from support.windows import count_split_entities, make_windows
 from tests.conftest import build
 
@@ -377,7 +377,7 @@ def test_the_language_of_a_corpus_is_its_folders(tmp_path):
 
 
 def test_list_explains_the_counts_of_table_5(capsys):
-    finetune.list_corpora(configs.ListCorpora())
+    print_corpora()
     *_, note, following = capsys.readouterr().out.splitlines()
     assert "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types" in note
     assert following == "next:  python -m beyond.check --corpus CORPUS --data FOLDER"

@@ -14,7 +14,6 @@ import torch
 
 import configs
 import data
-import finetune
 import kgi
 import model as models
 from configs import UserError
@@ -194,7 +193,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     assert record["synonyms"]["en"]["mean"]["queries"] > 100
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
     for _ in range(2):
-        finetune.tables(configs.Tables())
+        tables.write_tables("results", False)
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
     drawn, draw_map = [], reports.draw_map
@@ -218,7 +217,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     Path("results/table-knowledge.md").write_text("mine")
     shutil.copy("results/table-knowledge.md", "results/table-6.md")
     with pytest.raises(UserError, match="table-knowledge.md is not an output of this command"):
-        finetune.tables(configs.Tables())
+        tables.write_tables("results", False)
     assert Path("results/table-6.md").read_text() == "mine"
 
 

@@ -207,11 +207,13 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
     labels = ["O", *(f"window {i}" for i in range(1, len(windows)))]
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
 
-    def classifier(ids, mask, word_index):
+    def classifier(batch):
+        assert [*map(id, batch)] == [id(windows[i]) for i in order]
         window = torch.tensor([i for i in order for _ in windows[i].word_positions])
         return torch.nn.functional.one_hot(window, len(windows)) * (1.0 + window[:, None])  # the later, the surer
 
-    predictions, probabilities = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
+    classifier.labels = labels
+    predictions, probabilities = finetune.predict(classifier, sentences, windows)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
             distance = {

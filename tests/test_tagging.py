@@ -23,7 +23,7 @@ from configs import UserError
 from support import checkpoints, corpora, reports, tokenizers
 from support.results import save_tagger
 from support.scores import precision_recall_f1
-from support.windows import make_windows, words_with_spaces
+from support.windows import Window, make_windows, words_with_spaces
 from tests.conftest import ROOT
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
@@ -248,10 +248,10 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     size = {"dim": 16, "layers": 1, "heads": 2, "ffn": 32, "max_positions": 40}
     types = {"type_vocab_size": {"bert": 2, "distilbert": 0}.get(family, 1)}
     c = models.Config(vocab_size=tokenizers.vocab_size(tokenizer), family=family, **size, **types)
-    classifier = finetune.TokenClassifier(models.Encoder(c), 3).eval()
+    classifier = finetune.TokenClassifier(models.Encoder(c), labels, 0, torch.device("cpu"), None).eval()
     torch.nn.init.normal_(classifier.classifier.bias)
     details = {"max_len": 16, "has_text": True, "pos": False, "precision": "bf16"}
-    save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, details)
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
@@ -260,10 +260,12 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     assert NAMES[family][1] in tensors and tensors["classifier.weight"].shape == (3, 16)
     assert {name for name in tensors if not name.startswith(prefix)} == {"classifier.weight", "classifier.bias"}
     tagger = tag.load_tagger(Tag(model=str(tmp_path / "model"), device="cpu"))
-    ids, mask = torch.arange(24).view(2, 12) + 5, torch.ones(2, 12, dtype=torch.bool)
-    with torch.no_grad():
-        assert torch.equal(*(x(ids, mask, torch.arange(24)) for x in (classifier, tagger.classifier)))
-    assert tagger.labels == labels and tagger.max_len == 16 and tagger.machine[1] == torch.bfloat16
+    windows = [Window(0, 0, [*range(first, first + 12)], [*range(12)]) for first in (5, 17)]
+    assert tagger.classifier.labels == labels and tagger.max_len == 16 and tagger.classifier.dtype == torch.bfloat16
+    for dtype in (None, torch.bfloat16):
+        classifier.dtype = tagger.classifier.dtype = dtype
+        with torch.no_grad():
+            assert torch.equal(classifier(windows), tagger.classifier(windows))
     del d["kgi_tagger"]  # as a folder of another library is
     (tmp_path / "model" / "config.json").write_text(json.dumps(d))
     assert tag.load_tagger(Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
@@ -294,10 +296,11 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     tokenizer, labels = make_tokenizer(), LABELS[scheme].split()
     torch.manual_seed(1)
     size = {"vocab_size": tokenizers.vocab_size(tokenizer), "max_positions": 64}
-    classifier = finetune.TokenClassifier(models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32)), 5)
+    encoder = models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32))
+    classifier = finetune.TokenClassifier(encoder, labels, 0, torch.device("cpu"), None)
     torch.nn.init.normal_(classifier.classifier.weight)
     details = {"max_len": 64, "has_text": True, "pos": False, "precision": "fp32"}
-    save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, details)
     if scheme != "ours":
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         del config["kgi_tagger"]
@@ -314,7 +317,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
         text = [corpora.align_entities("", line, [], None, Counter())]
         window = make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
         with torch.no_grad():
-            softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
+            softmax = classifier.eval()(window).softmax(-1)
         want = read_by_hand(scheme, [labels[i] for i in softmax.argmax(-1).tolist()])
         chosen = [p[labels.index(theirs)].item() for (_, theirs), p in zip(want, softmax)]
         rows = [row.split("\t") for row in block.strip().split("\n")]
