@@ -51,7 +51,7 @@ demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a
 	$(PY) finetune.py demo/kgi-fr configs/demo.toml --out demo/results/untrained --untrained
 	$(PY) -m beyond.plot demo/kgi-fr
 	$(PY) -m beyond.evaluate map demo/kgi-fr --data demo/fr --out demo/results
-	$(PY) finetune.py tag demo/results/pretrained/model demo/sample/ner/fr.txt --out demo/results/entities.jsonl \
+	$(PY) -m beyond.tag demo/results/pretrained/model demo/sample/ner/fr.txt --out demo/results/entities.jsonl \
 	  --html demo/results/tagged.html
 	@$(PY) tests/demo_report.py demo
 	@touch demo/.done
@@ -77,7 +77,7 @@ map: given-CHECKPOINT $(READY) ## CHECKPOINT=runs/kgi-fr [DATA=dataset]: a pictu
 	@$(PY) -m beyond.evaluate map $(CHECKPOINT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 tag: given-MODEL $(READY) ## MODEL=results/.. INPUT=notes.txt [ARGS="--html page.html"]: the entities of texts
-	@$(PY) finetune.py tag "$(MODEL)" "$(INPUT)" $(ARGS)
+	@$(PY) -m beyond.tag "$(MODEL)" "$(INPUT)" $(ARGS)
 
 link: given-CHECKPOINT given-CORPUS $(READY) ## CHECKPOINT=runs/kgi-en CORPUS=folder [IDS=file] [DATA=dataset]: the concepts of a corpus's mentions
 	@$(PY) -m beyond.link $(CHECKPOINT) --corpus "$(CORPUS)" $(if $(IDS),--ids "$(IDS)") $(if $(DATA),--data "$(DATA)") $(ARGS)
@@ -89,7 +89,7 @@ list: $(READY) ## the evaluation corpora, and what their folders must hold
 	@$(PY) finetune.py list
 
 check: given-CORPUS given-DATA $(READY) ## CORPUS=meddocan DATA=dir [ARGS="--dataset datasets/es"]: what a corpus holds, what is lost
-	@$(PY) finetune.py check --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
+	@$(PY) -m beyond.check --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)
 
 ner: given-CHECKPOINT given-CORPUS given-DATA $(READY) ## CHECKPOINT=runs/kgi-fr CORPUS=e3c DATA=dir [ARGS=..]: one-shot NER
 	@$(PY) finetune.py $(CHECKPOINT) --corpus "$(CORPUS)" --data "$(DATA)" $(ARGS)

@@ -1,13 +1,11 @@
 """One-shot token classification on a checkpoint, of kgi.py or of any family that model.py reads (paper, section 4.2).
 
     python finetune.py list                                     the corpora, and what their folders must hold
-    python finetune.py check --corpus meddocan --data MEDDOCAN [--dataset datasets/es]
     python finetune.py runs/kgi-fr --corpus e3c --data E3C-Corpus/preprocessed_data/clinical_entities/layer1/French
     python finetune.py runs/kgi-en --corpus ncbi-disease --data NCBI-disease --runs 4
     python finetune.py SapBERT-from-PubMedBERT-fulltext --data my-corpus             train and test in CoNLL or brat
     python finetune.py runs/kgi-fr --data my-corpus --untrained
     python finetune.py tables [--paper]                                              results/ as the paper's tables
-    python finetune.py tag results/kgi-fr/e3c --html page.html < notes.txt           entities of a document a line
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
 rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
@@ -20,13 +18,9 @@ results/<checkpoint>/<corpus>/.
 import configs  # isort: split
 
 import copy
-import hashlib
 import time
-from collections import Counter, defaultdict
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections import Counter
 from typing import NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -34,95 +28,54 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import data
 import model as models
 from configs import UserError
-from support import checkpoints, taggers, tagging, texts, tokenizers
-from support.arrays import bootstrap, concat_ranges
-from support.corpora import CORPORA, TABLE_5_NOTE, corpus_folder, language_of, read_corpus
-from support.datasets import read_tokenizer, take_settings_of_run
-from support.files import atomic_directory, check_output, folder_lock, name_of, progress, write_atomic, write_json
+from support import tokenizers
+from support.corpora import CORPORA, Corpus, read_corpus
+from support.datasets import take_settings_of_run
+from support.files import folder_lock, progress, write_json
 from support.hardware import autocast, choose_device
-from support.labels import align_entities, count_entities, decode_entities, strict_iob2, to_iob2
+from support.labels import count_entities
 from support.programs import run_command
-from support.reports import print_next, print_scores, print_single_label
-from support.tables import check_result_signature, checked, percent, read_record, write_tables
+from support.reports import print_next
+from support.results import (
+    check_results,
+    describe_results,
+    describe_windows,
+    keep_best_tagger,
+    read_earlier_scores,
+    result_signature,
+    write_predictions,
+)  # fmt: skip
+from support.scores import (
+    entity_counts,
+    entity_score,
+    entity_types,
+    f1_intervals,
+    micro_scores,
+    precision_recall_f1,
+    type_scores,
+)  # fmt: skip
+from support.tables import print_advice, print_corpora, print_scores, write_tables
+from support.windows import central_words, count_split_entities, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
-RESAMPLES = 1000  # bootstrap samples of test documents for a confidence interval
 
 
-# ---------------------------------------------------------------- windows
+class Setup(NamedTuple):
+    """All that the seeds of a command share: the corpus, cut into windows, and the checkpoint they start from."""
 
-
-class Window(NamedTuple):
-    """A stretch of a document that fits the encoder."""
-
-    document: int  # index
-    first_word: int
-    ids: list  # with [CLS] and [SEP]
-    word_positions: list  # of the first token of each of its words, in ids
-
-
-def make_windows(documents, tokenizer, special, max_len):
-    """Documents -> Windows of at most max_len tokens that together hold every word.
-
-    A window ends at the last line break that fits in. A line that does not fit is covered by windows that overlap by
-    half, so that no gold label is lost. A word that touches the one before it is tokenised without a space, but not
-    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does. Words are
-    tokenised in NFC, as vocabularies are made of it, and not each tokenizer normalises.
-    """
-    room = max_len - 2
-    words = [normalize("NFC", word) for d in documents for word in words_with_spaces(d)]
-    ids, lengths = tokenizers.encode(tokenizer, words, "words")
-    start = np.cumsum(lengths) - lengths
-    pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
-    windows, first_piece = [], np.cumsum([0] + [len(d.tokens) for d in documents])
-    for i, document in enumerate(documents):
-        words = pieces[first_piece[i] : first_piece[i + 1]]
-        begin = np.cumsum([0] + [len(w) for w in words])
-        for first, last in cut_words(begin, np.array(document.breaks, int), room):
-            window = [special["cls"], *(t for w in words[first:last] for t in w), special["sep"]]
-            windows.append(Window(i, first, window, (begin[first:last] - begin[first] + 1).tolist()))
-    return windows
-
-
-def words_with_spaces(document):
-    """The tokens of a document, with a space before each that does not touch the one before it."""
-    if not document.spans:
-        return [" " + w for w in document.tokens]
-    previous_end = [None, *(end for _, end in document.spans[:-1])]
-    return [w if start == end else " " + w for w, (start, _), end in zip(document.tokens, document.spans, previous_end)]
-
-
-def cut_words(begin, breaks, room):
-    """Yields (first word, one past the last word) of each window of a document.
-
-    Args: begin: (words + 1,) position of each word's first token. breaks: words that begin a line. room: tokens.
-    """
-    first, n_words = 0, len(begin) - 1
-    while True:
-        last = int(np.searchsorted(begin, begin[first] + room, side="right")) - 1
-        middle = int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))
-        following = min(max(first + 1, middle), last)
-        if last < n_words and len(fitting := breaks[(breaks > first) & (breaks <= last)]):
-            following = last = int(fitting[-1])
-        yield first, last
-        if last == n_words:
-            return
-        first = following
-
-
-def count_split_entities(documents, windows):
-    """How many labelled entities are split across windows, so that none holds them whole."""
-    spans = defaultdict(list)
-    for w in windows:
-        spans[w.document].append((w.first_word, w.first_word + len(w.word_positions)))
-    return sum(
-        not any(a <= e.start and e.end <= b for a, b in spans[i])
-        for i, d in enumerate(documents)
-        for e in decode_entities(d.labels)
-    )
+    corpus: Corpus
+    splits: dict  # {split: Documents}
+    windows: dict  # {split: Windows}
+    labels: list  # those of the training split
+    constant: str  # the most frequent of them
+    encoder: models.Encoder
+    tokenizer: Tokenizer
+    pad: int  # token id
+    max_len: int  # tokens of a window
+    device: torch.device
+    dtype: torch.dtype | None  # of autocast, None for float32
 
 
 # ---------------------------------------------------------------- the one-shot protocol (section 4.2)
@@ -131,45 +84,48 @@ def count_split_entities(documents, windows):
 class TokenClassifier(nn.Module):
     """The pre-trained encoder, dropout, and a linear layer over the labels."""
 
-    def __init__(self, encoder, n_labels):
+    def __init__(self, encoder, labels, pad, device, dtype):
         super().__init__()
+        self.labels, self.pad, self.device, self.dtype = labels, pad, device, dtype
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.config.dim, n_labels)
+        self.classifier = nn.Linear(encoder.config.dim, len(labels))
         models.init_weights(self.classifier)
+        self.to(device)
 
-    def forward(self, ids, mask, word_index):
-        """ids, mask (n, L); word_index (k,) in ids.ravel() -> (k, labels) logits of those words."""
-        hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
-        return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
+    def forward(self, windows):
+        """Windows -> (words, labels) logits of their words, each at its first token."""
+        ids, mask, word_index = self.collate(windows)
+        with autocast(self.device, self.dtype):
+            hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
+            return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
+
+    def collate(self, windows):
+        """Windows -> (n, L) ids, (n, L) mask, and (words,) indices into ids.ravel()."""
+        width = max(len(w.ids) for w in windows)
+        ids = torch.tensor([w.ids + [self.pad] * (width - len(w.ids)) for w in windows])
+        length = torch.tensor([len(w.ids) for w in windows])
+        word_index = torch.tensor([i * width + p for i, w in enumerate(windows) for p in w.word_positions])
+        mask = torch.arange(width) < length[:, None]
+        return ids.to(self.device), mask.to(self.device), word_index.to(self.device)
 
 
-def collate(windows, pad, device):
-    """Windows -> (ids, mask, word_index) as TokenClassifier.forward takes them."""
-    width = max(len(w.ids) for w in windows)
-    ids = torch.tensor([w.ids + [pad] * (width - len(w.ids)) for w in windows])
-    length = torch.tensor([len(w.ids) for w in windows])
-    word_index = torch.tensor([i * width + p for i, w in enumerate(windows) for p in w.word_positions])
-    return ids.to(device), (torch.arange(width) < length[:, None]).to(device), word_index.to(device)
-
-
-def finetune_one_seed(s, seed, encoder, documents, windows, labels, pad, device, dtype):
+def finetune_one_seed(s, seed, setup):
     """A TokenClassifier on a copy of the encoder: `epochs` passes over the training windows in a seeded order.
 
     The learning rate is constant, since the paper names no schedule. A word in two windows is trained on twice.
     """
     torch.manual_seed(seed)
-    encoder = models.Encoder(encoder.config) if s.untrained else copy.deepcopy(encoder)
-    classifier = TokenClassifier(encoder, len(labels)).to(device).train()
+    encoder = models.Encoder(setup.encoder.config) if s.untrained else copy.deepcopy(setup.encoder)
+    classifier = TokenClassifier(encoder, setup.labels, setup.pad, setup.device, setup.dtype).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
-    index = {label: i for i, label in enumerate(labels)}
+    documents, windows = setup.splits["train"], setup.windows["train"]
+    index = {label: i for i, label in enumerate(setup.labels)}
     for epoch in range(s.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(windows)).tolist()
         for i in progress(f"seed {seed}", range(0, len(order), s.batch_size)):
             batch = [windows[j] for j in order[i : i + s.batch_size]]
-            gold = [index[label] for w in batch for label in labels_of(documents, w)]
-            with autocast(device, dtype):
-                logits = classifier(*collate(batch, pad, device))
-            loss = F.cross_entropy(logits.float(), torch.tensor(gold, device=device))
+            gold = [index[label] for window in batch for label in labels_of(documents, window)]
+            loss = F.cross_entropy(classifier(batch).float(), torch.tensor(gold, device=setup.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -178,13 +134,8 @@ def finetune_one_seed(s, seed, encoder, documents, windows, labels, pad, device,
     return classifier.eval()
 
 
-def labels_of(documents, window):
-    """The labels of a window's words."""
-    return documents[window.document].labels[window.first_word : window.first_word + len(window.word_positions)]
-
-
 @torch.no_grad()
-def predict(classifier, documents, windows, labels, pad, device, dtype):
+def predict(classifier, documents, windows):
     """A label for every word of every document, and probabilities.
 
     A word that is in several windows gets its label from the one in which it is farthest from an edge.
@@ -192,27 +143,19 @@ def predict(classifier, documents, windows, labels, pad, device, dtype):
     Returns: two lists with an entry a document: a list of labels, and (words, 2) float32, the probability of that label
     and that of O, which is 0 if O is no label.
     """
+    labels = classifier.labels
     outside, found = [i for i, label in enumerate(labels) if label == "O"], [np.zeros((0, 3), np.float32)]
     by_length = sorted(windows, key=lambda w: len(w.ids))
     for i in progress("predicting", range(0, len(by_length), 64)):
-        with autocast(device, dtype):
-            logits = classifier(*collate(by_length[i : i + 64], pad, device))
+        logits = classifier(by_length[i : i + 64])
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
         highest, softmax = logits.argmax(-1, keepdim=True), logits.float().softmax(-1)
         columns = highest, softmax.gather(-1, highest), softmax[:, outside].sum(-1, keepdim=True)
         found.append(torch.cat(columns, -1).cpu().numpy())
-    first_word = np.cumsum([0] + [len(d.tokens) for d in documents])
-    start = np.array([first_word[w.document] + w.first_word for w in by_length], int)
-    n_words = np.array([len(w.word_positions) for w in by_length], int)
-    word = concat_ranges(start, n_words)
-    from_start, from_end = word - np.repeat(start, n_words), np.repeat(start + n_words, n_words) - 1 - word
-    # What is assigned to a word last stays: that of the middle, and of equals that of the first window.
-    order = np.lexsort((-np.arange(len(word)), np.minimum(from_start, from_end)))
-    best = np.zeros((first_word[-1], 3), np.float32)
-    best[word[order]] = np.concatenate(found)[order]
-    of_documents = np.split(best, first_word[1:-1])
-    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in of_documents], [x[:, 1:] for x in of_documents]
+    best = np.concatenate(found)[central_words(documents, by_length)]
+    per_document = np.split(best, np.cumsum([len(d.tokens) for d in documents])[:-1])
+    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in per_document], [x[:, 1:] for x in per_document]
 
 
 # ---------------------------------------------------------------- the two scores (section 4.2.1)
@@ -232,26 +175,13 @@ def sequence_scores(gold, predicted):
     return np.mean(scores, axis=0)
 
 
-def precision_recall_f1(n_correct, n_predicted, n_gold):
-    """From counts (numbers or arrays); 0 where a denominator is 0."""
-    precision, recall = n_correct / np.maximum(n_predicted, 1), n_correct / np.maximum(n_gold, 1)
-    return precision, recall, 2 * n_correct / np.maximum(np.add(n_predicted, n_gold), 1)
+def paper_scores(documents, predictions, corpus):
+    """(documents, 3): sequence_scores of each; B- and I- are stripped where Table 5's number of classes has none."""
 
+    def style(labels):
+        return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
 
-def predicted_entities(document, labels, pos):
-    """The units that the entity scores count, as a set of (type, ((start, end),)).
-
-    They are entities, in characters if the corpus has text, else in tokens. For parts of speech each token is a unit.
-    """
-    if pos:
-        return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
-    spans = document.spans or [(i, i + 1) for i in range(len(labels))]
-    return {(e.tag, ((spans[e.start][0], spans[e.end - 1][1]),)) for e in decode_entities(labels)}
-
-
-def gold_entities(document, pos):
-    """All that the corpus marks, labelled or not, as predicted_entities has it."""
-    return set(document.gold) if document.gold is not None else predicted_entities(document, document.labels, pos)
+    return np.array([sequence_scores(style(d.labels), style(p)) for d, p in zip(documents, predictions)])
 
 
 def score(documents, predictions, corpus, constant="O"):
@@ -266,73 +196,25 @@ def score(documents, predictions, corpus, constant="O"):
         "constant_baseline" and "constant_baseline_entity": paper and entity F1 of always predicting `constant`,
         "interval": {"paper" and "entity": 95 % bootstrap confidence interval of the F1}}.
     """
+    paper, counts = paper_scores(documents, predictions, corpus), entity_counts(documents, predictions, corpus)
+    types = type_scores(entity_types(documents, predictions, corpus), counts)
     constants = [[constant] * len(p) for p in predictions]
-    paper = paper_scores(documents, predictions, corpus)
-    counts = entity_counts(documents, predictions, corpus)  # (documents, types, 3)
-    totals = counts.sum(axis=0)
-    labels = {
-        kind: [*(100 * float(x) for x in precision_recall_f1(*n)), int(n[2])]
-        for kind, n in zip(entity_types(documents, predictions, corpus), totals)
-    }
-    baseline = entity_counts(documents, constants, corpus).sum(axis=(0, 1))
-    f1_and_one = np.column_stack([paper[:, 2], np.ones(len(paper))])
-    groups = [d.group or i for i, d in enumerate(documents)]
-    samples = bootstrap(groups, np.column_stack([counts.sum(axis=1), f1_and_one]), RESAMPLES)
-    n_correct, n_predicted, n_gold, f1_sum, n = samples.T
-    paper_f1, entity_f1 = 100 * f1_sum / n, 100 * precision_recall_f1(n_correct, n_predicted, n_gold)[2]
     return {
         "paper": (100 * paper.mean(axis=0)).tolist(),
-        "entity": [100 * float(x) for x in precision_recall_f1(*totals.sum(axis=0))],
-        "macro": np.mean([x[:3] for x in labels.values()] or [[0.0] * 3], axis=0).tolist(),
-        "labels": labels,
+        "entity": micro_scores(counts),
+        "macro": np.mean([x[:3] for x in types.values()] or [[0.0] * 3], axis=0).tolist(),
+        "labels": types,
         "constant_baseline": 100 * float(np.mean(paper_scores(documents, constants, corpus)[:, 2])),
-        "constant_baseline_entity": 100 * float(precision_recall_f1(*baseline)[2]),
-        "interval": {
-            "paper": np.percentile(paper_f1, [2.5, 97.5]).tolist(),
-            "entity": np.percentile(entity_f1, [2.5, 97.5]).tolist(),
-        },
-    }  # fmt: skip
+        "constant_baseline_entity": micro_scores(entity_counts(documents, constants, corpus))[2],
+        "interval": f1_intervals(documents, paper[:, 2], counts),
+    }
 
 
-def paper_scores(documents, predictions, corpus):
-    """(documents, 3): sequence_scores of each; B- and I- are stripped where Table 5's number of classes has none."""
-
-    def style(labels):
-        return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
-
-    return np.array([sequence_scores(style(d.labels), style(p)) for d, p in zip(documents, predictions)])
+# ---------------------------------------------------------------- a run
 
 
-def entity_types(documents, predictions, corpus):
-    """The types in gold or predictions, sorted."""
-    types = set()
-    for d, p in zip(documents, predictions):
-        types |= {kind for kind, _ in gold_entities(d, corpus.pos) | predicted_entities(d, p, corpus.pos)}
-    return sorted(types)
-
-
-def entity_counts(documents, predictions, corpus):
-    """(documents, types, 3): correct, predicted and gold entities of each type, in the order of entity_types."""
-    index = {kind: k for k, kind in enumerate(entity_types(documents, predictions, corpus))}
-    counts = np.zeros((len(documents), len(index), 3), int)
-    for i, (d, p) in enumerate(zip(documents, predictions)):
-        gold, found = gold_entities(d, corpus.pos), predicted_entities(d, p, corpus.pos)
-        for what, entities in enumerate((gold & found, found, gold)):
-            for kind, _ in entities:
-                counts[i, index[kind], what] += 1
-    return counts
-
-
-def entity_score(documents, predictions, corpus):
-    """Strict micro [P, R, F1] of the entities, in per cent; of parts of speech token accuracy thrice."""
-    return [100 * float(x) for x in precision_recall_f1(*entity_counts(documents, predictions, corpus).sum((0, 1)))]
-
-
-# ---------------------------------------------------------------- a run, and its results
-
-
-def run(s):
-    """Fine-tunes a checkpoint once a seed; scores and predictions are printed and written."""
+def finetune_seeds(s):
+    """Fine-tunes a checkpoint once a seed; scores, predictions and the best tagger are written."""
     if s.precision == "fp16":
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; give auto, bf16 or fp32")
     take_settings_of_run(s)
@@ -341,47 +223,31 @@ def run(s):
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
     out, record = describe_results(s, corpus)
     check_results(s, out)
-    encoder = models.load(s.checkpoint, encoder_only=True).encoder
-    max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
-    if max_len < 8:
-        raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
-    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
-    special = tokenizers.special_ids(tokenizer)
-    frequency = Counter(label for d in train for label in d.labels)
-    # With B- and I- always, or touching entities would merge; the paper's score strips them where its classes have
-    # none.
-    labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
-    windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
-    print_corpus(s, corpus, splits, issues, windows["train"], windows["test"], max_len, labels)
+    setup = set_up(s, splits, device, dtype)
+    print_corpus(s, setup, issues)
 
-    record["signature"] = result_signature(s, encoder, tokenizer, max_len, train, test)
-    constant, single_label = frequency.most_common(1)[0][0], {}
+    record["signature"] = result_signature(s, setup.encoder, setup.tokenizer, setup.max_len, train, test)
+    details = describe_windows(s, setup.max_len, test, corpus)
+    seeds, predicted_labels = range(s.seed, s.seed + s.runs), {}
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
-        runs = read_earlier_runs(out, record["signature"], range(s.seed, s.seed + s.runs))
-        for seed in range(s.seed, s.seed + s.runs):
+        scores = read_earlier_scores(out, record["signature"], seeds)
+        for seed in seeds:
             began = time.monotonic()
-            machine = special["pad"], device, dtype
-            classifier = finetune_one_seed(s, seed, encoder, train, windows["train"], labels, *machine)
-            predictions, _ = predict(classifier, test, windows["test"], labels, *machine)
-            runs[seed] = {"seed": seed} | score(test, predictions, corpus, constant)
-            if "dev" in splits:
-                found, _ = predict(classifier, splits["dev"], windows["dev"], labels, *machine)
-                runs[seed]["dev"] = {"entity": entity_score(splits["dev"], found, corpus)}
-            if len(predicted := {label for p in predictions for label in p}) == 1:
-                single_label[seed] = predicted.pop()
-            details = describe_windows(s, max_len, test, corpus)
-            record["tagger"] = keep_best_tagger(out / "model", runs, seed, classifier, tokenizer, labels, details)
+            classifier = finetune_one_seed(s, seed, setup)
+            scores[seed], predictions = evaluate(classifier, seed, setup)
+            predicted_labels[seed] = {label for p in predictions for label in p}
+            record["tagger"] = keep_best_tagger(out / "model", scores, seed, classifier, setup.tokenizer, details)
             write_predictions(out / f"predictions-{seed}.conll", test, predictions)
-            record["runs"] = [runs[k] for k in sorted(runs)]
+            record["runs"] = [scores[k] for k in sorted(scores)]
             write_json(out / "scores.json", record)
-            f1 = [f"{runs[seed][kind][2]:.2f} ({what})" for kind, what in F1_KINDS.items()]
+            f1 = [f"{scores[seed][kind][2]:.2f} ({what})" for kind, what in F1_KINDS.items()]
             print(f"seed {seed}: F1 {', '.join(f1)} in {time.monotonic() - began:.0f} s", flush=True)
     unit = "documents" if test[0].text is not None or test[0].group else "sentences"
-    print_scores(record["runs"], constant, unit, corpus.pos)
-    print_single_label(single_label, s, encoder.config.dim)
+    print_scores(record["runs"], setup.constant, unit, corpus.pos)
+    print_advice(predicted_labels, scores, s, setup.encoder.config.dim)
     print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
     of_all = [("python finetune.py tables",)] if not s.out else []  # elsewhere nobody knows what --results to give
-    print_next(("python finetune.py tag {} < notes.txt > entities.jsonl", out), *of_all)
+    print_next(("python -m beyond.tag {} < notes.txt > entities.jsonl", out), *of_all)
 
 
 def choose_machine(device, precision):
@@ -390,324 +256,56 @@ def choose_machine(device, precision):
     return device, None if dtype == torch.float16 else dtype
 
 
-def print_corpus(s, corpus, splits, issues, train_windows, test_windows, max_len, labels):
-    """What is trained and tested on, and what of it cannot be learnt or found."""
-    train, test = splits["train"], splits["test"]
-    entities = "" if corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
+def set_up(s, splits, device, dtype):
+    """The Setup of a checkpoint and the splits of a corpus, which are cut into windows that fit the encoder."""
+    encoder = models.load(s.checkpoint, heads=False).encoder
+    max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
+    if max_len < 8:
+        raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
+    tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
+    special = tokenizers.special_ids(tokenizer)
+    frequency = Counter(label for d in splits["train"] for label in d.labels)
+    # Labels have B- and I- always, or touching entities would merge; the paper's score strips them where its classes
+    # have none.
+    labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
+    windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
+    corpus, constant = CORPORA[s.corpus], frequency.most_common(1)[0][0]
+    return Setup(corpus, splits, windows, labels, constant, encoder, tokenizer, special["pad"], max_len, device, dtype)
+
+
+def evaluate(classifier, seed, setup):
+    """(the scores of a seed, its predictions for the test split). The scores have "dev" if there is a dev split."""
+    test = setup.splits["test"]
+    predictions, _ = predict(classifier, test, setup.windows["test"])
+    scores = {"seed": seed} | score(test, predictions, setup.corpus, setup.constant)
+    if "dev" in setup.splits:
+        dev_predictions, _ = predict(classifier, setup.splits["dev"], setup.windows["dev"])
+        scores["dev"] = {"entity": entity_score(setup.splits["dev"], dev_predictions, setup.corpus)}
+    return scores, predictions
+
+
+def print_corpus(s, setup, issues):
+    """Prints what is trained and tested on, and what of it cannot be learnt or found. issues: of read_corpus."""
+    train, test, windows = setup.splits["train"], setup.splits["test"], setup.windows
+    entities = "" if setup.corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
     print(
-        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(train_windows):,} + "
-        f"{len(test_windows):,} windows of up to {max_len} tokens, {len(labels)} labels",
+        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(windows['train']):,} + "
+        f"{len(windows['test']):,} windows of up to {setup.max_len} tokens, {len(setup.labels)} labels",
         flush=True,
     )
     for split in ("train", "test"):
         for what, n in sorted((+issues[split]).items()):
             print(f"{split}: {n:,} {what}")
-    if not corpus.pos and (n_split := count_split_entities(test, test_windows)):
+    if not setup.corpus.pos and (n_split := count_split_entities(test, windows["test"])):
         print(f"test: {n_split:,} entities are split across windows; they count as missed unless joined correctly")
-    if unseen := sorted({t for d in test for t in d.labels} - set(labels)):
+    if unseen := sorted({t for d in test for t in d.labels} - set(setup.labels)):
         print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")
 
 
-def describe_results(s, corpus):
-    """(the results folder, the record of a run without its scores)."""
-    name, language = name_of(s.checkpoint), language_of(s.corpus, s.data)
-    name += "-untrained" if s.untrained else ""
-    task = s.corpus
-    if not language or corpus.language != language:  # of several languages, or of your own: what tells which it is
-        task += f"-{language or name_of(s.data)}"
-    task += f"-{s.epochs}-epochs" if s.epochs > 1 else ""
-    out = Path(s.out or Path("results", name, task))
-    settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
-    record = {"checkpoint": str(s.checkpoint), "corpus": s.corpus, "task": task, "language": language}
-    return out, record | {"settings": settings}
-
-
-def check_results(s, out):
-    """Raises UserError if a results folder holds what fine-tuning would replace, and has not written."""
-    check_output(out / "model", taggers.TAGGER_FILES, s.checkpoint)
-    for seed in range(s.seed, s.seed + s.runs):
-        check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
-
-
-def result_signature(s, encoder, tokenizer, max_len, train, test):
-    """What the scores of a seed depend on, but the device: results of one folder have one signature."""
-    weights = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
-    for name, tensor in encoder.state_dict().items():
-        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    corpus = hashlib.sha256()
-    for d in (*train, None, *test):
-        corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
-    values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len}
-    values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
-    return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
-
-
-def read_earlier_runs(out, signature, seeds):
-    """{seed: its scores} in a results folder, to which new seeds are added.
-
-    Raises: UserError if they are of another signature, or of none.
-    """
-    path = out / "scores.json"
-    if not path.exists():
-        return {}
-    try:
-        record = read_record(path)
-        before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
-        if isinstance(before, dict):
-            for r in runs.values():
-                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
-                    [percent(scores[i]) for i in range(3)]
-                [checked(int, scores[3]) for scores in r["labels"].values()]
-                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
-                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
-    except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(out, before, signature)
-    print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
-    if again := sorted(runs.keys() & seeds):
-        print(f"seeds {', '.join(map(str, again))} are replaced, each when its new result is whole", flush=True)
-    return runs
-
-
-def write_predictions(path, documents, predictions):
-    """A token a line: the token, its gold label and the predicted one, with TABs between; a blank line after each."""
-    blocks = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(documents, predictions)]
-    write_atomic(path, lambda f: f.write("".join(blocks).encode()))
-
-
-# ---------------------------------------------------------------- the tagger, and tagging text
-
-
-def describe_windows(s, max_len, test, corpus):
-    """What the config.json of a tagger keeps, so that text is read and cut as in its evaluation."""
-    has_text = test[0].text is not None  # else each word was read with a space before it
-    return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
-
-
-def keep_best_tagger(folder, runs, seed, classifier, tokenizer, labels, details):
-    """Writes the tagger of a seed that was just scored, unless the folder holds a better one of an earlier seed.
-
-    The best has the highest strict entity F1 on the dev split; the lowest seed wins a tie, and decides where there is
-    no dev split. The test split never decides.
-
-    Args: runs: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
-    """
-    by_dev = "dev" in runs[seed]
-
-    def rank(k):  # the lower, the better
-        return -runs[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
-
-    before = taggers.read_tagger_details(folder).get("seed")
-    is_known = type(before) is int and before in runs  # not one that an interrupted run left without its scores
-    if is_known and before != seed and rank(before) < rank(seed):
-        seed = before
-    else:
-        save_tagger(folder, classifier, tokenizer, labels, details | {"seed": seed})
-    if by_dev:
-        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {runs[seed]['dev']['entity'][2]:.2f}"}
-    return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
-
-
-def save_tagger(folder, classifier, tokenizer, labels, details):
-    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
-    c = classifier.encoder.config
-    with atomic_directory(folder, taggers.TAGGER_FILES) as new:
-        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
-        description = taggers.describe_tagger(c, labels, details)
-        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)
-
-
-class Tagger(NamedTuple):
-    """A token classifier, and how text is read, cut and predicted for it."""
-
-    classifier: TokenClassifier
-    labels: list
-    tokenizer: Tokenizer
-    max_len: int
-    has_text: bool  # whether words that touch are tokenised without a space between them
-    pos: bool  # whether labels are parts of speech, each word a unit
-    is_ours: bool  # whether fine-tuning wrote it, so that its labels are strict IOB2
-    scheme: str  # of its labels: BIOES, BILOU, or "" for IOB1 or IOB2
-    machine: tuple  # device, autocast dtype or None
-
-
-def load_tagger(s):
-    """The Tagger of a folder that save_tagger or another library wrote. Raises: UserError if it is none."""
-    config = models.load_config(s.model)
-    labels, weights, details = taggers.read_tagger(s.model, config)
-    device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    classifier = TokenClassifier(models.load(s.model, encoder_only=True, log=lambda _: None).encoder, len(labels))
-    classifier.load_state_dict(classifier.state_dict() | weights)
-    tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
-    classifier = classifier.to(device).eval()
-    settings = {key: details[key] for key in ("max_len", "has_text", "pos", "is_ours", "scheme")}
-    return Tagger(classifier, labels, tokenizer, machine=(device, dtype), **settings)
-
-
-def tag_texts(tagger, inputs, beginnings):
-    """Yields a TaggedText for each Text, by the windows and the decoding of the evaluation.
-
-    Texts are read in chunks, whose windows are batched by length. beginnings: as in read_labels.
-    """
-    special = tokenizers.special_ids(tagger.tokenizer)
-    for chunk in tagging.in_chunks(inputs):
-        documents = [align_entities("", text, [], None, Counter()) for _, text in chunk]
-        read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
-        windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
-        windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
-        predicted = predict(tagger.classifier, read, windows, tagger.labels, special["pad"], *tagger.machine)
-        for (key, text), document, *found in zip(chunk, documents, *predicted):
-            labels, probabilities = read_labels(tagger, *found, beginnings)
-            entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
-            yield tagging.TaggedText(key, text, document.spans, labels, probabilities, entities)
-
-
-def read_labels(tagger, labels, probabilities, beginnings):
-    """(labels of a document in IOB2, the probability of each), from what predict has of it.
-
-    Of our own taggers an I-X that continues nothing is O, as in their scores, and has the probability of O. Those of
-    others may begin an entity with it (to_iob2). Their label gets another name, and keeps its probability.
-
-    Args: beginnings: a Counter, of the prefixes of the labels with which such entities begin.
-    """
-    of_label, of_outside = probabilities.T.tolist()
-    if tagger.pos:
-        return labels, of_label
-    if tagger.is_ours:
-        strict = strict_iob2(labels)
-        return strict, [p if a == b else o for a, b, p, o in zip(labels, strict, of_label, of_outside)]
-    as_iob2 = to_iob2(labels)
-    beginnings.update(theirs[:2] for theirs, ours in zip(labels, as_iob2) if ours[:2] == "B-")
-    return as_iob2, of_label
-
-
-def scored_entities(spans, labels, probabilities, pos):
-    """What predicted_entities counts, in the order of the text: a tagging.Entity each."""
-    if pos:
-        units = [(i, i + 1, label) for i, label in enumerate(labels)]
-    else:
-        units = [(e.start, e.end, e.tag) for e in decode_entities(labels)]
-    return [
-        tagging.Entity(spans[a][0], spans[b - 1][1], kind, round(sum(probabilities[a:b]) / (b - a), 4))
-        for a, b, kind in units
-    ]
-
-
-def tag(s):
-    """Writes the entities of texts."""
-    s.model = tagging.find_tagger(s.model)
-    tagging.check_outputs(s)
-    tagger = load_tagger(s)
-    began, beginnings = time.monotonic(), Counter()
-    tally = tagging.write_tagged(tag_texts(tagger, tagging.read_texts(s.input), beginnings), s, tagger.labels)
-    if not tagger.is_ours:
-        tagging.print_scheme(tagger.scheme, beginnings)
-    tagging.print_tally(tally, began, s)
-
-
-# ---------------------------------------------------------------- list, check and tables
-
-
-def list_corpora(s):
-    """A line of what and where, and a line of what the folder must hold, for each corpus."""
-    row = "{:<16}{:<16}{:<16}{:<36}{}"
-    print(row.format("--corpus", "in the paper", "language", "Table 5: train, dev, test, classes", "licence"))
-    for name, c in CORPORA.items():
-        print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
-        print(f"    --data: a folder that holds {c.holds}")
-    print(TABLE_5_NOTE)
-    print_next(("python finetune.py check --corpus CORPUS --data FOLDER",))
-
-
-def check(s):
-    """What a corpus holds, what labels cannot express, and its overlap with a data set."""
-    splits, issues = read_corpus(s.corpus, s.data)
-    corpus = CORPORA[s.corpus]
-    rows = count_corpus(corpus, splits, issues)
-    overlaps = None
-    if s.dataset:
-        tokenizer = Tokenizer.from_str(read_tokenizer(s.dataset).decode())
-        dataset = data.PretrainingDataset(s.dataset, "train", ["mlm"])
-        if not corpus.pos:
-            special = tokenizers.special_ids(tokenizer)
-            what = f"labelled, split across windows of {dataset.seq_len} tokens"
-            windows = {k: make_windows(docs, tokenizer, special, dataset.seq_len) for k, docs in splits.items()}
-            rows[what] = {split: count_split_entities(docs, windows[split]) for split, docs in splits.items()}
-        overlaps, comparable = find_contamination(splits, dataset, tokenizer)
-        rows[f"of {texts.NGRAM_SIZE + texts.MIN_NGRAMS - 1} words or more"] = comparable
-        rows[f"  of these, overlapping with training documents of {name_of(s.dataset)}"] = overlaps
-    width = max(map(len, rows)) + 2
-    print(f"{corpus.title}, {s.data}\n{'':<{width}}" + "".join(f"{split:>10}" for split in splits))
-    for what, values in rows.items():
-        print(f"{what:<{width}}" + "".join(f"{v:>10,}" if v != "-" else f"{v:>10}" for v in values.values()))
-    if overlaps and overlaps["test"]:
-        print("make data EXCLUDE=.., the folder or file of the test split, leaves them out of pre-training")
-    print_next(("python finetune.py CHECKPOINT --corpus {} --data {}", s.corpus, s.data))
-
-
-def count_corpus(corpus, splits, issues):
-    """{what: {split: how many}} of sequences, tokens, entities and issues."""
-
-    def each(count):
-        return {split: count(documents) for split, documents in splits.items()}
-
-    rows = {}
-    if any(d.group for documents in splits.values() for d in documents):
-        rows["documents"] = each(lambda documents: len({d.group for d in documents}))
-    unit = "documents" if any(d.text is not None for d in splits["test"]) else "sentences"
-    rows[unit] = each(len)
-    rows["tokens"] = each(lambda documents: sum(len(d.tokens) for d in documents))
-    if not corpus.pos:
-        rows["entities"] = each(count_entities)
-        rows["entities that are labelled"] = each(lambda docs: sum(len(decode_entities(d.labels)) for d in docs))
-    kinds = each(lambda docs: Counter(kind for d in docs for kind, _ in (d.gold or gold_entities(d, corpus.pos))))
-    rows |= {f"  {k}": {x: kinds[x][k] for x in splits} for k in sorted({k for c in kinds.values() for k in c})}
-    rows |= {k: {x: issues[x][k] for x in splits} for k in sorted({k for c in issues.values() for k in +c})}
-    if not corpus.pos:
-        for i, what in enumerate(("precision", "recall")):
-            rows[f"best {what} that labels can have (%)"] = each(lambda docs, i=i: best_score(docs, corpus, i))
-    return rows
-
-
-def best_score(documents, corpus, i):
-    """Precision (i = 0) or recall (i = 1) of the gold labels themselves against all that the corpus marks."""
-    totals = entity_counts(documents, [d.labels for d in documents], corpus).sum(axis=(0, 1))
-    return round(100 * float(precision_recall_f1(*totals)[i]), 2) if totals[1 + i] else "-"
-
-
-def find_contamination(splits, dataset, tokenizer):
-    """Sequences of a corpus that overlap with the pre-training documents, and those long enough to tell.
-
-    Both sides are compared as the tokenizer writes them. Returns: two dicts {split: how many}.
-    """
-    stored = zip(dataset.offsets[dataset.rows], dataset.offsets[dataset.rows + 1])
-    training = tokenizer.decode_batch([dataset.ids[a:b].tolist() for a, b in stored])
-    sequences = [d for documents in splits.values() for d in documents]
-    tested = [d.text if d.text is not None else " ".join(d.tokens) for d in sequences]
-    tested = [tokenizer.decode(e.ids) for e in tokenizer.encode_batch(tested, add_special_tokens=False)]
-    comparable = np.array([len(texts.ngram_hashes(text)) >= texts.MIN_NGRAMS for text in tested])
-    overlapping = np.zeros(len(tested), bool)
-    for found in texts.find_overlaps(progress("documents of the data set", training), tested):
-        overlapping[found] = True
-    first = np.cumsum([0] + [len(documents) for documents in splits.values()])
-    return tuple(
-        {split: int(flags[a:b].sum()) for split, a, b in zip(splits, first, first[1:])}
-        for flags in (overlapping, comparable)
-    )
-
-
-def tables(s):
-    """Writes all results as the paper's tables."""
-    write_tables(s.results, s.paper)
-
-
 COMMANDS = {
-    "run": (run, configs.Finetune),
-    "tag": (tag, configs.Tag),
-    "check": (check, configs.Check),
-    "list": (list_corpora, configs.ListCorpora),
-    "tables": (tables, configs.Tables),
+    "run": (finetune_seeds, configs.Finetune),
+    "list": (lambda _: print_corpora(), configs.ListCorpora),
+    "tables": (lambda s: write_tables(s.results, s.paper), configs.Tables),
 }
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def dictionary_of_dataset(folder, lang):
         tables = read_dataset_tables(folder, code)
         cuis = [f"C{number:07d}" for number in tables.cui.tolist()]
         ids += np.repeat(np.array(cuis, object), np.diff(tables.first_term)).tolist()
-        names += [" ".join(name.split()) for name in tables.terms.to_pylist()]  # as data.py dictionary writes them
+        names += [" ".join(name.split()) for name in tables.terms.to_pylist()]  # as beyond.export writes them
     return make_dictionary(ids, names)
 
 

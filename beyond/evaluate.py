@@ -30,7 +30,7 @@ from support.datasets import read_manifest, tokenizer_of
 from support.files import made_folder, name_of, write_json
 from support.pooling import read_pooling
 from support.programs import run_command
-from support.tables import check_results_file
+from support.results import check_results_file
 
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 

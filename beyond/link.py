@@ -47,7 +47,7 @@ from support import runs
 from support.arrays import bootstrap
 from support.files import check_output_file, made_folder, name_of, progress, write_json
 from support.programs import run_command
-from support.tables import check_results_file
+from support.results import check_results_file
 
 N_NEAREST = 5  # concepts that are written for a mention
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
@@ -60,7 +60,7 @@ class Link:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'finetune.py tag'; default: standard input",
+        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'python -m beyond.tag'; default: standard input",
         optional=True,
     )  # fmt: skip
     corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")

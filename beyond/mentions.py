@@ -235,7 +235,7 @@ def parse_record(line, name, row):
 def mentions_of_records(records):
     """The objects that get concepts, and what is looked up: [(object, its text in NFC with single blanks)].
 
-    These are the "entities" of a record, as finetune.py tag writes them, or the record itself if it has none.
+    These are the "entities" of a record, as beyond.tag writes them, or the record itself if it has none.
     """
     mentions = [mention for record in records for mention in record.get("entities", [record])]
     return [(m, normalize("NFC", " ".join(replace_surrogates(m["text"]).split()))) for m in mentions]

@@ -89,7 +89,6 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
-TAG_FORMATS = ("jsonl", "brat", "conll")
 
 
 class Settings:
@@ -142,23 +141,6 @@ class Show:
     """Print the tables of a data set, and examples of each task as the model sees them."""
 
     dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
-
-
-@dataclass
-class Dictionary:
-    """Write all names of a data set's concepts, a line CUI TAB name each, for kgi.py link or other tools."""
-
-    dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set")
-    out: str = setting("", "the file; default: standard output")
-
-
-@dataclass
-class Ids:
-    """Write which concept each MeSH and OMIM id of a UMLS release names, a line id TAB CUI each."""
-
-    umls: str = argument("RELEASE", "folder of a UMLS release")
-    out: str = setting("", "the file; default: standard output")
 
 
 @dataclass
@@ -232,35 +214,6 @@ class Finetune(Settings):
     max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions", "training")
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
-
-
-@dataclass
-class Tag:
-    """Mark the entities of texts: python finetune.py tag RESULTS < notes.txt > entities.jsonl"""
-
-    model: str = argument("MODEL", "folder of a tagger, or a results folder of fine-tuning, which holds one in model/")
-    input: str = argument(
-        "INPUT", "a file with a document a line, a .jsonl, or a folder of .txt files; default: standard input",
-        optional=True,
-    )  # fmt: skip
-    format: str = setting("jsonl", "JSON Lines, brat (.txt and .ann) or CoNLL columns", choices=TAG_FORMATS)
-    out: str = setting("", "file that is written, of brat a new folder; default: standard output")
-    html: str = setting(
-        "", "also write a page with the entities highlighted, to this file; a terminal then shows no other output"
-    )
-    precision: str = setting(
-        "", "number format of the matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32")
-    )
-    device: str = setting("auto", "where to run", choices=DEVICES)
-
-
-@dataclass
-class Check:
-    """Count what a corpus holds, what labels cannot express, and its overlap with a data set."""
-
-    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat")
-    data: str = setting("", "folder of the corpus")
-    dataset: str = setting("", "also count the texts of the corpus that overlap with documents of this data set")
 
 
 @dataclass

@@ -19,7 +19,7 @@ train=("$BIN/python")
 base=$(basename "$CONFIG" .toml)
 [[ $base == *-"$LANGUAGE" ]] || base=$base-$LANGUAGE
 for corpus in $CORPORA; do # what is wrong with a corpus is found out first
-  "$BIN/python" finetune.py check --corpus "${corpus%%=*}" --data "${corpus#*=}" >/dev/null
+  "$BIN/python" -m beyond.check --corpus "${corpus%%=*}" --data "${corpus#*=}" >/dev/null
 done
 for seed in $SEEDS; do
   for tasks in mlm ep-lp ep-tc tc-lp all; do

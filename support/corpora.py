@@ -165,7 +165,7 @@ CORPORA = {
     ),
 }  # fmt: skip
 TABLE_5_NOTE = (
-    "Table 5 counts what the authors' scripts kept; the corpora themselves hold other numbers (finetune.py check). "
+    "Table 5 counts what the authors' scripts kept; the corpora themselves hold other numbers (beyond.check). "
     "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types. Classes are labels of the training split."
 )
 

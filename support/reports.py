@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-import statistics
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,6 @@ import configs
 from configs import UserError
 from support import hardware
 from support.files import append_line, name_of, read_bytes
-from support.tables import mean_and_deviation
 from support.texts import replace_surrogates
 
 VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
@@ -265,58 +263,3 @@ def markdown_table(heads, rows):
     """A table as lines of Markdown, a blank line after it."""
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
-
-
-# ---------------------------------------------------------------- what was learnt
-
-
-def print_scores(runs, constant, unit, pos):
-    """Prints the scores of all seeds of a results folder as a table: mean ± deviation, interval, baseline, each type.
-
-    Args:
-        runs: of a scores.json. constant: the label of the baseline. unit: what the intervals resample. pos: whether
-        labels are parts of speech.
-    """
-
-    def row(name, threes, *rest):
-        name = name if len(name) <= 30 else name[:29] + "…"
-        cells = threes and [mean_and_deviation([three[i] for three in threes]) for i in range(3)]
-        line = f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1"))
-        print((line + "{:>19}{:>11}".format(*rest)).rstrip())
-
-    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
-    print()
-    row(f"{seeds}, in per cent", [], "95 % interval", "constant")
-    titles = {"paper": "paper, mean over sequences", "entity": "tokens" if pos else "entities, strict"}
-    for (kind, title), baseline in zip(titles.items(), ("constant_baseline", "constant_baseline_entity")):
-        low, high = (statistics.mean(r["interval"][kind][i] for r in runs) for i in range(2))
-        row(title, [r[kind] for r in runs], f"[{low:.2f}, {high:.2f}]", f"{runs[0][baseline]:.2f}")
-    row("mean over " + ("labels" if pos else "types"), [r["macro"] for r in runs], "", "")
-    print(f"{'of each ' + ('label' if pos else 'type'):<100}{'gold':>11}")
-    n_gold = {kind: n for r in runs for kind, (*_, n) in r["labels"].items()}
-    for kind in sorted(n_gold):
-        row(f"  {kind}", [r["labels"][kind] for r in runs if kind in r["labels"]], "", f"{n_gold[kind]:,}")
-    of_seeds = ", mean of those of the seeds" if len(runs) > 1 else ""
-    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{of_seeds}")
-    print(f"constant: the F1 of always {constant}")
-
-
-def print_single_label(single_label, s, dim):
-    """Says which seeds predict one label alone, and why that is likely.
-
-    Args: single_label: {seed: label}. s: a configs.Finetune. dim: of the encoder.
-    """
-    if not single_label:
-        return
-    seeds = ("seed " if len(single_label) == 1 else "seeds ") + ", ".join(map(str, single_label))
-    if dim < 768 and s.lr < 1e-4:
-        why = f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}"
-        advice = "--lr 5e-4 or more"
-    elif s.lr > 1e-3:
-        why, advice = f"a learning rate of {s.lr:g} is too high for this corpus", "--lr 5e-4"
-    else:
-        why = f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here"
-        advice = "a higher --lr or more --epochs"
-    labels = " or ".join(sorted({*single_label.values()}))
-    print(f"\nwarning: {seeds} predicted {labels} alone, for every word.")
-    print(f"  The likely reason: {why}.\n  Try {advice}, with another --out.")

@@ -1,4 +1,4 @@
-"""The paper's tables from result files: Tables 2, 3, 4, 6, 9, 10 and 11, and what encoders know.
+"""The paper's tables from result files (Tables 2, 3, 4, 6, 9, 10 and 11, and what encoders know), and printed tables.
 
 A result is a scores.json of finetune.py or a knowledge-*.json of beyond.evaluate. Files of other shapes are named and
 left out. The paper's rows and figures are in configs/tables.json.
@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import configs
 from configs import UserError
-from support.files import check_output, read_utf8, write_atomic
-from support.texts import replace_surrogates
+from support.corpora import CORPORA, TABLE_5_NOTE
+from support.files import check_output, write_atomic
+from support.reports import print_next
+from support.results import checked, differing_settings, finite, percent, read_records
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that beyond.evaluate writes
@@ -28,47 +30,6 @@ KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores 
 
 
 # ---------------------------------------------------------------- result files
-
-
-def read_record(path):
-    """What a JSON file of results holds. Raises: UserError, OSError, ValueError or TypeError for another file."""
-    if not path.is_file():
-        raise ValueError("a folder, a pipe or a device")
-    return json.loads(read_utf8(path), parse_constant=finite)  # NaN is no number
-
-
-def read_records(folder, pattern, parse):
-    """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
-    for path in sorted(Path(folder).rglob(pattern)):
-        try:
-            parsed = parse(read_record(path))
-        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
-            reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
-            print(f"{path}: not a file of results, left out ({reason})")
-        else:
-            yield path, parsed
-
-
-def checked(kind, value):
-    """The value of a result file, if it is of this kind. Raises: TypeError, or ValueError for a number too large."""
-    if type(value) is not kind:
-        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
-    if kind is int and abs(value) >= 2**53:
-        raise ValueError("a number of more than 15 digits")
-    return replace_surrogates(value) if kind is str else value
-
-
-def finite(value, least=0, most=1e9):
-    """A number of a result file. Raises: TypeError or ValueError if it is none, or cannot be a result."""
-    if type(value) not in (int, float):
-        raise TypeError(f"{repr(value)[:40]} is not a number")
-    if not least <= value <= most:  # nor is NaN
-        raise ValueError(f"{repr(value)[:40]} is not a score")
-    return float(value)
-
-
-def percent(value):
-    return finite(value, most=100 + 1e-6)
 
 
 class Scores(NamedTuple):
@@ -118,34 +79,6 @@ def read_results(folder):
                 continue
             found[language, task][strip_seed_suffix(name)].append(scores)
     return found
-
-
-def differing_settings(before, now):
-    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
-    before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
-    keys = [k for k in now if before.get(k) != now[k]]
-    return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
-
-
-def check_result_signature(where, before, now):
-    """Raises UserError if results are of another signature than `now`, such as another checkpoint, or of none."""
-    if not isinstance(before, dict):
-        raise UserError(f"{where} holds results without a record of all their settings; choose another --out")
-    if other := differing_settings(before, now):
-        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {now[k]}" for k in other)
-        raise UserError(f"{where} holds results of {changes}; choose another --out")
-
-
-def check_results_file(path, now):
-    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
-    check_output(path, rb'\{\s*"checkpoint": ')
-    if not path.exists():
-        return
-    try:
-        before = checked(dict, read_record(path)).get("signature")
-    except (UserError, ValueError, TypeError, RecursionError):
-        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(path, before, now)
 
 
 def strip_seed_suffix(run):
@@ -312,3 +245,80 @@ def print_rows(rows, most=120):
             name = "" if i == 0 else row[0]
             print(f"  {name:<{width[0] - 2}}" + "".join(f"{row[k]:>{width[k]}}" for k in range(first, last)))
         first = last
+
+
+# ---------------------------------------------------------------- the corpora, and the scores of a run
+
+
+def print_corpora():
+    """Prints a line of what and where, and a line of what the folder must hold, for each corpus."""
+    row = "{:<16}{:<16}{:<16}{:<36}{}"
+    print(row.format("--corpus", "in the paper", "language", "Table 5: train, dev, test, classes", "licence"))
+    for name, c in CORPORA.items():
+        print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
+        print(f"    --data: a folder that holds {c.holds}")
+    print(TABLE_5_NOTE)
+    print_next(("python -m beyond.check --corpus CORPUS --data FOLDER",))
+
+
+def print_scores(runs, constant, unit, pos):
+    """Prints the scores of all seeds of a results folder as a table: mean ± deviation, interval, baseline, each type.
+
+    Args:
+        runs: of a scores.json. constant: the label of the baseline. unit: what the intervals resample. pos: whether
+        labels are parts of speech.
+    """
+
+    def row(name, threes, *rest):
+        name = name if len(name) <= 30 else name[:29] + "…"
+        cells = threes and [mean_and_deviation([three[i] for three in threes]) for i in range(3)]
+        line = f"{name:<30}" + "".join(f"{cell:>17}" for cell in cells or ("P", "R", "F1"))
+        print((line + "{:>19}{:>11}".format(*rest)).rstrip())
+
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
+    print()
+    row(f"{seeds}, in per cent", [], "95 % interval", "constant")
+    titles = {"paper": "paper, mean over sequences", "entity": "tokens" if pos else "entities, strict"}
+    for (kind, title), baseline in zip(titles.items(), ("constant_baseline", "constant_baseline_entity")):
+        low, high = (statistics.mean(r["interval"][kind][i] for r in runs) for i in range(2))
+        row(title, [r[kind] for r in runs], f"[{low:.2f}, {high:.2f}]", f"{runs[0][baseline]:.2f}")
+    row("mean over " + ("labels" if pos else "types"), [r["macro"] for r in runs], "", "")
+    print(f"{'of each ' + ('label' if pos else 'type'):<100}{'gold':>11}")
+    n_gold = {kind: n for r in runs for kind, (*_, n) in r["labels"].items()}
+    for kind in sorted(n_gold):
+        row(f"  {kind}", [r["labels"][kind] for r in runs if kind in r["labels"]], "", f"{n_gold[kind]:,}")
+    of_seeds = ", mean of those of the seeds" if len(runs) > 1 else ""
+    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{of_seeds}")
+    print(f"constant: the F1 of always {constant}")
+
+
+def print_advice(predicted_labels, scores, s, dim):
+    """Says which seeds predict one label alone, or find no entity, and why that is likely.
+
+    Args: predicted_labels: {seed: a set}. scores: {seed: its scores}. s: a configs.Finetune. dim: of the encoder.
+    """
+    single_label = {seed: [*labels][0] for seed, labels in predicted_labels.items() if len(labels) == 1}
+    n_gold = {seed: sum(n for *_, n in scores[seed]["labels"].values()) for seed in predicted_labels}
+    no_entity = [k for k in predicted_labels if k not in single_label and n_gold[k] and scores[k]["entity"][2] == 0]
+    if not single_label and not no_entity:
+        return
+    print()
+    if single_label:
+        labels = " or ".join(sorted({*single_label.values()}))
+        print(f"warning: {name_seeds(single_label)} predicted {labels} alone, for every word.")
+    if no_entity:
+        print(f"warning: {name_seeds(no_entity)} found none of the entities of the test split.")
+    if dim < 768 and s.lr < 1e-4:
+        why = f"the learning rate {s.lr:g} suits encoders of dim 768, and this one has {dim}"
+        advice = "--lr 5e-4 or more"
+    elif s.lr > 1e-3:
+        why, advice = f"a learning rate of {s.lr:g} is too high for this corpus", "--lr 5e-4"
+    else:
+        why = f"{s.epochs} pass at a learning rate of {s.lr:g} teaches too little here"
+        advice = "a higher --lr or more --epochs"
+    print(f"  The likely reason: {why}.\n  Try {advice}, with another --out.")
+
+
+def name_seeds(seeds):
+    """seed 1, or seeds 0, 2."""
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))

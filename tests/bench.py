@@ -405,7 +405,7 @@ def bench_busy(repeat):
             "train": training,
             "train, two ranks": two_ranks,
             "finetune": ["finetune.py", "demo/kgi-fr", "configs/demo.toml", "--runs", "1"],
-            "tag": ["finetune.py", "tag", "demo/results/pretrained", str(text)],
+            "tag": ["-m", "beyond.tag", "demo/results/pretrained", str(text)],
             "embed": ["-m", "beyond.embed", "demo/kgi-fr", str(names)],
         }
         print(f"{'seconds, median of ' + str(repeat):<26}" + "".join(f"{x:>10}" for x in ("300000", "1000", "0") * 2))

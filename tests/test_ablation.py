@@ -19,7 +19,7 @@ with open("calls.txt", "a") as f:
     f.write(" ".join(argv) + "\\n")
 if "broken" in argv:
     sys.exit(1)
-if argv[0] == "finetune.py" and argv[1] not in ("check", "tables"):
+if argv[0] == "finetune.py" and argv[1] != "tables":
     path, n = Path(argv[argv.index("--out") + 1], "scores.json"), int(argv[argv.index("--runs") + 1])
 elif argv[:2] == ["-m", "beyond.evaluate"]:
     path, n = Path("results", Path(argv[2]).name, "knowledge-fr.json"), 0
@@ -54,9 +54,7 @@ def ablation(tmp_path):
 
 def test_each_subset_of_tasks_and_seed_once(ablation):
     code, calls = ablation("--init", "DrBERT-4GB")
-    assert code == 0 and calls[:2] == [
-        f"finetune.py check --corpus {c}" for c in ("e3c --data x/y", "meddocan --data z")
-    ]
+    assert code == 0 and calls[:2] == [f"-m beyond.check --corpus {c}" for c in ("e3c --data x/y", "meddocan --data z")]
     assert calls[-1] == "finetune.py tables"
     assert len(calls) == 3 + 2 * 5 * 4 == len({*calls})
     run, config = "drbert-fr-ep-lp-s4", "configs/drbert-fr.toml"

@@ -33,6 +33,7 @@ from support import tokenizers
 from support.labels import Document, align_entities
 from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
 from support.tensors import DTYPES, read_safetensors, read_torch, write_safetensors
+from support.windows import make_windows
 from tests.conftest import ROOT, build
 from tests.test_evaluate import run_command
 from tests.test_files import Narrow
@@ -634,10 +635,10 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
         assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
     special = tokenizers.special_ids(tokenizer)
     sentences = [Document("x", ["kidney", "liver"], ["O", "O"])]
-    ((_, _, ids, positions),) = finetune.make_windows(sentences, tokenizer, special, 60)
+    ((_, _, ids, positions),) = make_windows(sentences, tokenizer, special, 60)
     assert all(tokenizer.id_to_token(ids[p]).startswith("\u0120") for p in positions)
     text = align_entities("x", "acute liver-kidney", [], None, Counter())  # a word touches the one before
-    ((_, _, ids, positions),) = finetune.make_windows([text], tokenizer, special, 60)
+    ((_, _, ids, positions),) = make_windows([text], tokenizer, special, 60)
     assert [tokenizer.id_to_token(ids[p])[0] == "\u0120" for p in positions] == [True, True, False, False]
 
 

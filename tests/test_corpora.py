@@ -21,12 +21,16 @@ from seqeval import scheme as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import Tokenizer, normalizers
 
-import configs
 import data
 import finetune
+from beyond.check import Check, check, find_contamination
+from beyond.tagged import Entity, TaggedText, write_brat
 from configs import UserError
-from support import corpora, formats, tagging, texts, tokenizers
+from support import corpora, formats, texts, tokenizers
 from support.labels import Document, align_entities, decode_entities, strict_iob2, to_iob2
+from support.scores import gold_entities, predicted_entities
+from support.tables import print_corpora
+from support.windows import count_split_entities, make_windows
 from tests.conftest import build
 
 NER = Path(os.environ.get("NER", "NER is not set"))
@@ -271,7 +275,7 @@ def test_an_entity_marked_twice_counts_once(tmp_path, capsys):
     assert rows["entities"] == [1, 1, 3] and rows["X"] == [1, 1, 2] and rows["Y"] == [0, 0, 1]
     assert rows["entities marked twice: counted once"] == [0, 0, 2]
     (document,) = corpora.read_corpus("custom", tmp_path)[0]["test"]
-    assert len(document.gold) == len(finetune.gold_entities(document, False)) == 3
+    assert len(document.gold) == len(gold_entities(document, False)) == 3
     twice = pubtator(7, "Sans", "fièvre", "DiseaseClass fièvre", "Modifier fièvre")
     (document,) = formats.read_split(write(tmp_path, {"x": twice}) / "x", corpora.NCBI, issues := Counter())
     assert document.gold == [("Disease", ((5, 11),))] and +issues == {"entities marked twice: counted once": 1}
@@ -288,7 +292,7 @@ def test_blanks_are_no_part_of_an_entity(tmp_path, ann, gold):
     assert document.gold == [("X", gold)]
     several = {"entities of several fragments: one stretch, where labelled": 1} if len(gold) > 1 else {}
     assert +issues == {"entities with blanks at an end: trimmed": 1} | several
-    assert several or finetune.predicted_entities(document, document.labels, False) == {*document.gold}
+    assert several or predicted_entities(document, document.labels, False) == {*document.gold}
 
 
 ORGANS = "the liver\npain\tof the rat"
@@ -317,13 +321,13 @@ def test_our_own_brat_is_read_back(tmp_path):
     text, entities = "", []
     for i, end in enumerate("\n \t \r\n \v \f \x1c \x85 \u2028".split(" ")):
         start, text = len(text), f"{text}liver {end} pain{i}"
-        entities.append(tagging.Entity(start, len(text), "Organ", 0.5))
+        entities.append(Entity(start, len(text), "Organ", 0.5))
         text += " of\n"
-    tagging.write_brat(tmp_path, tagging.TaggedText("d", text, [], [], [], entities))
+    write_brat(tmp_path, TaggedText("d", text, [], [], [], entities))
     assert ";" in (tmp_path / "d.ann").read_text()
     (document,) = formats.read_brat(tmp_path, None, issues := Counter())
     assert document.gold == [("Organ", ((e.start, e.end),)) for e in entities] and not +issues
-    assert {*document.gold} == finetune.predicted_entities(document, document.labels, False)
+    assert {*document.gold} == predicted_entities(document, document.labels, False)
 
 
 def test_pubtators_blanks_are_counted(tmp_path):
@@ -374,10 +378,10 @@ def test_the_language_of_a_corpus_is_its_folders(tmp_path):
 
 
 def test_list_explains_the_counts_of_table_5(capsys):
-    finetune.list_corpora(configs.ListCorpora())
+    print_corpora()
     *_, note, following = capsys.readouterr().out.splitlines()
     assert "QUAERO-MEDLINE, for example, has 833, 832 and 833 titles and 10 types" in note
-    assert following == "next:  python finetune.py check --corpus CORPUS --data FOLDER"
+    assert following == "next:  python -m beyond.check --corpus CORPUS --data FOLDER"
 
 
 def test_hidden_files_are_not_read(tmp_path):
@@ -574,7 +578,7 @@ def test_what_has_columns(tmp_path, content):
 ])  # fmt: skip
 def test_missing_splits(tmp_path, corpus, files, message):
     with pytest.raises(UserError, match=message):
-        finetune.check(configs.Check(corpus, str(write(tmp_path, files))))
+        check(Check(corpus, str(write(tmp_path, files))))
     with pytest.raises(UserError, match="unknown corpus|no such folder"):
         corpora.read_corpus(corpus, tmp_path / "none")
 
@@ -638,7 +642,7 @@ def test_a_decomposed_corpus_has_the_scores_of_a_composed_one(tmp_path):
         write(tmp_path / form, {"d.txt": text, "d.ann": "".join(rows)})
         documents += formats.read_brat(tmp_path / form, None, issues := Counter())
         assert not +issues and documents[-1].gold == [(kind, ((a, b),)) for kind, a, b in entities]
-        ids += [w.ids for w in finetune.make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
+        ids += [w.ids for w in make_windows(documents[-1:], tokenizer, tokenizers.special_ids(tokenizer), 128)]
     nfc, nfd = documents
     assert len(nfd.text) > len(nfc.text) and nfd.labels == nfc.labels and nfc.labels.count("O") < len(nfc.labels)
     assert ids[0] == ids[1] and tokenizers.special_ids(tokenizer)["unk"] not in ids[0]
@@ -733,7 +737,7 @@ def test_random_entities_in_random_text(tmp_path, seed):
         len(where) > 1 for _, where in ours
     )
     if seed % 2 == 0:
-        assert finetune.predicted_entities(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
+        assert predicted_entities(d, d.labels, False) == {(kind, ((a, b),)) for a, b, kind in kept}
 
 
 @pytest.mark.parametrize("max_len", [8, 16, 30])
@@ -744,21 +748,21 @@ def test_split_entities_are_those_that_no_window_holds_whole(dataset, max_len):
         text = "".join(rng.choice(["acute ", "liver ", "pain ", "kidney\n", "x"]) for _ in range(60))
         entities = [("X", ((m.start(), m.end() + 12),)) for m in re.finditer(r"kidney|pain", text)]
         documents.append(align_entities(f"{i}", text, entities, None, Counter()))
-    cut = finetune.make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
+    cut = make_windows(documents, tokenizer, tokenizers.special_ids(tokenizer), max_len)
     want = 0
     for i, d in enumerate(documents):
         within = [range(first, first + len(at)) for j, first, _, at in cut if j == i]
         starts = [m.span() for m in re.finditer("BI*", "".join(t[0] for t in d.labels))]
         want += sum(not any(a in w and b - 1 in w for w in within) for a, b in starts)
-    assert finetune.count_split_entities(documents, cut) == want and want
+    assert count_split_entities(documents, cut) == want and want
 
 
 # ---------------------------------------------------------------- --check, contamination
 
 
 def checked(capsys, corpus, folder, dataset=""):
-    """Rows of `finetune.py check` as {what: [a number per split]}."""
-    finetune.check(configs.Check(corpus, str(folder), str(dataset)))
+    """Rows of `beyond.check` as {what: [a number per split]}."""
+    check(Check(corpus, str(folder), str(dataset)))
     rows = (re.fullmatch(r"(.+?)((?: +\d[\d,.]*)+)", line) for line in capsys.readouterr().out.splitlines()[2:])
     return {r[1].strip(): [float(x.replace(",", "")) for x in r[2].split()] for r in rows if r}
 
@@ -870,7 +874,7 @@ def test_contamination(dataset):
     test = [words(0, 60), words(1, 60)[10:30], words(2, 60)[:11], words(9, 40), [], words(1, 60)[40:]]
     splits = {"train": [], "test": [Document("", t, ["O"] * len(t)) for t in test]}
     splits |= {f"test {i}": [document] for i, document in enumerate(splits["test"])}
-    overlapping, comparable = finetune.find_contamination(splits, examples, tokenizer)
+    overlapping, comparable = find_contamination(splits, examples, tokenizer)
     assert [*overlapping.values()] == [0, 2, 0, 1, 0, 0, 0, 1]
     assert [*comparable.values()] == [0, 4, 1, 1, 0, 1, 0, 1]
 
@@ -953,10 +957,7 @@ def test_real_meddocan():
     assert kinds == [{row[0]: int(row[i]) for row in table if row[i] != "0"} for i in (1, 2, 3)]
     assert [sum(d.text[0] == BOM for d in documents) for documents in parts.values()] == [15, 7, 10]
     lost = [
-        e + (d.text,)
-        for ds in parts.values()
-        for d in ds
-        for e in {*d.gold} - finetune.predicted_entities(d, d.labels, False)
+        e + (d.text,) for ds in parts.values() for d in ds for e in {*d.gold} - predicted_entities(d, d.labels, False)
     ]
     assert len(lost) == 12 == sum(sum(c.values()) for c in issues.values())
     assert all(any(t[i - 1 : i + 1].isalnum() for i in (a, b)) for _, ((a, b),), t in lost)

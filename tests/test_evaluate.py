@@ -14,7 +14,6 @@ import torch
 
 import configs
 import data
-import finetune
 import kgi
 import model as models
 from beyond import embed as embedding
@@ -22,7 +21,7 @@ from beyond import evaluate, maps, retrieval
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
 from configs import UserError
-from support import datasets, runs, tables, tokenizers
+from support import datasets, results, runs, tables, tokenizers
 from tests.conftest import build
 from tests.test_alignment import pairs_of
 
@@ -198,7 +197,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     assert record["synonyms"]["en"]["mean"]["queries"] > 100
     assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
     for _ in range(2):
-        finetune.tables(configs.Tables())
+        tables.write_tables("results", False)
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
     drawn, draw_map = [], maps.draw_map
@@ -222,7 +221,7 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     Path("results/table-knowledge.md").write_text("mine")
     shutil.copy("results/table-knowledge.md", "results/table-6.md")
     with pytest.raises(UserError, match="table-knowledge.md is not an output of this command"):
-        finetune.tables(configs.Tables())
+        tables.write_tables("results", False)
     assert Path("results/table-6.md").read_text() == "mine"
 
 
@@ -322,6 +321,6 @@ def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
     assert again == of_task != other  # one folder, however it is named; other ids are other results
     signature = of_task | runs.signature_of(run.out)
     (tmp_path / "linking.json").write_text(json.dumps({"checkpoint": "x", "signature": signature}))
-    tables.check_results_file(tmp_path / "linking.json", signature)
+    results.check_results_file(tmp_path / "linking.json", signature)
     with pytest.raises(UserError, match="holds results of checkpoint sha256 .*, now 0; choose another --out"):
-        tables.check_results_file(tmp_path / "linking.json", signature | {"checkpoint sha256": "0"})
+        results.check_results_file(tmp_path / "linking.json", signature | {"checkpoint sha256": "0"})

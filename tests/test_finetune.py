@@ -21,9 +21,11 @@ import configs
 import finetune
 import kgi
 from configs import UserError
-from support import corpora, tables, tokenizers
+from support import corpora, results, tables, tokenizers
+from support.arrays import bootstrap
 from support.files import folder_lock
 from support.labels import Document, align_entities
+from support.windows import make_windows
 from tests.conftest import command
 
 
@@ -150,7 +152,7 @@ def test_the_confidence_interval_resamples_documents():
     for d in sentences:
         d.group = "one"
     assert finetune.score(sentences, pred, E3C)["interval"]["entity"] == pytest.approx([80, 80])
-    sums = finetune.bootstrap([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
+    sums = bootstrap([0, 1, 0], np.array([[1.0], [10.0], [2.0]]), 2000)[:, 0]
     assert {*sums} == {6, 13, 20} and np.mean(sums == 13) == pytest.approx(0.5, abs=0.05)
 
 
@@ -162,7 +164,7 @@ def test_windows_hold_every_word(dataset, max_len):
     rng = random.Random(0)
     vocabulary = [*"acute inflammation of the liver , kidney xqzkwv \u200b".split(" "), "zzzzzzzzzzzzzz"]
     sentences = documents([([rng.choice(vocabulary) for _ in range(rng.randint(1, 60))], []) for _ in range(40)])
-    windows = finetune.make_windows(sentences, tokenizer, special, max_len)
+    windows = make_windows(sentences, tokenizer, special, max_len)
     seen = [set() for _ in sentences]
     for sentence, first, ids, positions in windows:
         words = sentences[sentence].tokens
@@ -182,7 +184,7 @@ def test_a_tokenizer_with_metaspace_puts_a_space_before_every_word():
     tokenizer = Tokenizer(algorithms.Unigram([("<s>", 0), ("</s>", 0), ("<unk>", 0), ("\u2581x", -1), ("x", -1)], 2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     document = align_entities("x", "x-x x", [], None, Counter())
-    ((_, _, ids, _),) = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
+    ((_, _, ids, _),) = make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 20)
     assert [tokenizer.id_to_token(i) for i in ids[1:-1] if i != 2] == ["\u2581x"] * 3
 
 
@@ -192,7 +194,7 @@ def test_windows_end_at_lines(dataset):
     lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
     document = align_entities("x", "\n".join(lines), [], None, Counter())
     per_word = len(tokenizer.encode("liver", add_special_tokens=False).ids)
-    windows = finetune.make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
+    windows = make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
     spans = [(w.first_word, w.first_word + len(w.word_positions)) for w in windows]
     assert spans == [(0, 9), (9, 15), (15, 25), (20, 30), (25, 35), (30, 40), (35, 45), (45, 47)]
 
@@ -202,15 +204,17 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     special = tokenizers.special_ids(tokenizer)
     sentences = documents([(["liver"] * 23, ["O"] * 23), (["kidney"] * 3, ["O"] * 3)])
-    windows = finetune.make_windows(sentences, tokenizer, special, 10)
+    windows = make_windows(sentences, tokenizer, special, 10)
     labels = ["O", *(f"window {i}" for i in range(1, len(windows)))]
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
 
-    def classifier(ids, mask, word_index):
+    def classifier(batch):
+        assert [*map(id, batch)] == [id(windows[i]) for i in order]
         window = torch.tensor([i for i in order for _ in windows[i].word_positions])
         return torch.nn.functional.one_hot(window, len(windows)) * (1.0 + window[:, None])  # the later, the surer
 
-    predictions, probabilities = finetune.predict(classifier, sentences, windows, labels, 0, torch.device("cpu"), None)
+    classifier.labels = labels
+    predictions, probabilities = finetune.predict(classifier, sentences, windows)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
             distance = {
@@ -232,7 +236,7 @@ def test_the_command(release, checkpoint, tmp_path):
     p = command(*base, "--runs", 2, "--out", tmp_path / "two")
     assert p.returncode == 0, p.stderr
     assert "2 seeds, in per cent" in p.stdout and "40 + 40 sequences" in p.stdout
-    assert f"next:  python finetune.py tag {tmp_path / 'two'} < notes.txt" in p.stdout
+    assert f"next:  python -m beyond.tag {tmp_path / 'two'} < notes.txt" in p.stdout
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
     run_command(*base[1:], "--seed", 1, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
@@ -350,7 +354,7 @@ def test_what_fine_tuning_replaces(checkpoint, tmp_path):
     (out / "scores.json").unlink()
 
     def check(folder=checkpoint):
-        finetune.check_results(configs.Finetune(str(folder), runs=3), out)
+        results.check_results(configs.Finetune(str(folder), runs=3), out)
 
     check()
     shutil.rmtree(out / "model")
@@ -429,9 +433,7 @@ def test_a_tagger_that_finds_nothing_says_why(checkpoint, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search("warning: seed 4 predicted (O|B-x) alone, for every word", shown)
     assert "the learning rate 2e-05 suits encoders of dim 768, and this one has 32." in shown
-    assert (
-        "next:  python finetune.py tag" in shown and "finetune.py tables" not in shown
-    )  # --out is no part of results/
+    assert "next:  python -m beyond.tag" in shown and "finetune.py tables" not in shown  # --out is no part of results/
     said = json.loads((run / "kgi.json").read_text())
     (run / "kgi.json").write_text(json.dumps(said | {"finetune": {"lr": 5e-2, "epochs": 20, "max_len": 32}}))
     run_command(*argv, tmp_path / "two", "--epochs", 40)
@@ -446,4 +448,4 @@ def test_a_link_to_a_checkpoint_keeps_its_own_name(checkpoint, tmp_path, monkeyp
     (tmp_path / "best").symlink_to(checkpoint)
     for given in ("best", "best/", "./x/../best"):
         s = configs.Finetune(given, data="A")
-        assert str(finetune.describe_results(s, corpora.CORPORA["custom"])[0]) == "results/best/custom-A"
+        assert str(results.describe_results(s, corpora.CORPORA["custom"])[0]) == "results/best/custom-A"

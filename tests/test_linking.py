@@ -15,11 +15,10 @@ import pytest
 import torch
 
 import configs
-import data
 import model as models
 from beyond import embed as embedding
 from beyond import link as linking
-from beyond import retrieval
+from beyond import retrieval, tagged
 from beyond.dictionaries import (
     dictionary_of_dataset,
     exact_matches,
@@ -33,6 +32,7 @@ from beyond.dictionaries import (
     trigram_similarities,
     vectors_file,
 )
+from beyond.export import Dictionary, Ids, write_dictionary, write_ids
 from beyond.mentions import (
     LINKS,
     LinkingTask,
@@ -47,7 +47,7 @@ from beyond.mentions import (
     write_records,
 )
 from configs import UserError
-from support import corpora, datasets, files, rrf, tagging, tokenizers
+from support import corpora, datasets, files, rrf, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command
 from tests.small_releases import conso, write
@@ -650,7 +650,7 @@ def test_links_of_lines(checkpoint, small, tmp_path):
 
 
 def test_links_of_entities(checkpoint, small, tmp_path):
-    """The output of finetune.py tag keeps all that it has, and each entity gets concepts, by [CLS]."""
+    """The output of beyond.tag keeps all that it has, and each entity gets concepts, by [CLS]."""
     (tmp_path / "in.jsonl").write_text(
         json.dumps({"id": "a", "text": "Flu\nor not, cold.", "entities": [
             {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5}, {"text": "pain\n"},
@@ -724,8 +724,8 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [
-    lambda: read_records(""), lambda: [*tagging.read_texts("")], lambda: embedding.read_lines(""),
-    lambda: read_dictionary("/dev/zero"), lambda: [*tagging.read_texts("/dev/zero")],
+    lambda: read_records(""), lambda: [*tagged.read_texts("")], lambda: embedding.read_lines(""),
+    lambda: read_dictionary("/dev/zero"), lambda: [*tagged.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
     with open("/dev/zero") as zero:
@@ -756,8 +756,8 @@ def test_results_of_other_protocols_have_other_names():
 
 
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
-    """data.py dictionary writes what beyond.link takes from the data set; data.py ids writes codes of MeSH and OMIM."""
-    found = command("data.py", "dictionary", dataset)
+    """dictionary writes what beyond.link takes from the data set; ids writes codes of MeSH and OMIM."""
+    found = command("-m", "beyond.export", "dictionary", dataset)
     tables = datasets.read_dataset_tables(dataset, "en")
     lines = found.stdout.splitlines()
     assert found.returncode == 0, found.stderr
@@ -766,24 +766,24 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
     assert found.stderr == f"{len(lines):,} names of {len(tables.cui):,} concepts -> standard output\n"
     capsys.readouterr()
     for _ in range(2):
-        data.write_dictionary(configs.Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
+        write_dictionary(Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
         out, err = capsys.readouterr()
         told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
-        following = f"kgi.py link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
+        following = f"python -m beyond.link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
         assert (out, err) == ("", f"{told}next:  python {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = read_dictionary(tmp_path / "out.tsv"), dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
-        data.write_dictionary(configs.Dictionary(str(dataset), "en,fr"))
+        write_dictionary(Dictionary(str(dataset), "en,fr"))
     (tmp_path / "mine.tsv").write_text("notes\n")
     tables_of_en = dataset.parent / "tables" / "en"
     for path, message in ((dataset / "manifest.json", "is in the input"), (dataset / "new.tsv", "is in the input"),
                           (tables_of_en / "source.json", "is in the input"), (tables_of_en / "new.tsv", "is in the in"),
                           (tmp_path / "mine.tsv", "is not an output of this command"), (".", "a folder")):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            data.write_dictionary(configs.Dictionary(str(dataset), out=str(path)))
+            write_dictionary(Dictionary(str(dataset), out=str(path)))
 
 
 def test_codes_of_a_release(tmp_path):
@@ -794,9 +794,9 @@ def test_codes_of_a_release(tmp_path):
     mrconso = [conso(c, "x", sab=sab, suppress=s).replace("|PT|X|", f"|PT|{code}|") for c, sab, code, s in rows]
     release = write(tmp_path / "release", mrconso, [], [])
     for _ in range(2):
-        data.write_ids(configs.Ids(str(release), str(tmp_path / "ids.tsv")))
+        write_ids(Ids(str(release), str(tmp_path / "ids.tsv")))
     with pytest.raises(UserError, match="MRCONSO.RRF is in the input"):
-        data.write_ids(configs.Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
+        write_ids(Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
     want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
     assert (tmp_path / "ids.tsv").read_text() == want
     assert read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
@@ -809,7 +809,7 @@ def test_codes_of_a_release(tmp_path):
     ):
         other = write(tmp_path / f"other{len(rows)}", rows, [], [])
         with pytest.raises(UserError, match=message):
-            data.write_ids(configs.Ids(str(other), str(tmp_path / "none.tsv")))
+            write_ids(Ids(str(other), str(tmp_path / "none.tsv")))
     assert not (tmp_path / "none.tsv").exists()
 
 

@@ -13,9 +13,8 @@ import pytest
 
 import configs
 import data
-import finetune
 import kgi
-from beyond import evaluate, maps, plot
+from beyond import evaluate, maps, plot, tag
 from configs import UserError
 from support import files, reports
 from tests import demo_report
@@ -175,7 +174,7 @@ def test_the_demo_draws_what_it_names():
     s = {}
     for program, module, name in (
         ("-m beyond.plot", plot, "plot"), ("-m beyond.evaluate map", evaluate, "map"),
-        ("finetune.py tag", finetune, "tag"),
+        ("-m beyond.tag", tag, "tag"),
     ):  # fmt: skip
         argv = shlex.split(re.search(f"{program} (.*)", recipe)[1])
         s[name] = configs.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
@@ -227,53 +226,6 @@ def test_the_next_command_can_be_pasted(capsys):
     reports.print_next(("python -m beyond.evaluate {}", "runs/a b"), ("python -m beyond.plot {} {}", "x", "it's"))
     want = "next:  python -m beyond.evaluate 'runs/a b'\n       python -m beyond.plot x 'it'\"'\"'s'\n"
     assert capsys.readouterr().out == want
-
-
-def seed_scores(f1, **labels):
-    """The scores of a seed whose figures all follow from one."""
-    scores = [f1 - 20.0, f1 + 20.0, f1]
-    return {
-        "paper": scores, "entity": [x / 2 for x in scores], "macro": [x / 4 for x in scores],
-        "interval": {"paper": [f1 - 3, f1 + 3], "entity": [f1 - 6, f1 + 6]},
-        "constant_baseline": 31.5, "constant_baseline_entity": 0.0,
-        "labels": {kind: [*scores, n] for kind, n in labels.items()},
-    }  # fmt: skip
-
-
-def test_the_scores_of_all_seeds_are_one_table(capsys):
-    """Mean and deviation over the seeds, by hand; a type that one seed alone predicts; no line over 120 columns."""
-    long = "a_type_whose_name_is_longer_than_any_column_of_a_table"
-    reports.print_scores([seed_scores(40, A=1200), seed_scores(50, A=1200, **{long: 0})], "O", "documents", pos=False)
-    lines = capsys.readouterr().out.splitlines()
-    rows = {line[:30].strip(): line[30:].split() for line in lines if line}
-    dev = ["±", "7.07"]  # of 40 and 50
-    of_paper = ["25.00", *dev, "65.00", *dev, "45.00", *dev]
-    assert rows["paper, mean over sequences"] == [*of_paper, "[42.00,", "48.00]", "31.50"]
-    assert rows["entities, strict"] == "12.50 ± 3.54 32.50 ± 3.54 22.50 ± 3.54 [39.00, 51.00] 0.00".split()
-    assert rows["mean over types"] == "6.25 ± 1.77 16.25 ± 1.77 11.25 ± 1.77".split()
-    assert rows["A"] == [*of_paper, "1,200"] and rows[f"  {long}"[:29].strip() + "…"] == "30.00 70.00 50.00 0".split()
-    assert rows["2 seeds, in per cent"] == "P R F1 95 % interval constant".split()
-    assert "documents resampled, mean of those of the seeds" in lines[-2] and lines[-1].endswith("always O")
-    right = {len(line) for line in lines if line.endswith(("31.50", " 0.00", "1,200", "gold", "constant"))}
-    assert right == {111}  # aligned
-    assert max(map(len, lines)) <= 120
-    reports.print_scores([seed_scores(0, A=1) | {"seed": 3}], "NOM", "sentences", pos=True)
-    shown = capsys.readouterr().out
-    assert "seed 3, in per cent" in shown and "tokens  " in shown and "±" not in shown
-
-
-@pytest.mark.parametrize("lr, dim, reason", [
-    (2e-5, 128, "the learning rate 2e-05 suits encoders of dim 768, and this one has 128.\n  Try --lr 5e-4 or more"),
-    (2e-5, 768, "1 pass at a learning rate of 2e-05 teaches too little here.\n  Try a higher --lr or more --epochs"),
-    (5e-4, 128, "1 pass at a learning rate of 0.0005 teaches"),
-    (5e-3, 128, "a learning rate of 0.005 is too high for this corpus.\n  Try --lr 5e-4, with another --out"),
-])  # fmt: skip
-def test_a_tagger_of_one_label_says_why(capsys, lr, dim, reason):
-    reports.print_single_label({0: "O", 2: "O"}, configs.Finetune("x", lr=lr), dim)
-    shown = capsys.readouterr().out
-    assert "warning: seeds 0, 2 predicted O alone, for every word." in shown and reason in shown
-    reports.print_single_label({}, configs.Finetune("x"), dim)
-    assert capsys.readouterr().out == ""
 
 
 def test_accuracies_of_an_evaluation_are_in_per_cent(capsys):

@@ -16,11 +16,16 @@ import torch
 import configs
 import finetune
 import model as models
-from beyond import plot
+from beyond import pages, plot, tag
+from beyond.tag import Tag
+from beyond.tagged import Entity, TaggedText, read_texts
 from configs import UserError
-from support import checkpoints, corpora, files, formats, taggers, tagging, tokenizers
+from support import checkpoints, corpora, files, formats, taggers, tokenizers
 from support.labels import align_entities
+from support.results import save_tagger
+from support.scores import precision_recall_f1
 from support.tensors import read_safetensors, write_safetensors
+from support.windows import Window, make_windows, words_with_spaces
 from tests.conftest import ROOT
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
@@ -88,6 +93,12 @@ def run_command(*argv):
     function(settings)
 
 
+def tag_command(*argv):
+    """What `beyond.tag` does with these arguments, in this process."""
+    function, settings = configs.parse([*map(str, argv)], tag.__doc__, tag.COMMANDS, default="tag")
+    function(settings)
+
+
 @pytest.fixture(scope="module")
 def results(checkpoint, corpus, tmp_path_factory):
     """The results folder of two seeds, with windows of 24 tokens."""
@@ -111,9 +122,9 @@ def write_text(path, text):
 
 def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_path):
     """Bit for bit, of JSON Lines and of brat, although windows overlap and gold has what labels cannot express."""
-    run_command("tag", results / "model", corpus / "test", "--out", tmp_path / "found.jsonl", "--device", "cpu")
+    tag_command(results / "model", corpus / "test", "--out", tmp_path / "found.jsonl", "--device", "cpu")
     brat = ["--format", "brat", "--out", tmp_path / "brat"]
-    run_command("tag", results / "model", corpus / "test", *brat, "--device", "cpu")
+    tag_command(results / "model", corpus / "test", *brat, "--device", "cpu")
     record = json.loads((results / "scores.json").read_text())
     run = record["runs"][record["tagger"]["seed"]]
     gold = corpora.read_corpus("custom", corpus)[0]["test"]
@@ -124,7 +135,7 @@ def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_pa
     for entities in (from_json, from_brat):
         n_correct = sum(len(entities[d.name] & {*d.gold}) for d in gold)
         n_found, n_gold = sum(map(len, entities.values())), sum(len({*d.gold}) for d in gold)
-        scores = finetune.precision_recall_f1(n_correct, n_found, n_gold)
+        scores = precision_recall_f1(n_correct, n_found, n_gold)
         assert [100 * float(x) for x in scores] == run["entity"]
         assert 0 < n_correct < n_found and n_correct < n_gold  # or the comparison says little
     for row in found.values():
@@ -139,9 +150,9 @@ def test_a_document_gets_the_entities_of_its_chunk_or_alone(results, corpus, tmp
     write_text(tmp_path / "rows.jsonl", "\n\n".join(rows) + "\n")
     outputs = []
     for source, size in (("lines.txt", 1024), ("rows.jsonl", 1024), ("lines.txt", 3)):
-        monkeypatch.setattr(tagging, "CHUNK_DOCUMENTS", size)
+        monkeypatch.setattr(tag, "CHUNK_DOCUMENTS", size)
         out = tmp_path / "out.jsonl"
-        run_command("tag", results / "model", tmp_path / source, "--out", out, "--device", "cpu")
+        tag_command(results / "model", tmp_path / source, "--out", out, "--device", "cpu")
         outputs.append(read_json_lines(out))
         assert [row["text"] for row in outputs[-1]] == lines
     assert [row["id"] for row in outputs[0]] == [*range(1, len(lines) + 1)]
@@ -155,9 +166,9 @@ def test_a_document_gets_the_entities_of_its_chunk_or_alone(results, corpus, tmp
 def test_a_score_is_the_mean_probability_of_the_words(results):
     """Of each word's own label, from the window that labels it; a part of speech is of one word."""
     spans, labels = [(0, 2), (3, 5), (5, 6), (7, 9)], ["B-x", "I-x", "O", "B-y"]
-    found = finetune.scored_entities(spans, labels, [0.5, 1.0, 0.9, 0.25], pos=False)
+    found = tag.scored_entities(spans, labels, [0.5, 1.0, 0.9, 0.25], pos=False)
     assert found == [(0, 5, "x", 0.75), (7, 9, "y", 0.25)]
-    found = finetune.scored_entities(spans, ["NN", "O", "NN", "VB"], [0.5, 1.0, 0.9, 0.25], pos=True)
+    found = tag.scored_entities(spans, ["NN", "O", "NN", "VB"], [0.5, 1.0, 0.9, 0.25], pos=True)
     assert [e.type for e in found] == ["NN", "O", "NN", "VB"] and found[1] == (3, 5, "O", 1.0)
 
 
@@ -168,17 +179,17 @@ def test_words_are_read_as_in_training(results, checkpoint, tmp_path, monkeypatc
     for name in ("train.txt", "test.txt"):
         write_text(data / name, "fever B-x\n( O\n\npain O\n")
     run_command(checkpoint, "--data", data, "--out", tmp_path / "r", "--device", "cpu")
-    seen, make_windows = [], finetune.make_windows
+    seen = []
 
     def spy(documents, *rest):
-        seen.extend(w for d in documents for w in finetune.words_with_spaces(d))
+        seen.extend(w for d in documents for w in words_with_spaces(d))
         return make_windows(documents, *rest)
 
-    monkeypatch.setattr(finetune, "make_windows", spy)
+    monkeypatch.setattr(tag, "make_windows", spy)
     source = write_text(tmp_path / "x.txt", "fever(pain)")
     for folder, want in ((tmp_path / "r", " fever, (, pain, )"), (results, " fever,(,pain,)")):
         seen.clear()
-        run_command("tag", folder / "model", source, "--out", tmp_path / "out", "--device", "cpu")
+        tag_command(folder / "model", source, "--out", tmp_path / "out", "--device", "cpu")
         assert ",".join(seen) == want
 
 
@@ -239,10 +250,10 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     size = {"dim": 16, "layers": 1, "heads": 2, "ffn": 32, "max_positions": 40}
     types = {"type_vocab_size": {"bert": 2, "distilbert": 0}.get(family, 1)}
     c = models.Config(vocab_size=tokenizers.vocab_size(tokenizer), family=family, **size, **types)
-    classifier = finetune.TokenClassifier(models.Encoder(c), 3).eval()
+    classifier = finetune.TokenClassifier(models.Encoder(c), labels, 0, torch.device("cpu"), None).eval()
     torch.nn.init.normal_(classifier.classifier.bias)
     details = {"max_len": 16, "has_text": True, "pos": False, "precision": "bf16"}
-    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, details)
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
@@ -250,14 +261,16 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     prefix = NAMES[family][1].split(".")[0] + "."
     assert NAMES[family][1] in tensors and tensors["classifier.weight"].shape == (3, 16)
     assert {name for name in tensors if not name.startswith(prefix)} == {"classifier.weight", "classifier.bias"}
-    tagger = finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu"))
-    ids, mask = torch.arange(24).view(2, 12) + 5, torch.ones(2, 12, dtype=torch.bool)
-    with torch.no_grad():
-        assert torch.equal(*(x(ids, mask, torch.arange(24)) for x in (classifier, tagger.classifier)))
-    assert tagger.labels == labels and tagger.max_len == 16 and tagger.machine[1] == torch.bfloat16
+    tagger = tag.load_tagger(Tag(model=str(tmp_path / "model"), device="cpu"))
+    windows = [Window(0, 0, [*range(first, first + 12)], [*range(12)]) for first in (5, 17)]
+    assert tagger.classifier.labels == labels and tagger.max_len == 16 and tagger.classifier.dtype == torch.bfloat16
+    for dtype in (None, torch.bfloat16):
+        classifier.dtype = tagger.classifier.dtype = dtype
+        with torch.no_grad():
+            assert torch.equal(classifier(windows), tagger.classifier(windows))
     del d["kgi_tagger"]  # as a folder of another library is
     (tmp_path / "model" / "config.json").write_text(json.dumps(d))
-    assert finetune.load_tagger(configs.Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
+    assert tag.load_tagger(Tag(model=str(tmp_path / "model"), device="cpu")).max_len == 40
 
 
 LABELS = {  # of a tagger of two types: its own, and those that others might have in their place
@@ -285,10 +298,11 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     tokenizer, labels = make_tokenizer(), LABELS[scheme].split()
     torch.manual_seed(1)
     size = {"vocab_size": tokenizers.vocab_size(tokenizer), "max_positions": 64}
-    classifier = finetune.TokenClassifier(models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32)), 5)
+    encoder = models.Encoder(models.Config(**size, dim=16, layers=1, heads=2, ffn=32))
+    classifier = finetune.TokenClassifier(encoder, labels, 0, torch.device("cpu"), None)
     torch.nn.init.normal_(classifier.classifier.weight)
     details = {"max_len": 64, "has_text": True, "pos": False, "precision": "fp32"}
-    finetune.save_tagger(tmp_path / "model", classifier, tokenizer, labels, details)
+    save_tagger(tmp_path / "model", classifier, tokenizer, details)
     if scheme != "ours":
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         del config["kgi_tagger"]
@@ -298,14 +312,14 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     source = write_text(tmp_path / "x.txt", "\n".join(lines))
     for form in ("conll", "jsonl"):
         out = ["--format", form, "--out", tmp_path / form, "--html", tmp_path / "x.html", "--device", "cpu"]
-        run_command("tag", tmp_path / "model", source, *out)
+        tag_command(tmp_path / "model", source, *out)
     said, stray = capsys.readouterr().err.splitlines()[0], Counter()
     blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
     for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
         text = [align_entities("", line, [], None, Counter())]
-        window = finetune.make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
+        window = make_windows(text, tokenizer, tokenizers.special_ids(tokenizer), 64)
         with torch.no_grad():
-            softmax = classifier.eval()(*finetune.collate(window, 0, "cpu")).softmax(-1)
+            softmax = classifier.eval()(window).softmax(-1)
         want = read_by_hand(scheme, [labels[i] for i in softmax.argmax(-1).tolist()])
         chosen = [p[labels.index(theirs)].item() for (_, theirs), p in zip(want, softmax)]
         rows = [row.split("\t") for row in block.strip().split("\n")]
@@ -333,7 +347,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     ("BIOES", {"S-": 2, "B-": 1}, "BIOES"), ("BILOU", {"U-": 1, "L-": 1}, "BILOU; 1 of 2 entities begin with L-"),
 ])  # fmt: skip
 def test_how_labels_were_read_is_said(scheme, beginnings, said, capsys):
-    tagging.print_scheme(scheme, Counter(beginnings))
+    tag.print_scheme(scheme, Counter(beginnings))
     assert capsys.readouterr().err == f"the labels were read as {said}\n"
 
 
@@ -392,17 +406,15 @@ def test_a_tagger_is_replaced_as_a_whole(results, checkpoint, corpus, monkeypatc
 
 TEXT = "a <b> & acute\n  pain\tx"
 TAGGED = [
-    tagging.TaggedText("d/1", TEXT, [(8, 13), (16, 20), (21, 22)], ["B-p", "I-p", "O"], [0.9, 0.7, 1.0],
-                       [tagging.Entity(8, 20, "p", 0.8)]),
-    tagging.TaggedText(2, "", [], [], [], []),
-    tagging.TaggedText(3, "<script>", [(1, 7)], ["B-q <r"], [0.5], [tagging.Entity(0, 8, "q <r", 0.5)]),
+    TaggedText("d/1", TEXT, [(8, 13), (16, 20), (21, 22)], ["B-p", "I-p", "O"], [0.9, 0.7, 1.0],
+                       [Entity(8, 20, "p", 0.8)]),
+    TaggedText(2, "", [], [], [], []),
+    TaggedText(3, "<script>", [(1, 7)], ["B-q <r"], [0.5], [Entity(0, 8, "q <r", 0.5)]),
 ]  # fmt: skip
 
 
 def write_tagged(tmp_path, **settings):
-    return tagging.write_tagged(
-        iter(TAGGED), configs.Tag(**{"model": ""} | settings), ["O", "B-p", "I-p", "B-q <r", "B-none"]
-    )
+    return tag.write_tagged(iter(TAGGED), Tag(**{"model": ""} | settings), ["O", "B-p", "I-p", "B-q <r", "B-none"])
 
 
 def test_brat_has_a_fragment_a_line(tmp_path):
@@ -420,11 +432,11 @@ def test_tagging_again_replaces_what_tagging_wrote(tmp_path, settings, monkeypat
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         write_tagged(tmp_path, **settings, out="out")
-        tagging.check_outputs(configs.Tag(model="model", **settings, out="out"))
+        tag.check_outputs(Tag(model="model", **settings, out="out"))
     for name in {"out", settings.get("html", "out")}:
         (tmp_path / name).write_text('{"id": 1, "text": "x", "entities": [{"id": 1, "label": "y"}]}\n')
         with pytest.raises(UserError, match=f"{name} is not an output of this command"):
-            tagging.check_outputs(configs.Tag(model="model", **settings, out="out"))
+            tag.check_outputs(Tag(model="model", **settings, out="out"))
         (tmp_path / name).unlink()
 
 
@@ -439,7 +451,7 @@ def test_brat_is_written_as_a_whole_or_not_at_all(tmp_path, full_disk):
     with full_disk(10), pytest.raises(UserError, match="a/out: cannot be written: File too large"):
         write_tagged(tmp_path, format="brat", out=str(out))
     assert not list(tmp_path.iterdir())
-    tagging.write_tagged(documents(), configs.Tag(model="", format="brat", out=str(out)), ["O"])
+    tag.write_tagged(documents(), Tag(model="", format="brat", out=str(out)), ["O"])
     assert {p.name for p in out.rglob("*.*")} == {f"{i}.{x}" for i in (1, 2, 3) for x in ("txt", "ann")}
     with pytest.raises(UserError, match="a/out is not an empty folder"):
         write_tagged(tmp_path, format="brat", out=str(out))
@@ -502,7 +514,7 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
     assert not re.search(r"https?:|src=|url\(|@import", content) and content.count("<script") == 1
     assert "flex-wrap: wrap" in content and "nowrap" not in content  # twenty types are several lines
     page = Page(tmp_path / "p.html")
-    assert page.scripts == [tagging.SCRIPT] and page.text == "".join(document.text for document in TAGGED)
+    assert page.scripts == [pages.SCRIPT] and page.text == "".join(document.text for document in TAGGED)
     hidden = {"type": "checkbox", "checked": None, "hidden": None}  # until the script runs
     assert page.legend == [  # a type that never occurs: not
         {"class": f"t{i}", "value": f"t{i}", "text": text} | hidden for i, text in enumerate(["p 1", "q <r 1"])
@@ -513,16 +525,16 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
     ]
     assert (page.slider["min"], page.slider["max"], page.slider["value"]) == ("0", "1", "0")
     assert page.note == "3 documents, 2 entities, tagged by <b>/kgi\ufffd"
-    monkeypatch.setattr(tagging, "PAGE_CHARACTERS", 10)
+    monkeypatch.setattr(tag, "PAGE_CHARACTERS", 10)
     write_tagged(tmp_path, **where | {"model": "other/tagger"})
     assert Page(tmp_path / "p.html").note == "the first 1 of 3 documents, 2 entities, tagged by tagger"
     (tmp_path / "latest").symlink_to(tmp_path)
-    assert tagging.tagger_name(tmp_path / "latest") == plot.names_of_runs([tmp_path / "latest"])[0] == "latest"
+    assert pages.tagger_name(tmp_path / "latest") == plot.names_of_runs([tmp_path / "latest"])[0] == "latest"
 
 
 def test_a_long_document_and_one_without_words(results, tmp_path):
     source = write_text(tmp_path / "x.txt", "fever of , " * 4000 + "\n\n \u200b \n")
-    run_command("tag", results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
+    tag_command(results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
     (document,) = formats.read_conll(tmp_path / "out", None, Counter())
     assert document.tokens == "fever of ,".split() * 4000 and document.labels.count("B-Finding") > 3000
     assert (tmp_path / "out").read_text().count("-DOCSTART-") == 3
@@ -533,7 +545,7 @@ def test_a_long_document_and_one_without_words(results, tmp_path):
 
 def test_a_closed_pipe_ends_the_command_quietly(results, tmp_path):
     source, env = write_text(tmp_path / "x.txt", "fever of liver\n" * 1500), os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "finetune.py", "tag", str(results / "model")]
+    argv = [sys.executable, "-m", "beyond.tag", str(results / "model")]
     with open(source, "rb") as f, subprocess.Popen(argv, cwd=ROOT, env=env, stdin=f, stdout=-1, stderr=-1) as p:
         first = json.loads(p.stdout.readline())
         p.stdout.close()
@@ -543,7 +555,7 @@ def test_a_closed_pipe_ends_the_command_quietly(results, tmp_path):
 
 def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tmp_path, capsysbinary):
     source = write_text(tmp_path / "x.txt", "fever\nof\n" * 1000)
-    run_command("tag", results / "model", source, "--device", "cpu")
+    tag_command(results / "model", source, "--device", "cpu")
     out, err = capsysbinary.readouterr()
     rows = [json.loads(line) for line in out.decode().split("\n")[:-1]]
     n_entities = sum(len(row["entities"]) for row in rows)
@@ -556,12 +568,12 @@ def test_a_page_alone_leaves_a_terminal_in_peace(results, tmp_path, capsysbinary
     """What is redirected has the lines all the same. The results folder stands for the tagger in it."""
     source, page = write_text(tmp_path / "x.txt", "fever\n"), tmp_path / "page.html"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
-    run_command("tag", results, source, "--html", page, "--device", "cpu")
+    tag_command(results, source, "--html", page, "--device", "cpu")
     out, err = capsysbinary.readouterr()
     assert (out == b"") == is_terminal and err.endswith(f"wrote {page}\n".encode()) and b"fever" in page.read_bytes()
-    run_command("tag", results, source, "--html", page, "--out", tmp_path / "o.jsonl", "--device", "cpu")
+    tag_command(results, source, "--html", page, "--out", tmp_path / "o.jsonl", "--device", "cpu")
     out, err = capsysbinary.readouterr()
-    last = f"next:  python kgi.py link CHECKPOINT {tmp_path / 'o.jsonl'} --out links.jsonl\n"
+    last = f"next:  python -m beyond.link CHECKPOINT {tmp_path / 'o.jsonl'} --out links.jsonl\n"
     assert out == b"" and err.decode().endswith(f"wrote {tmp_path / 'o.jsonl'}\nwrote {page}\n{last}")
 
 
@@ -623,11 +635,11 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     places = {"MODEL": results / "model", "PLAIN": checkpoint}
     with pytest.raises(UserError, match=re.escape(message)):
         places |= {"MODEL/config.json": results / "model" / "config.json"}
-        run_command("tag", *(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
+        tag_command(*(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
     assert not [*tmp_path.rglob("left.jsonl*")] and (tmp_path / "good.txt").read_text() == "fever\n"
     assert not (tmp_path / "up.txt").exists() and not (tmp_path / "o").exists()
 
 
 def test_half_a_surrogate_pair_moves_no_offset(tmp_path):
     source = write_text(tmp_path / "x.jsonl", r'{"id": "\ud800", "text": " a\ud800b\ud83d\ude00 "}')
-    assert [*tagging.read_texts(str(source))] == [("\ufffd", " a\ufffdb\U0001f600 ")]
+    assert [*read_texts(str(source))] == [("\ufffd", " a\ufffdb\U0001f600 ")]

@@ -9,12 +9,13 @@ import pytest
 
 import configs
 import data
+from beyond import tagged
 from beyond.dictionaries import read_ids
 from beyond.embed import read_lines
 from beyond.mentions import read_records
 from configs import UserError
 from data import MLM
-from support import corpora, formats, tagging, texts
+from support import corpora, formats, texts
 from tests.conftest import build
 
 
@@ -82,7 +83,7 @@ def test_what_begins_as_json_is_never_read_as_text(tmp_path):
     """Broken or too deep in its first line: an error names it; each command that takes lines or JSON Lines does so."""
     for first in ('{"text": "fever', '{"text": fever}', '{"x":' * 10**5, "[" * 10**5, '[{"text": "a"}]'):
         (tmp_path / "x.txt").write_text(f'{first}\n{{"text": "b"}}\n')
-        for read in (lambda path: [*tagging.read_texts(path)], read_records, texts.read_text):
+        for read in (lambda path: [*tagged.read_texts(path)], read_records, texts.read_text):
             with pytest.raises(UserError, match='x.txt, row 1: not a JSON object with a field "text"'):
                 read(str(tmp_path / "x.txt"))
 
@@ -97,14 +98,14 @@ def test_blank_lines_do_not_hide_json_lines(tmp_path):
     """Before other text they are documents; alone, in JSON Lines, nothing."""
     (tmp_path / "x.jsonl").write_text("\n \n")
     with pytest.raises(UserError, match="x.jsonl is empty"):
-        [*tagging.read_texts(str(tmp_path / "x.jsonl"))]
+        [*tagged.read_texts(str(tmp_path / "x.jsonl"))]
     for content, want in (
         ('\n \n{"text": "a"}\n\n{"text": "b"}', ["a", "b"]),
         ("\n\na\n\n", ["", "", "a", ""]),
         ("\n", [""]),
     ):
         (tmp_path / "x.txt").write_text(content)
-        assert [text for _, text in tagging.read_texts(str(tmp_path / "x.txt"))] == want
+        assert [text for _, text in tagged.read_texts(str(tmp_path / "x.txt"))] == want
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -117,13 +118,13 @@ def test_line_ends(tmp_path, monkeypatch, end):
 
     lines = there("x.txt", "fièvre", "", "foie")
     assert texts.read_text(lines)[0] == ["fièvre", "foie"]
-    assert [text for _, text in tagging.read_texts(str(lines))] == ["fièvre", "", "foie"]
+    assert [text for _, text in tagged.read_texts(str(lines))] == ["fièvre", "", "foie"]
     assert [record["text"] for record in read_records(str(lines))] == ["fièvre", "", "foie"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.read_bytes())))
     assert [record["text"] for record in read_records("")] == ["fièvre", "", "foie"]
     assert read_lines(lines) == [" fièvre", " ", " foie"]
     rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
-    assert texts.read_text(rows)[0] == [text for _, text in tagging.read_texts(str(rows))] == ["a", "b"]
+    assert texts.read_text(rows)[0] == [text for _, text in tagged.read_texts(str(rows))] == ["a", "b"]
     assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
     assert read_ids(there("ids.tsv", "id\tcui", "D1\tC1", "D2\tC2")) == {"D1": ["C1"], "D2": ["C2"]}
     columns = formats.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())

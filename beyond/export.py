@@ -1,0 +1,88 @@
+"""Names and ids of concepts for other tools.
+
+    python -m beyond.export dictionary datasets/fr --out names.tsv           its concepts, a line CUI TAB name each
+    python -m beyond.export ids 2022AB --out ids.tsv                         MeSH and OMIM ids, a line id TAB CUI each
+
+Without --out the lines go to standard output, and what is said about them to standard error.
+"""
+
+from configs import UserError, argument, setting  # isort: split
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from support import umls
+from support.datasets import choose_languages, read_dataset_tables
+from support.files import check_output_file, write_all, write_atomic
+from support.programs import run_command, standard_output
+from support.reports import print_next
+
+
+@dataclass
+class Dictionary:
+    """Write all names of a data set's concepts, a line CUI TAB name each, for beyond.link or other tools."""
+
+    dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
+    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set")
+    out: str = setting("", "the file; default: standard output")
+
+
+@dataclass
+class Ids:
+    """Write which concept each MeSH and OMIM id of a UMLS release names, a line id TAB CUI each."""
+
+    umls: str = argument("RELEASE", "folder of a UMLS release")
+    out: str = setting("", "the file; default: standard output")
+
+
+def write_dictionary(s):
+    """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
+    check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
+    lines, n_concepts = [], 0
+    for lang in choose_languages(s.dataset, s.lang):
+        tables = read_dataset_tables(s.dataset, lang)
+        cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
+        names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
+        lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
+        n_concepts += len(tables.cui)
+    write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
+    if s.out:
+        print_next(
+            ("python -m beyond.link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
+        )
+
+
+def write_ids(s):
+    """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
+    check_lines(s.out, rb"id\tcui\n", s.umls)
+    codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
+    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
+    if s.out:
+        print_next(("python -m beyond.link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
+
+
+def check_lines(out, form, *inputs):
+    """Raises UserError if write_lines cannot write, or would replace another file than ours."""
+    if out:
+        check_output_file(out, form, *inputs)
+    elif not sys.stdout:
+        raise UserError("standard output is closed; give --out")
+
+
+def write_lines(out, lines, what):
+    """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if out:
+        write_atomic(out, lambda f: f.write(content))
+    else:
+        write_all(standard_output(), content)
+    print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
+
+
+COMMANDS = {"dictionary": (write_dictionary, Dictionary), "ids": (write_ids, Ids)}
+
+if __name__ == "__main__":
+    run_command(__doc__, COMMANDS)

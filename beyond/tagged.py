@@ -1,0 +1,176 @@
+"""Texts to tag, and tagged texts: JSON Lines, brat, CoNLL columns, and a document a line."""
+
+import json
+import re
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from configs import UserError
+from support.files import read_utf8, reject_device
+from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
+
+LINE_ENDS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what brat cannot have inside a fragment
+# How the beginning of what was written before is recognised; see check_output.
+RECORDS = (
+    rb'\{"id": .*"entities": \[(\]\}\n|\{"start": )'
+    rb"|-DOCSTART-\n\n(-DOCSTART-|[^\t\n]+\t\d+\t\d+\t[01]\.\d{4}\t|\Z)"
+)
+
+
+class Text(NamedTuple):
+    """A document to tag."""
+
+    id: str | int  # its file, the id of its JSON object, or else its row
+    text: str
+
+
+class Entity(NamedTuple):
+    """A stretch of text of one type."""
+
+    start: int  # character of the text
+    end: int  # one past the last
+    type: str
+    score: float  # mean probability of the labels of its words
+
+
+class TaggedText(NamedTuple):
+    """A document with what was found in it."""
+
+    id: str | int
+    text: str
+    spans: list  # (start, end) of each word
+    labels: list  # of each word
+    probabilities: list  # of these labels; with another scheme than IOB2, of the tagger's own names for them
+    entities: list
+
+
+# ---------------------------------------------------------------- texts to tag
+
+
+def read_texts(path):
+    """Yields the Texts of a file with a document a line, of JSON Lines, of a folder of .txt, or of standard input.
+
+    Nothing is stripped but line ends and a byte order mark. In a folder each file is a document, as brat counts it: its
+    line ends and byte order mark stay. Raises: UserError with file and row.
+    """
+    try:
+        if not path:
+            yield from read_standard_input()
+        elif Path(path).is_dir():
+            yield from read_folder(Path(path))
+        elif Path(path).exists():
+            with open(path, "rb") as f:
+                reject_device(f, path)
+                yield from read_rows(f, path)
+        else:
+            raise UserError(f"{path}: neither a file nor a folder with .txt files")
+    except OSError as e:
+        raise UserError(f"{path or STANDARD_INPUT}: cannot be read: {e.strerror}") from None
+
+
+def read_standard_input():
+    """Yields a Text for each line of standard input."""
+    if not sys.stdin:
+        raise UserError("standard input is closed; name a file, or give a document a line: < notes.txt")
+    if sys.stdin.isatty():
+        print("reading standard input, a document a line; Ctrl-D ends it", file=sys.stderr)
+    reject_device(sys.stdin.buffer, STANDARD_INPUT)
+    yield from read_rows(sys.stdin.buffer, STANDARD_INPUT)
+
+
+def read_folder(folder):
+    """Yields a Text for each .txt file of a folder and those in it; its id is the path without .txt."""
+    files = sorted(f for f in folder.rglob("[!.]*.txt") if f.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no .txt file")
+    for file in files:
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        yield Text(replace_surrogates(name), read_utf8(file, bom="\ufeff"))
+
+
+def read_rows(f, name):
+    """Yields a Text for each line of a binary file, or of JSON Lines for each line that is not blank."""
+    rows = ((row, decode_utf8(line, name, row)) for row, line in enumerate(split_rows(f), 1))
+    start = []  # up to the first line that is not blank: it tells whether the file holds JSON Lines
+    for row, text in rows:
+        start.append((row, text))
+        if text.strip():
+            break
+    is_json = is_json_lines(name, start[-1][1] if start else "")
+    if not start or (is_json and not start[-1][1].strip()):
+        raise UserError(f"{name} is empty; give a document a line: python -m beyond.tag MODEL < notes.txt")
+    for row, text in chain(start, rows):
+        if text.strip() or not is_json:
+            yield parse_document(text, name, row) if is_json else Text(row, text)
+
+
+def parse_document(line, name, row):
+    """The Text of a line of JSON Lines: field "text", and "id" if it has one, else the row. Raises: UserError."""
+    found = parse_json_line(line, name, row)
+    key = found.get("id", row)
+    if type(key) not in (str, int):
+        raise UserError(f'{name}, row {row}: its "id" is neither text nor a whole number')
+    return Text(replace_surrogates(key) if type(key) is str else key, replace_surrogates(found["text"]))
+
+
+# ---------------------------------------------------------------- tagged texts
+
+
+def format_json(document):
+    """A line of JSON Lines."""
+    entities = [
+        {"start": e.start, "end": e.end, "type": e.type, "text": document.text[e.start : e.end], "score": e.score}
+        for e in document.entities
+    ]
+    return json.dumps({"id": document.id, "text": document.text, "entities": entities}, ensure_ascii=False) + "\n"
+
+
+def format_conll(document):
+    """Columns, a TAB between them: word, start, end, probability of its label, label, in IOB2.
+
+    A blank line ends a document. Each begins with -DOCSTART-, so that one without a word is not lost.
+    """
+    words = zip(document.spans, document.labels, document.probabilities)
+    rows = [f"{document.text[a:b]}\t{a}\t{b}\t{p:.4f}\t{label}\n" for (a, b), label, p in words]
+    return "".join(["-DOCSTART-\n\n", *rows, "\n" * bool(rows)])
+
+
+FORMATS = {"jsonl": format_json, "conll": format_conll}
+
+
+def write_brat(folder, document):
+    """Writes <id>.txt and <id>.ann; the score of an entity is a note to it.
+
+    An entity over a line break or a TAB has a fragment on either side, as brat itself has it.
+    Raises: UserError if the id is no name of a file, or that of an earlier document.
+    """
+    name = str(document.id)
+    if "\0" in name or any(part.startswith(".") or not part for part in name.split("/")):
+        raise UserError(f"the id {name[:60]!r} cannot be the name of a file, which brat needs")
+    path = folder / f"{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise UserError(f"two documents have the id {name[:60]!r}; brat needs a file for each")
+    lines = []
+    for i, entity in enumerate(document.entities, 1):
+        kind, fragments = re.sub(r"\s", "_", entity.type), fragments_of(document.text, entity)
+        places = ";".join(f"{a} {b}" for a, b in fragments)
+        words = " ".join(document.text[a:b] for a, b in fragments)
+        lines.append(f"T{i}\t{kind} {places}\t{words}\n#{i}\tAnnotatorNotes T{i}\tscore {entity.score}\n")
+    path.write_bytes(document.text.encode())
+    path.with_name(path.name.removesuffix(".txt") + ".ann").write_bytes("".join(lines).encode())
+
+
+def fragments_of(text, entity):
+    """The spans (start, end) of an entity's lines."""
+    cuts = [m.span() for m in LINE_ENDS.finditer(text, entity.start, entity.end)]
+    starts, ends = [entity.start, *(b for _, b in cuts)], [*(a for a, _ in cuts), entity.end]
+    fragments = []
+    for a, b in zip(starts, ends):
+        line = text[a:b]
+        a += len(line) - len(line.lstrip())
+        if line.strip():
+            fragments.append((a, a + len(line.strip())))
+    return fragments

@@ -1,0 +1,199 @@
+"""Result files, read and written: a results folder of fine-tuning, and what any file of results may hold.
+
+A results folder holds scores.json, predictions-<seed>.conll, and the tagger of the best seed, as model/.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from configs import UserError
+from support import checkpoints, taggers, tokenizers
+from support.corpora import corpus_folder, language_of
+from support.files import atomic_directory, check_output, name_of, read_utf8, write_atomic
+from support.texts import replace_surrogates
+
+# ---------------------------------------------------------------- any file of results
+
+
+def read_record(path):
+    """What a JSON file of results holds. Raises: UserError, OSError, ValueError or TypeError for another file."""
+    if not path.is_file():
+        raise ValueError("a folder, a pipe or a device")
+    return json.loads(read_utf8(path), parse_constant=finite)  # NaN is no number
+
+
+def read_records(folder, pattern, parse):
+    """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
+    for path in sorted(Path(folder).rglob(pattern)):
+        try:
+            parsed = parse(read_record(path))
+        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
+            reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
+            print(f"{path}: not a file of results, left out ({reason})")
+        else:
+            yield path, parsed
+
+
+def checked(kind, value):
+    """The value of a result file, if it is of this kind. Raises: TypeError, or ValueError for a number too large."""
+    if type(value) is not kind:
+        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
+    if kind is int and abs(value) >= 2**53:
+        raise ValueError("a number of more than 15 digits")
+    return replace_surrogates(value) if kind is str else value
+
+
+def finite(value, least=0, most=1e9):
+    """A number of a result file. Raises: TypeError or ValueError if it is none, or cannot be a result."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{repr(value)[:40]} is not a number")
+    if not least <= value <= most:  # nor is NaN
+        raise ValueError(f"{repr(value)[:40]} is not a score")
+    return float(value)
+
+
+def percent(value):
+    return finite(value, most=100 + 1e-6)
+
+
+def differing_settings(before, now):
+    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
+    before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
+    keys = [k for k in now if before.get(k) != now[k]]
+    return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
+
+
+def check_result_signature(where, before, now):
+    """Raises UserError if results are of another signature than `now`, such as another checkpoint, or of none."""
+    if not isinstance(before, dict):
+        raise UserError(f"{where} holds results without a record of all their settings; choose another --out")
+    if other := differing_settings(before, now):
+        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {now[k]}" for k in other)
+        raise UserError(f"{where} holds results of {changes}; choose another --out")
+
+
+def check_results_file(path, now):
+    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
+    check_output(path, rb'\{\s*"checkpoint": ')
+    if not path.exists():
+        return
+    try:
+        before = checked(dict, read_record(path)).get("signature")
+    except (UserError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
+    check_result_signature(path, before, now)
+
+
+# ---------------------------------------------------------------- a results folder of fine-tuning
+
+
+def describe_results(s, corpus):
+    """(the results folder, the record of a run without its scores)."""
+    name, language = name_of(s.checkpoint), language_of(s.corpus, s.data)
+    name += "-untrained" if s.untrained else ""
+    task = s.corpus
+    if not language or corpus.language != language:  # of several languages, or of your own: what tells which it is
+        task += f"-{language or name_of(s.data)}"
+    task += f"-{s.epochs}-epochs" if s.epochs > 1 else ""
+    out = Path(s.out or Path("results", name, task))
+    settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
+    record = {"checkpoint": str(s.checkpoint), "corpus": s.corpus, "task": task, "language": language}
+    return out, record | {"settings": settings}
+
+
+def check_results(s, out):
+    """Raises UserError if a results folder holds what fine-tuning would replace, and has not written."""
+    check_output(out / "model", taggers.TAGGER_FILES, s.checkpoint)
+    for seed in range(s.seed, s.seed + s.runs):
+        check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
+
+
+def result_signature(s, encoder, tokenizer, max_len, train, test):
+    """What the scores of a seed depend on, but the device: results of one folder have one signature."""
+    weights = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
+    for name, tensor in encoder.state_dict().items():
+        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    corpus = hashlib.sha256()
+    for d in (*train, None, *test):
+        corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
+    values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
+    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len}
+    values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
+    return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
+
+
+def read_earlier_scores(out, signature, seeds):
+    """{seed: its scores} in a results folder, to which new seeds are added.
+
+    Raises: UserError if they are of another signature, or of none.
+    """
+    path = out / "scores.json"
+    if not path.exists():
+        return {}
+    try:
+        record = read_record(path)
+        before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
+        if isinstance(before, dict):
+            for r in runs.values():
+                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
+                    [percent(scores[i]) for i in range(3)]
+                [checked(int, scores[3]) for scores in r["labels"].values()]
+                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
+                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
+    except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
+    check_result_signature(out, before, signature)
+    print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
+    if again := sorted(runs.keys() & seeds):
+        print(f"seeds {', '.join(map(str, again))} are replaced, each when its new result is whole", flush=True)
+    return runs
+
+
+def write_predictions(path, documents, predictions):
+    """A token a line: the token, its gold label and the predicted one, with TABs between; a blank line after each."""
+    blocks = ["\n".join(map("\t".join, zip(d.tokens, d.labels, p))) + "\n\n" for d, p in zip(documents, predictions)]
+    write_atomic(path, lambda f: f.write("".join(blocks).encode()))
+
+
+# ---------------------------------------------------------------- its tagger
+
+
+def describe_windows(s, max_len, test, corpus):
+    """What the config.json of a tagger keeps, so that text is read and cut as in its evaluation."""
+    has_text = test[0].text is not None  # else each word was read with a space before it
+    return {"corpus": s.corpus, "has_text": has_text, "pos": corpus.pos, "max_len": max_len, "precision": s.precision}
+
+
+def keep_best_tagger(folder, scores, seed, classifier, tokenizer, details):
+    """Writes the tagger of a seed that was just scored, unless the folder holds a better one of an earlier seed.
+
+    The best has the highest strict entity F1 on the dev split; the lowest seed wins a tie, and decides where there is
+    no dev split. The test split never decides.
+
+    Args: scores: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
+    """
+    by_dev = "dev" in scores[seed]
+
+    def rank(k):  # the lower, the better
+        return -scores[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
+
+    before = taggers.read_tagger_details(folder).get("seed")
+    is_known = type(before) is int and before in scores  # not one that an interrupted run left without its scores
+    if is_known and before != seed and rank(before) < rank(seed):
+        seed = before
+    else:
+        save_tagger(folder, classifier, tokenizer, details | {"seed": seed})
+    if by_dev:
+        return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {scores[seed]['dev']['entity'][2]:.2f}"}
+    return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
+
+
+def save_tagger(folder, classifier, tokenizer, details):
+    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
+    c = classifier.encoder.config
+    with atomic_directory(folder, taggers.TAGGER_FILES) as new:
+        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
+        description = taggers.describe_tagger(c, classifier.labels, details)
+        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)

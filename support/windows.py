@@ -1,0 +1,103 @@
+"""Windows of documents: stretches that fit an encoder and together hold every word."""
+
+from collections import defaultdict
+from typing import NamedTuple
+from unicodedata import normalize
+
+import numpy as np
+
+from support import tokenizers
+from support.arrays import concat_ranges
+from support.labels import decode_entities
+
+
+class Window(NamedTuple):
+    """A stretch of a document that fits the encoder."""
+
+    document: int  # index
+    first_word: int
+    ids: list  # with [CLS] and [SEP]
+    word_positions: list  # of the first token of each of its words, in ids
+
+
+def make_windows(documents, tokenizer, special, max_len):
+    """Documents -> Windows of at most max_len tokens that together hold every word.
+
+    A window ends at the last line break that fits in. A line that does not fit is covered by windows that overlap by
+    half, so that no gold label is lost. A word that touches the one before it is tokenised without a space, but not
+    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does. Words are
+    tokenised in NFC, as vocabularies are made of it, and not each tokenizer normalises.
+    """
+    room = max_len - 2
+    words = [normalize("NFC", word) for d in documents for word in words_with_spaces(d)]
+    ids, lengths = tokenizers.encode(tokenizer, words, "words")
+    start = np.cumsum(lengths) - lengths
+    pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
+    windows, first_piece = [], np.cumsum([0] + [len(d.tokens) for d in documents])
+    for i, document in enumerate(documents):
+        words = pieces[first_piece[i] : first_piece[i + 1]]
+        begin = np.cumsum([0] + [len(w) for w in words])
+        for first, last in cut_words(begin, np.array(document.breaks, int), room):
+            window = [special["cls"], *(t for w in words[first:last] for t in w), special["sep"]]
+            windows.append(Window(i, first, window, (begin[first:last] - begin[first] + 1).tolist()))
+    return windows
+
+
+def words_with_spaces(document):
+    """The tokens of a document, with a space before each that does not touch the one before it."""
+    if not document.spans:
+        return [" " + w for w in document.tokens]
+    previous_end = [None, *(end for _, end in document.spans[:-1])]
+    return [w if start == end else " " + w for w, (start, _), end in zip(document.tokens, document.spans, previous_end)]
+
+
+def cut_words(begin, breaks, room):
+    """Yields (first word, one past the last word) of each window of a document.
+
+    Args: begin: (words + 1,) position of each word's first token. breaks: words that begin a line. room: tokens.
+    """
+    first, n_words = 0, len(begin) - 1
+    while True:
+        last = int(np.searchsorted(begin, begin[first] + room, side="right")) - 1
+        middle = int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))
+        following = min(max(first + 1, middle), last)
+        if last < n_words and len(fitting := breaks[(breaks > first) & (breaks <= last)]):
+            following = last = int(fitting[-1])
+        yield first, last
+        if last == n_words:
+            return
+        first = following
+
+
+def labels_of(documents, window):
+    """The labels of a window's words."""
+    return documents[window.document].labels[window.first_word : window.first_word + len(window.word_positions)]
+
+
+def count_split_entities(documents, windows):
+    """How many labelled entities are split across windows, so that none holds them whole."""
+    spans = defaultdict(list)
+    for w in windows:
+        spans[w.document].append((w.first_word, w.first_word + len(w.word_positions)))
+    return sum(
+        not any(a <= e.start and e.end <= b for a, b in spans[i])
+        for i, d in enumerate(documents)
+        for e in decode_entities(d.labels)
+    )
+
+
+def central_words(documents, windows):
+    """(words of the documents,) int: from which of the words of all windows, one after another, each is read.
+
+    A word in several windows is read in the one in which it is farthest from an edge, and of equals in the first.
+    """
+    first_word = np.cumsum([0] + [len(d.tokens) for d in documents])
+    start = np.array([first_word[w.document] + w.first_word for w in windows], int)
+    n_words = np.array([len(w.word_positions) for w in windows], int)
+    word = concat_ranges(start, n_words)
+    from_start, from_end = word - np.repeat(start, n_words), np.repeat(start + n_words, n_words) - 1 - word
+    # What is assigned to a word last stays: that of the middle, and of equals that of the first window.
+    order = np.lexsort((-np.arange(len(word)), np.minimum(from_start, from_end)))
+    central = np.zeros(first_word[-1], int)
+    central[word[order]] = order
+    return central
