@@ -60,7 +60,7 @@ class Link:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the JSON Lines of 'python -m beyond.tag'; default: standard input",
+        "MENTIONS", "a file with a mention a line, or the JSON Lines of beyond.tag; default: standard input",
         optional=True,
     )  # fmt: skip
     corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
