@@ -13,7 +13,7 @@ from pyarrow import ipc
 from tokenizers import Tokenizer
 
 import configs
-from configs import UserError
+from configs import UserError, command_line
 from support import tokenizers, umls
 from support.arrays import memory_map
 from support.cache import load_tables
@@ -293,8 +293,8 @@ def read_run(folder):
     if said and (misfit := find_misfit(said, form)):
         raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
     if said:
-        configs.check_types(path, "finetune", said["finetune"])
-        configs.check_values(said["finetune"], configs.Finetune)
+        command_line.check_types(path, "finetune", said["finetune"])
+        command_line.check_values(said["finetune"], configs.Finetune)
     return said
 
 

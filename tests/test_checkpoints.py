@@ -28,7 +28,7 @@ import finetune
 import kgi
 import model as models
 from beyond import embed as embedding
-from configs import UserError
+from configs import UserError, command_line
 from support import tokenizers
 from support.labels import Document, align_entities
 from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
@@ -548,7 +548,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     capsys.readouterr()
     corpus = ["--corpus", "e3c", "--data", str(release / "ner" / "en"), "--device", "cpu"]
     for folder in (start, out):
-        function, s = configs.parse([str(folder), *corpus], finetune.__doc__, finetune.COMMANDS, "run")
+        function, s = command_line.parse([str(folder), *corpus], finetune.__doc__, finetune.COMMANDS, "run")
         function(s)
         assert "windows of up to 70 tokens" in capsys.readouterr().out
 

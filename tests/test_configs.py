@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from configs import UserError
+from configs import UserError, command_line
 from tests.conftest import ROOT
 
 FILES = sorted(Path(configs.__file__).parent.glob("*.toml"))
@@ -40,7 +40,7 @@ def parse(program, *argv):
     path, module, default = PROGRAMS[program]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *argv])
-        return configs.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
+        return command_line.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
 
 
 def arguments_of(cls):
@@ -122,11 +122,11 @@ def test_a_command_by_name_or_by_default():
     for _, module, default in PROGRAMS.values():
         for name, (function, cls) in module.COMMANDS.items():
             arguments = arguments_of(cls)
-            found = configs.parse([name, *arguments], module.__doc__, module.COMMANDS, default)
+            found = command_line.parse([name, *arguments], module.__doc__, module.COMMANDS, default)
             values = [["x"] if f.metadata["many"] else "x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
             assert found == (function, cls(*values))
             if name == default:
-                assert configs.parse(arguments, module.__doc__, module.COMMANDS, default) == found
+                assert command_line.parse(arguments, module.__doc__, module.COMMANDS, default) == found
     with pytest.raises(UserError, match="unknown command 'bild'; it is one of build, show"):
         parse("data.py", "bild")
 
@@ -320,7 +320,7 @@ def test_only_files_are_read_as_toml(tmp_path):
     (tmp_path / "zero.toml").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe.toml", tmp_path / "zero.toml", tmp_path):
         with pytest.raises(UserError, match=f"{path}: not a file"):
-            configs.read_toml(path)
+            command_line.read_toml(path)
 
 
 def test_mistakes_in_tables_of_other_commands_are_found_too(tmp_path):

@@ -18,7 +18,7 @@ from pyarrow import ipc
 
 import configs
 import data
-from configs import UserError
+from configs import UserError, command_line
 from data import MLM
 from support import builds, cache, datasets
 from tests.conftest import FEW, ROOT, build, command
@@ -274,7 +274,7 @@ def build_from(config, release, out, *more):
     """A small build as `data.py build` does it, with a TOML file."""
     few = [f"--{k}={v}" for k, v in (FEW | {"vocab_size": 300, "seq_len": 64, "lang": "en"}).items()]
     argv = ["build", config, *few, f"--umls={release}", f"--e3c={release / 'E3C'}", f"--out={out}", *more]
-    function, s = configs.parse([*map(str, argv)], data.__doc__, data.COMMANDS)
+    function, s = command_line.parse([*map(str, argv)], data.__doc__, data.COMMANDS)
     function(s)
 
 

@@ -22,7 +22,7 @@ import data
 import kgi
 import model as models
 from beyond import evaluate
-from configs import UserError
+from configs import UserError, command_line
 from support import datasets, hardware, runs
 from support.arrays import concat_ranges
 from tests.conftest import FEW, ROOT, build, command
@@ -811,7 +811,7 @@ def test_validation_counts_every_target(dataset, tmp_path):
 ])  # fmt: skip
 def test_bad_settings_are_refused_before_anything_is_written(dataset, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
-        configs.check_values(more, configs.Train)
+        command_line.check_values(more, configs.Train)
         set_up(dataset, tmp_path, **more)
     assert not any(tmp_path.iterdir())
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import configs
 import data
 import kgi
 from beyond import evaluate, maps, plot, tag
-from configs import UserError
+from configs import UserError, command_line
 from support import files, reports
 from tests import demo_report
 from tests.conftest import ROOT
@@ -177,7 +176,7 @@ def test_the_demo_draws_what_it_names():
         ("-m beyond.tag", tag, "tag"),
     ):  # fmt: skip
         argv = shlex.split(re.search(f"{program} (.*)", recipe)[1])
-        s[name] = configs.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
+        s[name] = command_line.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
     plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
     assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
 

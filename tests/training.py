@@ -11,6 +11,7 @@ import torch
 
 import configs
 import kgi
+from configs import command_line
 from support import hardware, runs
 from tests.conftest import command
 
@@ -31,7 +32,7 @@ def args(dataset, out, **more):
 
 def call(*argv):
     """Runs a command of kgi.py in this process."""
-    function, s = configs.parse(list(map(str, argv)), kgi.__doc__, kgi.COMMANDS, "train")
+    function, s = command_line.parse(list(map(str, argv)), kgi.__doc__, kgi.COMMANDS, "train")
     function(s)
 
 
