@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import UserError, warmup_steps
+from configs import UserError, program_name, warmup_steps
 from support import reports, tokenizers
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
@@ -100,7 +100,7 @@ def out_of_memory_named(run):
         if not is_out_of_memory(e):
             raise
         message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
-        sys.exit(f"kgi.py: error: {message}")  # the others do not know
+        sys.exit(f"{program_name()}: error: {message}")  # the others do not know
 
 
 # ---------------------------------------------------------------- the run folder
