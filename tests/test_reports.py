@@ -61,7 +61,7 @@ def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
     run.mkdir()
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(3)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    picture = plot.draw_curves([run], tmp_path / "x.svg", data.TASKS)
+    picture = plot.draw_curves([run], tmp_path / "x.svg")
     assert f"<!-- {shown} -->" in picture.read_text(encoding="utf-8")
 
 
@@ -71,7 +71,7 @@ def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for _ in range(2):
-        plot.draw_curves([tmp_path], tmp_path / f"x.{suffix}", data.TASKS)
+        plot.draw_curves([tmp_path], tmp_path / f"x.{suffix}")
     plot.blank_figure((1, 1)).savefig(tmp_path / f"mine.{suffix}")
     with pytest.raises(UserError, match="is not an output of this command"):
         files.check_output(tmp_path / f"mine.{suffix}", plot.PICTURE)
@@ -116,7 +116,7 @@ def test_curves_for_print(tmp_path, figures):
         lines = [{"step": step, **found, "valid": found} for step in (0, 9)]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "x").mkdir()
-    check_resolution(plot.draw_curves(runs, tmp_path / "x" / "y.png", data.TASKS), *figures)
+    check_resolution(plot.draw_curves(runs, tmp_path / "x" / "y.png"), *figures)
     losses, accuracies = np.reshape(figures[0].axes, (2, 2))
     assert [ax.get_title() for ax in losses] == ["masked language modelling", "link prediction"]
     assert not any(ax.get_title() for ax in accuracies) and accuracies[0].get_ylabel() == "accuracy (%)"
