@@ -16,8 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
+from pyarrow import ipc
 from tokenizers import Tokenizer
 
 import configs
@@ -130,6 +132,80 @@ def test_each_task_against_a_plain_loop_over_tokens(examples):
     predicted = np.repeat(batch.task, batch.length)[batch.labels != layouts.IGNORE]
     assert batch.n_targets.tolist() == [(predicted == index).sum() for index in range(len(TASKS))]
     assert (batch.n_targets > 20).all() and batch.heads == tuple(task.head for task in TASKS)
+
+
+NEW_TASK = (
+    (
+        "data.py",
+        "# ---------------------------------------------------------------- the table of tasks\n",
+        """def sample_head_prediction(rng, graph, split, n, s):
+    i = stratified_sample(rng, split.true, graph.counts.sum(axis=1), n)
+    return name_triples(rng, graph, graph.h[i], graph.r[i], graph.t[i], np.full(len(i), TRUE))
+
+
+def mask_heads(tokens):
+    is_relation = tokens.relation >= 0
+    n_relations = np.cumsum(is_relation)
+    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]
+    targets = np.flatnonzero(tokens.inside & (n_relations == 0))
+    return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
+
+
+""",
+    ),
+    (
+        "data.py",
+        ")\nTASK_NAMES = ",
+        """    Task("hp", "head prediction", "mlm_head", sample_head_prediction, mask_heads, "hp_examples"),\n""",
+    ),
+    (
+        "configs/__init__.py",
+        "    valid_fraction: float = setting(",
+        """    hp_examples: int = setting(0, "head-prediction examples a language", "sizes", most=10**9)\n""",
+    ),
+)
+USE_OF_A_NEW_TASK = """
+import numpy as np
+import data
+e = data.PretrainingDataset("data", "train")
+rows = np.flatnonzero(e.task == data.TASK_NAMES.index("hp"))
+batch = e.masked_batch(rows, np.zeros(len(rows), int), 0, 0.15)
+for i, (offset, length) in enumerate(zip(batch.offset, batch.length)):
+    stored, ids, labels = e.ids[e.offsets[rows[i]] :][: length - 2], *(x[offset : offset + length]
+                                                                     for x in (batch.ids, batch.labels))
+    n = next(k for k, x in enumerate(stored) if e.relation_of_token[x] >= 0)
+    assert n and (ids[1 : n + 1] == e.special["mask"]).all() and (labels[1 : n + 1] == stored[:n]).all()
+    assert (ids[n + 1 : -1] == stored[n:]).all() and (labels == -100).sum() == length - n
+print(len(rows), "examples")
+"""
+
+
+def test_a_task_is_one_entry_two_functions_and_one_setting(release, dataset, tmp_path):
+    """Nothing else is changed; it is built, shown, masked, trained and validated, and the other examples stay."""
+    for place in ("configs", "support"):
+        shutil.copytree(ROOT / place, tmp_path / place, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for name, before, added in NEW_TASK:
+        code = (tmp_path / name).read_text()
+        assert code.count(before) == 1
+        (tmp_path / name).write_text(code.replace(before, added + before))
+    settings = SMALL | {"lang": "en", "umls": release, "e3c": release / "E3C", "tokenizer": dataset, "out": "data"}
+    build = ["data.py", "build", *(x for k, v in settings.items() for x in (f"--{k}", v)), "--hp_examples", 300]
+    train = "kgi.py --data data --out run --layers 1 --heads 1 --dim 8 --ffn 8 --steps 1 --warmup 1 --device cpu"
+    shown = []
+    for argv in (build, ["data.py", "show", "data"], ["-c", USE_OF_A_NEW_TASK], train.split()):
+        p = command(*argv, cwd=tmp_path)
+        assert p.returncode == 0, p.stderr
+        shown.append(p.stdout)
+    assert "head prediction" in shown[1] and shown[2] == "300 examples\n"
+    *_, validation = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert {f"{name}_loss" for name in (*TASK_NAMES, "hp")} < validation["valid"].keys()
+    (step,) = (x for x in map(json.loads, open(tmp_path / "run" / "metrics.jsonl")) if "lr" in x)
+    assert step["hp_loss"] > 1 and step["hp_loss"] != step["ep_loss"]
+    old, new = (ipc.open_file(folder / "train.arrow").read_all() for folder in (dataset, tmp_path / "data"))
+    assert len(new) == len(old) + 300
+    assert new.filter(pc.not_equal(new["task"], len(TASKS))).to_pylist() == old.to_pylist()
 
 
 # ---------------------------------------------------------------- the graph, and the split
