@@ -29,7 +29,7 @@ from data import CORRUPTED_ENTITIES, CORRUPTED_RELATION, EP, LP, MLM, RELATIONS,
 from model import Config, KGIBert
 from support import builds, datasets, layouts, tokenizers, umls
 from tests.conftest import FEW, ROOT, SMALL, build, command, graph_of
-from tests.small_releases import BASE, TYPES, rel, write, write_texts
+from tests.small_releases import BASE, TYPES, conso, rel, write, write_texts
 
 SEEDS = range(12)
 
@@ -681,6 +681,27 @@ def test_a_data_set_of_several_languages(release, tmp_path):
         assert (n > 0).all()
     check_split(out)
     assert datasets.choose_languages(out, "es,en") == ["es", "en"] and len(datasets.choose_languages(out, "multi")) == 3
+
+
+def test_a_release_that_holds_hardly_anything(tmp_path):
+    """Names without tokens, tasks without examples, a language without documents: built, shown, masked, laid out."""
+    names = [conso("C0000001", "\x01"), conso("C0000002", "\u200b"), conso("C0000003", "liver")]
+    french = [conso(f"C000000{i}", "foie", lat="FRE", aui=f"A000001{i}") for i in (1, 2)]
+    rows = [rel("C0000001", "PAR", "C0000002"), rel("C0000003", "CHD", "C0000002")]
+    release = write(tmp_path / "release", names + french, rows, TYPES)
+    shutil.copy(write_texts(tmp_path), tmp_path / "en.txt")
+    (tmp_path / "fr.txt").write_text("")
+    more = FEW | {"lang": "en,fr", "e3c": "none", "text": str(tmp_path / "{lang}.txt"), "valid_fraction": 0.3}
+    out = build(release, tmp_path / "out", **more)
+    data.show(configs.Show(dataset=str(out)))
+    splits = [data.PretrainingDataset(out, split) for split in data.SPLITS]
+    for e in splits:
+        batch = masked(e, e.rows)
+        assert all_examples(batch) and len([*layouts.padded(batch, 500, 64), *layouts.packed(batch, 500, 64)]) > 1
+    unk = splits[0].special["unk"]
+    assert any(tokens_of(e, i)[::2] == [unk, unk] for e in splits for i in np.flatnonzero(e.task == EP))
+    assert not any(((e.lang == 1) & (e.task == MLM)).any() for e in splits)
+    assert any((e.task == LP).sum() == 0 for e in splits)
 
 
 def test_the_tables_agree_with_plain_counting(release, dataset, capsys):
