@@ -743,7 +743,7 @@ def describe_targets(task, labels, kind, tokenizer):
         return " ".join(RELATIONS[k] for k in labels)
     if task == EP:
         return tokenizer.decode(labels)
-    return " | ".join(tokenizer.decode([k]) for k in labels)
+    return " | ".join(tokenizer.decode([k]) if TASKS[task].head == "mlm_head" else str(k) for k in labels)
 
 
 COMMANDS = {"build": (build, configs.Data), "show": (show, configs.Show)}

@@ -5,12 +5,12 @@
 It needs matplotlib, which is an extra (requirements-plot.txt).
 """
 
-from beyond.synonyms import Alignment
 from configs import UserError, argument, setting  # isort: split
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from beyond.synonyms import Alignment
 from data import TASKS
 from support.files import check_output_file, name_of, write_atomic
 from support.programs import run_command

@@ -33,6 +33,7 @@ RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json, as find_misfit has it; str: None lets other keys in
     "name": str,
     "languages": [str],
+    "version": int,
     "settings": {"seq_len": int, str: None},
     "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7, str: None},
     "vocab_size": int,
@@ -61,7 +62,8 @@ def read_manifest(folder, task_names=()):
     path = Path(folder, "manifest.json")
     try:
         manifest = json.loads(read_bytes(path).decode())
-        if (version := manifest.get("version", 1)) != VERSION:
+        version = manifest.get("version", 1) if type(manifest) is dict else VERSION
+        if type(version) is int and version != VERSION:
             raise UserError(
                 f"{folder} is a data set of form {version}, and this is a program for {VERSION}; build it again"
             )
