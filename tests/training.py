@@ -116,7 +116,7 @@ def one_step(run):
         m.setattr(kgi, "update", signalled)
         kgi.training_loop(run)
     run.stop_signal.number = 0
-    kgi.save_checkpoint(run)
+    runs.save_checkpoint(run)
 
 
 def lines(out):
