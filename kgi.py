@@ -197,7 +197,7 @@ class Run:
         """What must be the same for a checkpoint to be resumed."""
         settings = {k: v for k, v in asdict(self.s).items() if k not in MAY_CHANGE_ON_RESUME}
         objectives = {objective.name: objective.signature for objective in self.objectives}
-        return settings | {"data": self.train.manifest["sha256"], "init": self.init, "objectives": objectives}
+        return {"objectives": objectives} | settings | {"data": self.train.manifest["sha256"], "init": self.init}
 
 
 def set_up(s, objectives=()):
@@ -239,7 +239,8 @@ def set_up(s, objectives=()):
 def check_settings(s):
     """Raises UserError for settings that exclude one another; puts the tasks into their order."""
     if not set(s.tasks) <= set(TASK_NAMES):
-        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
+        hint = "; sa is trained by python -m beyond.synonyms" * ("sa" in s.tasks)
+        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}{hint}")
     s.tasks = [name for name in TASK_NAMES if name in (s.tasks or TASK_NAMES)]
     if s.time_budget and s.steps:
         raise UserError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import UserError, warmup_steps
+from configs import UserError, program_name, warmup_steps
 from support import reports, tokenizers
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
@@ -100,7 +100,7 @@ def out_of_memory_named(run):
         if not is_out_of_memory(e):
             raise
         message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
-        sys.exit(f"kgi.py: error: {message}")  # the others do not know
+        sys.exit(f"{program_name()}: error: {message}")  # the others do not know
 
 
 # ---------------------------------------------------------------- the run folder
@@ -224,12 +224,16 @@ def signature_change(content, now):
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
-            return (
-                f"{key} has changed"
-                if key in ("data", "init", "objectives")
-                else f"{key} was {before.get(key)}, now {value}"
-            )
+            if key == "objectives":
+                return objectives_change(before.get(key), value)
+            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
     return ""
+
+
+def objectives_change(before, now):
+    """Which losses beside those of the tasks are other ones now. before: of a file, which may say anything."""
+    were, are = (" ".join(map(str, x)) if isinstance(x, dict) and x else "none" for x in (before, now))
+    return f"the losses beside the tasks were {were}, now {are}" if were != are else f"the data of {are} has changed"
 
 
 def check_signature(path, content, now):
