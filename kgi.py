@@ -220,7 +220,8 @@ def set_up(s, objectives=()):
 def check_settings(s):
     """Raises UserError for settings that exclude one another; puts the tasks into their order."""
     if not set(s.tasks) <= set(TASK_NAMES):
-        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
+        hint = "; sa is trained by python -m beyond.synonyms" * ("sa" in s.tasks)
+        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}{hint}")
     s.tasks = [name for name in TASK_NAMES if name in (s.tasks or TASK_NAMES)]
     if s.time_budget and s.steps:
         raise UserError(

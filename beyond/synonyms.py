@@ -41,7 +41,7 @@ SEED = 4  # of the random numbers that choose pairs, beside those of the tasks
 VALID_PAIRS = 128  # pairs in a batch of a validation
 DROPOUT_STREAM = 2**32  # no micro-batch of the tasks has this number
 SCHEMA = pa.schema([("split", pa.uint8()), ("cuis", pa.large_list(pa.int32())), ("ids", pa.large_list(pa.int32()))])
-FORM = rb"(?s)ARROW1.{,2000}split"  # how pairs.arrow is recognised; see check_output
+FORMS = {"pairs.arrow": rb"(?s)ARROW1.{,2000}split", "pairs.json": rb'\{\s*"sha256": '}  # see check_output
 
 
 @dataclass
@@ -181,8 +181,9 @@ def pairs_of_equals(values):
 def build(s):
     """Writes the pairs of a data set into its folder."""
     folder, manifest = Path(s.dataset), datasets.read_manifest(s.dataset)
-    check_output(folder / "pairs.arrow", FORM)
-    tokenizer = Tokenizer.from_buffer(datasets.read_tokenizer(folder))
+    for name, form in FORMS.items():
+        check_output(folder / name, form)
+    tokenizer, unk = Tokenizer.from_buffer(datasets.read_tokenizer(folder)), manifest["special"]["unk"]
     graphs = [data.Graph(**vars(datasets.read_dataset_tables(folder, lang))) for lang in manifest["languages"]]
     columns = {"split": [], "cuis": [], "n_cuis": [], "ids": [], "n_ids": []}
     for number, split in enumerate(data.SPLITS):
@@ -192,10 +193,12 @@ def build(s):
             print(f"{langs}, {split}: {len(found.concept):,} pairs", flush=True)
             a, b = (graphs[k].terms.take(pa.array(terms)).to_pylist() for k, terms in zip((i, j), found.names.T))
             strings = [" " + string for pair in zip(a, b) for string in pair]  # as in the middle of a text
-            ids, length = tokenizers.encode(tokenizer, strings, "names")
-            kept = np.minimum(length, manifest["settings"]["seq_len"] - 2)
-            ids = ids[concat_ranges(np.cumsum(length) - length, kept)]
-            values = np.full(len(kept), number), found.cuis, found.n_cuis, ids, kept
+            named = tokenizers.encode_lists(tokenizer, strings, "names")
+            # A name without any token (control characters) is [UNK].
+            named = [ids[: manifest["settings"]["seq_len"] - 2] or [unk] for ids in named]
+            n_ids = np.array([len(ids) for ids in named], np.int64)
+            ids = np.array([i for ids in named for i in ids], np.int64)
+            values = np.full(len(named), number), found.cuis, found.n_cuis, ids, n_ids
             for column, x in zip(columns.values(), values):
                 column.append(x)
     columns = {name: np.concatenate(values) for name, values in columns.items()}
@@ -351,10 +354,11 @@ class Alignment:
         """The sums of a validation, as backward returns them.
 
         Its batches have one size and a seeded order, and the rest is left out. So the loss, which depends on the other
-        names of a batch, is the same whatever the other settings.
+        names of a batch, is the same whatever the other settings. The last validation has as many pairs as it can.
         """
-        pairs = self.pairs["valid"]
-        order, n = np.random.default_rng(0).permutation(len(pairs)), min(len(pairs), run.s.valid_examples)
+        pairs, is_last = self.pairs["valid"], run.state.step == run.state.steps > 0
+        order, n = np.random.default_rng(0).permutation(len(pairs)), len(pairs)
+        n = n if is_last else min(n, run.s.valid_examples)
         n = n // VALID_PAIRS * VALID_PAIRS or n
         batches = np.split(order[:n], range(VALID_PAIRS, n, VALID_PAIRS)) if n else []
         sums = [self.loss(run, pairs, chosen)[1] for chosen in batches]
@@ -363,6 +367,8 @@ class Alignment:
 
 def train(s):
     """Trains as kgi.py does, with the alignment of the data set's pairs beside the tasks."""
+    if Alignment.name in s.tasks:
+        raise UserError("sa is always trained here: leave it out of --tasks, which names the tasks beside it")
     kgi.train(s, [Alignment(s)])
 
 

@@ -228,12 +228,16 @@ def signature_change(content, now):
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
-            return (
-                f"{key} has changed"
-                if key in ("data", "init", "objectives")
-                else f"{key} was {before.get(key)}, now {value}"
-            )
+            if key == "objectives":
+                return objectives_change(before.get(key), value)
+            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
     return ""
+
+
+def objectives_change(before, now):
+    """Which losses beside those of the tasks are other ones now. before: of a file, which may say anything."""
+    were, are = (" ".join(map(str, x)) if isinstance(x, dict) and x else "none" for x in (before, now))
+    return f"the losses beside the tasks were {were}, now {are}" if were != are else f"the data of {are} has changed"
 
 
 def check_signature(path, content, now):

@@ -30,9 +30,9 @@ def args(dataset, out, **more):
     return [x for k, v in s.items() for x in (f"--{k}", str(v))]
 
 
-def call(*argv):
-    """Runs a command of kgi.py in this process."""
-    function, s = command_line.parse(list(map(str, argv)), kgi.__doc__, kgi.COMMANDS, "train")
+def call(*argv, program=kgi):
+    """Runs a command of a program that trains in this process."""
+    function, s = command_line.parse(list(map(str, argv)), program.__doc__, program.COMMANDS, "train")
     function(s)
 
 
@@ -66,8 +66,8 @@ def exit_status(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def train_in_ranks(n, argv, port, before=lambda: None):
-    """Runs kgi.py with n ranks, each in a process of its own that first calls `before`. Returns: their statuses."""
+def train_in_ranks(n, argv, port, before=lambda: None, program=kgi):
+    """Runs a program with n ranks, each in a process of its own that first calls `before`. Returns: their statuses."""
     import torch._dynamo  # noqa: F401, else each rank imports it at its first step
 
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def train_in_ranks(n, argv, port, before=lambda: None):
         os.environ |= {"RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         before()
-        call(*argv)
+        call(*argv, program=program)
 
     return [exit_status(child) for child in [fork(rank, k) for k in range(n)]]
 
@@ -92,10 +92,10 @@ def free_ports(n):
     return ports
 
 
-def run_in_ranks(n, argv):
-    """Runs kgi.py with n ranks; their parent is a process that has computed nothing. All must end well."""
-    code = f"from tests.training import *\nprint(train_in_ranks({n}, {argv!r}, *{free_ports(1)!r}))"
-    p = command("-c", code)
+def run_in_ranks(n, argv, program="kgi"):
+    """Runs a program with n ranks; their parent is a process that has computed nothing. All must end well."""
+    code = f"import {program} as program\nfrom tests.training import *\n"
+    p = command("-c", code + f"print(train_in_ranks({n}, {argv!r}, *{free_ports(1)!r}, program=program))")
     assert p.stdout.endswith(f"{[0] * n}\n"), p.stderr
 
 
