@@ -258,7 +258,7 @@ def choose_machine(device, precision):
 
 def set_up(s, splits, device, dtype):
     """The Setup of a checkpoint and the splits of a corpus, which are cut into windows that fit the encoder."""
-    encoder = models.load(s.checkpoint, heads=False).encoder
+    encoder = models.load(s.checkpoint, encoder_only=True).encoder
     max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
     if max_len < 8:
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")

@@ -82,7 +82,7 @@ def load_tagger(s):
     config = models.load_config(s.model)
     labels, weights, details = taggers.read_tagger(s.model, config)
     device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    encoder = models.load(s.model, heads=False, log=lambda _: None).encoder
+    encoder = models.load(s.model, encoder_only=True, log=lambda _: None).encoder
     tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
     classifier = TokenClassifier(encoder, labels, tokenizers.special_ids(tokenizer)["pad"], device, dtype).eval()
     classifier.load_state_dict(classifier.state_dict() | weights)
