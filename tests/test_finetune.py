@@ -21,7 +21,7 @@ import configs
 import finetune
 import kgi
 from configs import UserError
-from support import corpora, results, tables, tokenizers
+from support import corpora, results, runs, tables, tokenizers
 from support.arrays import bootstrap
 from support.files import folder_lock
 from support.labels import Document, align_entities
@@ -35,7 +35,7 @@ def checkpoint(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "tiny"
     out.mkdir()
     sizes = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64}
-    kgi.export_checkpoint(kgi.set_up(configs.Train(data=str(dataset), out=str(out), steps=2, device="cpu", **sizes)))
+    runs.export_checkpoint(kgi.set_up(configs.Train(data=str(dataset), out=str(out), steps=2, device="cpu", **sizes)))
     return out
 
 

@@ -770,7 +770,7 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
         out, err = capsys.readouterr()
         told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
         following = f"python -m beyond.link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
-        assert (out, err) == ("", f"{told}next:  python {following}\n")
+        assert (out, err) == ("", f"{told}next:  {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = read_dictionary(tmp_path / "out.tsv"), dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
