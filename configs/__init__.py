@@ -299,6 +299,8 @@ def parse(argv, doc, commands, default=None):
     function, cls = commands[name]
     parser = build_parser(name, cls, commands, is_default=name == default)
     configs = [arg for arg in argv if arg.endswith(".toml") and not arg.startswith("--")]
+    if configs and not tables_of(cls):
+        raise UserError(f"{configs[0]}: settings of this command are for the command line, not for files")
     given = parser.parse_intermixed_args(normalise([arg for arg in argv if arg not in configs], cls))
     tables = {table: {} for table in TABLES}
     for path in configs:
@@ -369,7 +371,7 @@ def describe_commands(commands):
 
 
 def normalise(argv, cls):
-    """Arguments as argparse wants them: --micro-tokens is --max_tokens, and a lone flag means true."""
+    """Arguments as argparse wants them: --max-tokens is --max_tokens, and a lone flag means true."""
     fields = {f.name: f for f in dataclasses.fields(cls) if "argument" not in f.metadata}
     out = []
     for arg, following in zip(argv, [*argv[1:], ""]):
