@@ -21,7 +21,7 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +40,6 @@ from support.programs import run_command
 from support.tensors import weight_files
 
 VALID_EPOCH = 2**32 - 1  # validation always uses the masks of this epoch, which training never reaches
-MAY_CHANGE_ON_RESUME = (
-    "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
-    "save_minutes", "log_every",
-)  # fmt: skip
 MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of which halves the loss scale
 
 
@@ -73,12 +69,7 @@ def coefficients(s, manifest, objectives):
     weights = dict(zip(after_mlm, s.alphas or alphas([counts[name] for name in after_mlm]))) | {"mlm": 1.0}
     if not any(weights[name] for name, n in counts.items() if n):
         raise UserError(f"alphas = {s.alphas}: no task has a weight, so nothing would be trained")
-    return torch.tensor([weights.get(name, 0.0) for name in names_of_losses(objectives)])
-
-
-def names_of_losses(objectives):
-    """The names of the tasks, then of the objectives beside them: the order of all sums below."""
-    return (*TASK_NAMES, *(objective.name for objective in objectives))
+    return torch.tensor([weights.get(x.name, 0.0) for x in (*TASKS, *objectives)])
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -144,9 +135,10 @@ class Run:
     out: Path
     train: data.PretrainingDataset
     valid: data.PretrainingDataset
-    objectives: list  # that are trained beside the tasks: beyond the paper
-    names: tuple  # of all losses
-    titles: dict  # {name: title}
+    objectives: tuple  # that are trained beside the tasks: beyond the paper
+    titles: dict  # {name: title} of all losses: tasks, then objectives
+    names: tuple  # of all losses: the order of all sums below
+    trained: list  # of them, those that there are examples of
     coefficients: torch.Tensor  # (names,), equation (2)
     model: models.KGIBert
     ddp: torch.nn.Module  # the model, or the model in DistributedDataParallel
@@ -166,12 +158,6 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)  # when, or when the run began
     matmul_flops: float = 0.0  # operations a second of all ranks at most, for the MFU
     fell_back: bool = False  # the last checkpoint on disk is damaged: not to be kept as the previous one
-
-    @property
-    def trained(self):
-        """Names of the tasks and objectives that there are examples of."""
-        names = [TASK_NAMES[index] for index in np.unique(self.train.task[self.train.rows]).tolist()]
-        return names + [objective.name for objective in self.objectives]
 
     def mixed_loss(self, sums):
         """(names, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}.
@@ -193,12 +179,6 @@ class Run:
         self.state = runs.TrainState(steps=self.state.steps, compiled=self.compiled)
         self.state.begin_interval(len(self.names))
 
-    def signature(self):
-        """What must be the same for a checkpoint to be resumed."""
-        settings = {k: v for k, v in asdict(self.s).items() if k not in MAY_CHANGE_ON_RESUME}
-        objectives = {objective.name: objective.signature for objective in self.objectives}
-        return settings | {"data": self.train.manifest["sha256"], "init": self.init, "objectives": objectives}
-
 
 def set_up(s, objectives=()):
     """The Run of settings `s`, before its first step. Raises: UserError."""
@@ -209,26 +189,27 @@ def set_up(s, objectives=()):
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     if not len(train):
         raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
+    tokenizer = read_tokenizer(folder)
     out, weights = Path(s.out or Path("runs", f"kgi-{name_of(folder)}")), coefficients(s, train.manifest, objectives)
     torch.manual_seed(s.seed)
     model, init = load_initial_model(s, train, out, ranks) if s.init else (new_model(s, train, ranks), None)
     pooling = inherit_pooling(s.init, ranks.print)
+    for objective in objectives:
+        pooling = pooling._replace(mode=objective.pooling)
     model.to(ranks.device)
     compiled = hardware.configure_encoder(s, model.encoder, ranks)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    max_tokens = s.max_tokens or hardware.auto_max_tokens(model.encoder.config, n_parameters, ranks.device)
+    c = model.encoder.config
+    max_tokens = s.max_tokens or hardware.auto_max_tokens(c, models.count_parameters(c), ranks.device)
     epoch = max(1, round(len(train) / s.batch_size))
     titles = {x.name: x.title for x in (*TASKS, *objectives)}
+    trained = [TASK_NAMES[index] for index in np.unique(train.task[train.rows])] + [x.name for x in objectives]
+    known = {*trained, *c.extra_config.get("kgi_tasks", ())}  # that the heads were trained on, here or in --init
+    c.extra_config["kgi_tasks"] = [name for name in titles if name in known]
     run = Run(
-        s, ranks, out, train, valid, list(objectives), names_of_losses(objectives), titles, weights, model,
-        ranks.wrap(model), Batches(s, train, ranks, max_tokens), compiled, init, pooling, read_tokenizer(folder),
-        stop_signal, began, valid_every=s.valid_every or epoch, save_every=s.save_every or s.valid_every or epoch,
+        s, ranks, out, train, valid, tuple(objectives), titles, tuple(titles), trained, weights, model,
+        ranks.wrap(model), Batches(s, train, ranks, max_tokens), compiled, init, pooling, tokenizer, stop_signal, began,
+        valid_every=s.valid_every or epoch, save_every=s.save_every or s.valid_every or epoch,
     )  # fmt: skip
-    for objective in objectives:
-        run.pooling = run.pooling._replace(mode=objective.pooling)
-    extra = model.encoder.config.extra_config
-    known = {*run.trained, *extra.get("kgi_tasks", ())}  # that the heads were trained on, here or in --init
-    extra["kgi_tasks"] = [name for name in run.names if name in known]
     if not s.time_budget:
         run.state.steps = configs.count_steps(s, len(train))
         check_schedule(s, run.state.steps, len(train))
@@ -245,6 +226,8 @@ def check_settings(s):
         raise UserError(
             f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
         )
+    if s.time_budget:
+        configs.budget_seconds(s.time_budget)  # refuses what is no length of time
     if "mlm" in s.tasks and s.mlm_probability < 0.005:
         raise UserError(f"mlm_probability = {s.mlm_probability:g} leaves hardly a target; leave mlm out of --tasks")
 
@@ -367,7 +350,7 @@ def forward_backward(run, micro_batches, batch):
             loss = (loss_and_correct[:, 0] * scale).sum()
             run.scaler.scale(loss).backward()
         sums[:n_tasks, :2] += loss_and_correct.detach()
-        sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets, device=ranks.device)
+        sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets).to(ranks.device, non_blocking=True)
     return sums
 
 
@@ -460,21 +443,21 @@ def validate(run, rows=None):
 
     Raises: runs.Interrupted, on all ranks, if a signal asks to stop.
     """
-    rows, n_tasks = validation_rows(run) if rows is None else rows, len(TASKS)
+    rows, ranks, n_tasks = validation_rows(run) if rows is None else rows, run.ranks, len(TASKS)
     run.model.eval()
-    sums = torch.zeros(len(run.names), 3, device=run.ranks.device)
+    sums = torch.zeros(len(run.names), 3, device=ranks.device)
     for i, objective in enumerate(run.objectives, n_tasks):
         sums[i] = objective.validate(run)
     batches = np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size)) if len(rows) else []
-    for some in progress("validation", batches) if run.ranks.is_main_process else batches:
+    for some in progress("validation", batches) if ranks.is_main_process else batches:
         micro_batches = run.batches.lay_out(run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH)))
         for i, micro_batch in enumerate(micro_batches):
             stop_if_asked(run, i == len(micro_batches) - 1)
-            with hardware.autocast(run.ranks.device, run.ranks.dtype):
-                sums[:n_tasks, :2] += run.model(hardware.to_device(micro_batch, run.ranks.device, run.compiled))
-            sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets, device=run.ranks.device)
+            with hardware.autocast(ranks.device, ranks.dtype):
+                sums[:n_tasks, :2] += run.model(hardware.to_device(micro_batch, ranks.device, run.compiled))
+            sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets).to(ranks.device, non_blocking=True)
     run.model.train()
-    losses = run.mixed_loss(np.reshape(run.ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
+    losses = run.mixed_loss(np.reshape(ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
     if not math.isfinite(loss := losses.get("loss", 0.0)):
         runs.stop_diverged(run, f"the validation loss is {loss}")
     return losses
@@ -485,26 +468,24 @@ def validate(run, rows=None):
 
 def begin(run):
     """Prints what the run is, validates before the first step, and finds out the steps that a time budget allows."""
-    s, ranks, state = run.s, run.ranks, run.state
+    ranks, state = run.ranks, run.state
     run.matmul_flops = ranks.world_size * hardware.measure_matmul_flops(ranks.device, ranks.dtype)
     reports.print_run(run)
     if ranks.world_size > 1 or run.compiled:
         warm_up(run)
     if state.step and state.compiled != run.compiled:
-        now, before = ("", "not ") if run.compiled else ("no longer ", "")
-        ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout masks differ from here on")
+        reports.print_compiled(run)
     state.compiled = run.compiled
     if state.step == 0:
-        reports.announce_validation(run, validation_rows(run))
+        rows = validation_rows(run)
+        reports.announce_validation(run, rows)
         validation, seconds = timed(run, validate, run)
-        n, n_all = len(validation_rows(run)), len(run.valid)
-        last = seconds * n_all / max(1, n)
-        at_end = f"; all {n_all:,} at the end, in about {last:.0f} s" if n < n_all else ""
-        ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{at_end}")
-        if s.time_budget:
+        last = seconds * len(run.valid) / max(1, len(rows))  # all of the split
+        reports.print_validation_time(run, len(rows), seconds, last)
+        if not state.steps:
             fit_steps_to_budget(run, seconds, last)
         reports.log_validation(run, validation)
-    steps = f"training steps {run.state.step:,} to {run.state.steps:,}, {s.batch_size:,} examples each"
+    steps = f"training steps {run.state.step:,} to {run.state.steps:,}, {run.s.batch_size:,} examples each"
     ranks.print(steps if run.state.step < run.state.steps else "the last validation is made up for")
 
 
@@ -526,25 +507,25 @@ def warm_up(run):
 def fit_steps_to_budget(run, validating, last):
     """Sets the number of steps, so that the run ends inside its time budget with validations and checkpoints.
 
-    Whole steps are measured at a learning rate of 0, then all counters are reset. A tenth of the time is held back
-    because speed varies, and so are the last validation and checkpoint. The number of steps is kept in the first
-    checkpoint, so that a resumed run has the same.
+    Whole steps are measured at a learning rate of 0, then all counters are reset. One slow step, such as another
+    compilation, neither ends the measurement nor counts. A tenth of the time is held back because speed varies, and so
+    are the last validation and checkpoint. The number of steps is kept in the first checkpoint, so that a resumed run
+    has the same.
 
     Args: validating, last: seconds of a validation and of the last one. Raises: UserError if the budget is too short.
     """
     budget, took = configs.budget_seconds(run.s.time_budget), []
-    while len(took) < 2 or (sum(took) < min(60, 0.02 * budget) and len(took) < 10_000):
-        took.append(timed(run, training_step, run, 0.0)[1])
+    while len(took) < 2 or (len(took) * min(took) < min(60, 0.02 * budget) and sum(took) < budget):
+        took.append(max(1e-3, timed(run, training_step, run, 0.0)[1]))  # not without end on any clock
     run.start_over()
     run.batches.prefetched = {}
-    a_step = statistics.median(took[1:])  # the first warms caches up, and one slow step does not count
+    a_step = statistics.median(took[1:])  # the first warms caches up
     saving = timed(run, runs.save_checkpoint, run)[1]
     left = 0.9 * budget - run.ranks.mean(time.monotonic() - run.began) - last - saving
-    steps = int(left / max(1e-6, a_step + validating / run.valid_every + saving / run.save_every))
+    run.state.steps = steps = int(left / (a_step + validating / run.valid_every + saving / run.save_every))
     if steps < 1:
         enough = math.ceil((0.9 * budget - left + a_step + validating + saving) / 0.9) + 1
         raise UserError(f"time_budget = {run.s.time_budget} is too short for one step: give at least {enough}s")
-    run.state.steps = steps
     check_schedule(run.s, steps, len(run.train))
     runs.save_checkpoint(run)
 

@@ -10,6 +10,7 @@ from configs import UserError, argument, setting  # isort: split
 from dataclasses import dataclass
 from pathlib import Path
 
+from beyond.synonyms import Alignment
 from data import TASKS
 from support.files import check_output_file, name_of, write_atomic
 from support.programs import run_command
@@ -30,13 +31,13 @@ class Plot:
 
 def plot(s):
     """Draws the curves of runs."""
-    print(draw_curves([Path(run) for run in s.runs], s.out, TASKS))
+    print(draw_curves([Path(run) for run in s.runs], s.out))
 
 
-def draw_curves(runs, out, tasks):
+def draw_curves(runs, out):
     """Draws loss and accuracy of each task over the steps, of one or several runs, as one picture.
 
-    Args: runs: run folders. out: the picture, "" for the default. tasks: data.TASKS. Returns: the path of the picture.
+    Args: runs: run folders. out: the picture, "" for the default. Returns: the path of the picture.
     """
     records_of = {}
     for run in runs:
@@ -50,7 +51,7 @@ def draw_curves(runs, out, tasks):
             raise UserError(f"{path}: no validation in it yet")
         records_of[run] = records
     found = {key for records in records_of.values() for r in records for key in (*r, *r.get("valid", ()))}
-    tasks = [task for task in tasks if f"{task.name}_loss" in found]
+    tasks = [task for task in (*TASKS, Alignment) if f"{task.name}_loss" in found]
     figure, colours = blank_figure((16, 8)), distinct_colours(len(records_of))
     axes = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
     for records, colour in zip(records_of.values(), colours):

@@ -172,16 +172,15 @@ def count_language(lang, graph, writers, names, issues, log):
     return counts | {"megabytes": round(writers["train"].n_bytes(lang) / 1e6, 1)}
 
 
-def compare_shares(columns, groups, relations):
+def compare_shares(graph, samples, tasks, relations):
     """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
 
     The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
     h, group of t) whose share differs most.
 
-    Args: columns: {title: (counts of the sample, counts of its frame)}, each (pairs of groups, relations); the first is
-    the graph.
+    Args: graph: a data.Graph. samples: {task: data.Sample}. tasks, relations: data.TASKS, data.RELATIONS.
     """
-    n = len(groups)
+    n, groups, columns = len(graph.groups), graph.groups, count_samples(graph, samples, tasks, relations)
     share = {title: drawn / max(1, drawn.sum()) for title, (drawn, _) in columns.items()}
     by_pair = {title: x.sum(1).reshape(n, n) for title, x in share.items()}
     by_group = {title: (x.sum(0) + x.sum(1)) / 2 for title, x in by_pair.items()}
@@ -195,6 +194,23 @@ def compare_shares(columns, groups, relations):
         k = int(difference.argmax())
         out["largest_deviation"][title] = [round(float(difference[k]), 6), f"{groups[k // n]} {groups[k % n]}"]
     return out
+
+
+def count_samples(graph, samples, tasks, relations):
+    """{title: (counts of a sample, counts of its frame)}, each (pairs of groups, relations).
+
+    Triple classification has a column for each kind of triple. Paths have no synonyms.
+    """
+    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
+    is_mixed = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]  # pairs of two different groups
+    frames = {"corrupted entities": counts * is_mixed, "corrupted relation": counts * ~is_mixed}
+    frames["paths"] = counts * (np.array(relations) != "SY")
+    for task, sample in samples.items():
+        titles = {"tc": ("true", "corrupted entities", "corrupted relation"), "lp": ("paths",)}
+        for kind, title in enumerate(titles.get(tasks[task].name, (tasks[task].title,))):
+            h, r, t = (x[np.repeat(sample.kind, (sample.relations >= 0).sum(1)) == kind] for x in sample.triples())
+            columns[title] = graph.count(h, r, t), frames.get(title, counts)
+    return columns
 
 
 def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):

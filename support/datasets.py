@@ -13,7 +13,7 @@ from pyarrow import ipc
 from tokenizers import Tokenizer
 
 import configs
-from configs import UserError
+from configs import UserError, command_line
 from support import tokenizers, umls
 from support.arrays import memory_map
 from support.cache import load_tables
@@ -33,6 +33,7 @@ RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json, as find_misfit has it; str: None lets other keys in
     "name": str,
     "languages": [str],
+    "version": int,
     "settings": {"seq_len": int, str: None},
     "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7, str: None},
     "vocab_size": int,
@@ -61,7 +62,8 @@ def read_manifest(folder, task_names=()):
     path = Path(folder, "manifest.json")
     try:
         manifest = json.loads(read_bytes(path).decode())
-        if (version := manifest.get("version", 1)) != VERSION:
+        version = manifest.get("version", 1) if type(manifest) is dict else VERSION
+        if type(version) is int and version != VERSION:
             raise UserError(
                 f"{folder} is a data set of form {version}, and this is a program for {VERSION}; build it again"
             )
@@ -293,8 +295,8 @@ def read_run(folder):
     if said and (misfit := find_misfit(said, form)):
         raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
     if said:
-        configs.check_types(path, "finetune", said["finetune"])
-        configs.check_values(said["finetune"], configs.Finetune)
+        command_line.check_types(path, "finetune", said["finetune"])
+        command_line.check_values(said["finetune"], configs.Finetune)
     return said
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import configs
-from configs import UserError
+from configs import UserError, command_line
 
 
 class Launch(NamedTuple):
@@ -92,7 +92,7 @@ def run_command(doc, commands, default=None):
 
     torchrun ends with a long report of its own. Each rank leaves the line in a file that this report shows last.
 
-    Args: doc, commands, default: as in configs.parse.
+    Args: doc, commands, default: as in command_line.parse.
     """
     if sys.stdout:  # a terminal or locale that lacks a letter, or a file name that is not UTF-8, ends no command
         sys.stdout.reconfigure(errors="replace")
@@ -101,7 +101,7 @@ def run_command(doc, commands, default=None):
     try:
         if signal.getsignal(signal.SIGINT) is configs.end_quietly:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        function, settings = configs.parse(sys.argv[1:], doc, commands, default)
+        function, settings = command_line.parse(sys.argv[1:], doc, commands, default)
         function(settings)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

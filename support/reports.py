@@ -140,12 +140,24 @@ def print_run(run):
 
 def announce_validation(run, rows):
     """A line before the first validation, which can take minutes: a log file shows no progress bar."""
-    length = np.minimum(np.diff(run.valid.offsets)[rows], run.valid.seq_len)
+    length = np.minimum(np.diff(run.valid.offsets)[rows] + 2, run.valid.seq_len)  # with [CLS] and [SEP]
     flops = hardware.training_flops(run.model.encoder.config, length, 0.15 * length.sum()) / 3  # forward alone
     seconds = flops / (VALID_MFU * run.matmul_flops)
     of_tokens = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
     what = f"{len(rows):,} held-out examples before the first step"
     run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{of_tokens}")
+
+
+def print_validation_time(run, n, seconds, last):
+    """Prints what validations cost. Args: n: examples of the first. seconds: it took. last: those of the last one."""
+    at_end = f"; all {len(run.valid):,} at the end, in about {last:.0f} s" if n < len(run.valid) else ""
+    run.ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{at_end}")
+
+
+def print_compiled(run):
+    """Prints that a run resumes with an encoder that is compiled, and was not, or the other way round."""
+    now, before = ("", "not ") if run.compiled else ("no longer ", "")
+    run.ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout masks differ from here on")
 
 
 def progress_bar(run):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import UserError, warmup_steps
+from configs import UserError, program_name, warmup_steps
 from support import reports, tokenizers
 from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
@@ -27,6 +27,10 @@ from support.tensors import WEIGHT_FILES, read_torch, weight_files
 
 EXIT_REQUEUE = 75  # exit status after a signal: "try again later" (EX_TEMPFAIL of sysexits.h)
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+MAY_CHANGE_ON_RESUME = (
+    "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
+    "save_minutes", "log_every",
+)  # fmt: skip
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
     "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
@@ -100,7 +104,7 @@ def out_of_memory_named(run):
         if not is_out_of_memory(e):
             raise
         message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
-        sys.exit(f"kgi.py: error: {message}")  # the others do not know
+        sys.exit(f"{program_name()}: error: {message}")  # the others do not know
 
 
 # ---------------------------------------------------------------- the run folder
@@ -278,10 +282,17 @@ def digest(paths):
 # ---------------------------------------------------------------- a run of kgi.py, saved and resumed
 
 
+def run_signature(run):
+    """What must be the same for a checkpoint to be resumed."""
+    settings = {k: v for k, v in asdict(run.s).items() if k not in MAY_CHANGE_ON_RESUME}
+    objectives = {objective.name: objective.signature for objective in run.objectives}
+    return {"objectives": objectives} | settings | {"data": run.train.manifest["sha256"], "init": run.init}
+
+
 def checkpoint_content(run):
     """What a checkpoint holds."""
     return {
-        "signature": run.signature(), "state": asdict(run.state), "model": run.model.state_dict(),
+        "signature": run_signature(run), "state": asdict(run.state), "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
     }  # fmt: skip
 
@@ -313,7 +324,7 @@ def resume(run):
     metrics = run.out / "metrics.jsonl"
     records, n_damaged = reports.read_metrics(metrics)
     if content:
-        check_signature(path, content, run.signature())
+        check_signature(path, content, run_signature(run))
         run.model.load_state_dict(content["model"])
         # Its settings are those of this run, the learning rate that of each step.
         run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": content["optimizer"]["state"]})

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
 from beyond import evaluate  # noqa: E402
+from configs import command_line  # noqa: E402
 from support.layouts import IGNORE  # noqa: E402
 from support.reports import of_tokens  # noqa: E402
 
@@ -56,7 +56,7 @@ def pairs_of(dataset):
 
 def whole_entities(folder, config):
     """Accuracy of entity prediction in per cent if all tokens of an entity must be right: before and after training."""
-    run = kgi.set_up(configs.parse([config], kgi.__doc__, kgi.COMMANDS, "train")[1])
+    run = kgi.set_up(command_line.parse([config], kgi.__doc__, kgi.COMMANDS, "train")[1])
     both = run.model, models.load(run.out, log=lambda _: None)
     return [evaluate.evaluate_tasks(m.eval(), Path(folder, "fr"), 0, None)["ep"]["entities"] for m in both]
 

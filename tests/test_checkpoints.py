@@ -28,9 +28,10 @@ import finetune
 import kgi
 import model as models
 from beyond import embed as embedding
-from configs import UserError
-from support import tokenizers
+from configs import UserError, command_line
+from support import reports, runs, tokenizers
 from support.labels import Document, align_entities
+from support.layouts import MicroBatch
 from support.pooling import Pooling, inherit_pooling, read_pooling, write_pooling
 from support.tensors import DTYPES, read_safetensors, read_torch, write_safetensors
 from support.windows import make_windows
@@ -89,8 +90,9 @@ def test_computes_what_another_library_computed(family):
     assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
     logits = model.mlm_head(hidden)
     assert (logits - want["logits"])[mask].abs().max() < 1e-5 * want["logits"].abs().max()
-    targets_per_task = [("mlm_head", len(targets)), ("relation_head", 0), ("triple_head", 0)]
-    out = model(want["ids"], mask, targets, want["labels"].ravel()[targets], targets_per_task)
+    labels, heads = want["labels"].ravel()[targets], ("mlm_head", "relation_head", "triple_head")
+    n_targets = [len(targets), 0, 0]
+    out = model(MicroBatch(want["ids"], mask, None, targets, labels, targets // mask.shape[1], n_targets, heads))
     loss = out[0, 0] / len(targets)
     loss.backward()
     assert loss.item() == pytest.approx(want["loss"].item(), abs=1e-5)
@@ -520,7 +522,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     assert len(word) == n + 8 and torch.equal(word[:n], old.encoder.word.weight[:n])
     assert (word[n : n + 3] != old.encoder.word.weight[n:]).all()  # rows that no token had
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    kgi.resume(run)
+    runs.resume(run)
     kgi.begin(run)
     kgi.training_loop(run)
     out = Path("runs/kgi-en-start")
@@ -530,7 +532,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     assert moved == before.keys() and torch.equal(model.encoder.token_types, old.encoder.token_types)
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in state.items())
     a, b = (json.loads((d / "config.json").read_text()) for d in (start, out))
-    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.PAPER_TASKS)} == b
+    assert a | {"vocab_size": n + 8, "kgi_tasks": list(data.TASK_NAMES)} == b
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
     wordpiece = family in ("bert", "distilbert")
     assert tokenizer["model_max_length"] == 70 and tokenizer["pad_token"] == ("[PAD]" if wordpiece else "<pad>")
@@ -548,7 +550,7 @@ def test_training_continues_from_a_checkpoint(release, texts, tmp_path, family, 
     capsys.readouterr()
     corpus = ["--corpus", "e3c", "--data", str(release / "ner" / "en"), "--device", "cpu"]
     for folder in (start, out):
-        function, s = configs.parse([str(folder), *corpus], finetune.__doc__, finetune.COMMANDS, "run")
+        function, s = command_line.parse([str(folder), *corpus], finetune.__doc__, finetune.COMMANDS, "run")
         function(s)
         assert "windows of up to 70 tokens" in capsys.readouterr().out
 
@@ -563,7 +565,7 @@ def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monke
     capsys.readouterr()
     train(**settings, out=str(whole))
     assert capsys.readouterr().out.count("initialised randomly") == len(OWN_HEADS)
-    write = kgi.write_metrics
+    write = reports.write_metrics
 
     def leave(run, record):
         write(run, record)
@@ -571,7 +573,7 @@ def test_a_run_from_a_checkpoint_resumes_exactly(release, texts, tmp_path, monke
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(kgi, "write_metrics", leave)
+        m.setattr(reports, "write_metrics", leave)
         with pytest.raises(KeyboardInterrupt):
             kgi.train(configs.Train(**TINY | settings, out=str(stopped)))
     train(**settings, out=str(stopped))
@@ -631,7 +633,7 @@ def test_names_and_words_are_encoded_as_in_the_middle_of_a_text(release, texts, 
     for i in np.flatnonzero(dataset.task == data.EP)[:50]:
         ids = dataset.ids[dataset.offsets[i] : dataset.offsets[i + 1]]
         tokens = [tokenizer.id_to_token(x) for x in ids]
-        names = [j + 1 for j, t in enumerate(tokens) if t == "<s>" or t in data.RELATION_TOKENS]
+        names = [0, *(j + 1 for j, t in enumerate(tokens) if t in data.RELATION_TOKENS)]
         assert len(names) == 2 and all(tokens[j].startswith("\u0120") for j in names)
     special = tokenizers.special_ids(tokenizer)
     sentences = [Document("x", ["kidney", "liver"], ["O", "O"])]
@@ -902,10 +904,9 @@ def test_embed_of_the_old_layout_of_sentence_transformers(texts, tmp_path, monke
 def test_the_pooling_of_a_run(tmp_path):
     """[CLS], which other libraries would not take by themselves; else that of the checkpoint that it began with."""
     lines = []
-    for name, kinds, own, at_cls, want in (
-        ("none", "", None, False, ("cls", 0)), ("mean", "Pooling Normalize", MEAN, False, ("mean", 9, True)),
-        ("aligned", "Pooling", MEAN, True, ("cls", 9)), ("dense", "Pooling Dense", MEAN, False, ("cls", 9)),
-        ("max", "Pooling", {"pooling_mode": "max"}, False, ("cls", 9)),
+    for name, kinds, own, want in (
+        ("none", "", None, ("cls", 0)), ("mean", "Pooling Normalize", MEAN, ("mean", 9, True)),
+        ("dense", "Pooling Dense", MEAN, ("cls", 9)), ("max", "Pooling", {"pooling_mode": "max"}, ("cls", 9)),
     ):  # fmt: skip
         init, out = tmp_path / name, tmp_path / f"{name}-run"
         init.mkdir()
@@ -913,7 +914,7 @@ def test_the_pooling_of_a_run(tmp_path):
         if own:
             modules_json(init, "Transformer", *kinds.split())
             pooled(init, own, max_seq_length=9)
-        found = inherit_pooling(str(init) if own else "", at_cls, lines.append)
+        found = inherit_pooling(str(init) if own else "", lines.append)
         assert found == Pooling(*want)
         write_pooling(out, found, 32, 20)
         assert read_pooling(out) == found._replace(max_len=found.max_len or 20)

@@ -16,8 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
+from pyarrow import ipc
 from tokenizers import Tokenizer
 
 import configs
@@ -25,9 +27,9 @@ import data
 from configs import UserError
 from data import CORRUPTED_ENTITIES, CORRUPTED_RELATION, EP, LP, MLM, RELATIONS, SY, TASK_NAMES, TASKS, TC, TRUE
 from model import Config, KGIBert
-from support import layouts, tokenizers, umls
+from support import builds, datasets, layouts, tokenizers, umls
 from tests.conftest import FEW, ROOT, SMALL, build, command, graph_of
-from tests.small_releases import BASE, TYPES, rel, write, write_texts
+from tests.small_releases import BASE, TYPES, conso, rel, write, write_texts
 
 SEEDS = range(12)
 
@@ -54,30 +56,29 @@ def masked(examples, rows, epoch=0, seed=0, p=0.15):
 
 
 def unpack(batch, i):
-    """(ids of row i, {position: (task, label)})."""
-    mine = batch.target_example == i
-    ids = batch.ids[batch.start[i] : batch.start[i] + batch.length[i]].tolist()
-    answers = zip(batch.target_task[mine].tolist(), batch.label[mine].tolist())
-    return ids, dict(zip(batch.target_position[mine].tolist(), answers))
+    """(ids of example i, {position: label})."""
+    ids, labels = (x[batch.offset[i] : batch.offset[i] + batch.length[i]].tolist() for x in (batch.ids, batch.labels))
+    return ids, {k: label for k, label in enumerate(labels) if label != layouts.IGNORE}
+
+
+def all_examples(batch):
+    """(task, ids, {position: label}) of each example, as tuples in order."""
+    examples = ((task, *unpack(batch, i)) for i, task in enumerate(batch.task.tolist()))
+    return sorted((task, tuple(ids), tuple(labels.items())) for task, ids, labels in examples)
 
 
 # ---------------------------------------------------------------- the four tasks
 
 
 def test_the_table_of_tasks_is_complete():
-    """Each task has its number, and its head has as many classes as its label (of names: a vector)."""
+    """Each task has its number, and its head has as many classes as its mask has labels."""
     model = KGIBert(Config(vocab_size=50, max_positions=8, dim=8, layers=1, heads=1, ffn=8))
-    n_classes = {
-        data.token_itself: 50,
-        data.relation_class: len(RELATIONS) - 1,
-        data.triple_is_true: 2,
-        data.name_number: 8,
-    }
+    n_classes = {"mlm": 50, "ep": 50, "lp": len(RELATIONS) - 1, "tc": 2}
     for index, task in enumerate(TASKS):
         assert getattr(data, task.name.upper()) == index and TASK_NAMES.index(task.name) == index and task.title
-        assert getattr(model, task.head)(torch.zeros(3, 8)).shape == (3, n_classes[task.label])
-    assert len(set(TASK_NAMES)) == len(TASKS)
-    assert all(type(getattr(configs.Data(), task.size)) is int for task in TASKS if task.name != "mlm")
+        assert getattr(model, task.head)(torch.zeros(3, 8)).shape == (3, n_classes[task.name])
+    assert len(set(TASK_NAMES)) == len(TASKS) and sorted([MLM, *data.GRAPH_TASKS]) == list(range(len(TASKS)))
+    assert all(type(getattr(configs.Data(), task.setting)) is int for task in TASKS if task.name != "mlm")
 
 
 def plain_hash(*keys):
@@ -98,11 +99,9 @@ def plain_uniform(*keys):
 def plain_masking(e, row, epoch, seed, mlm_probability):
     """One example by a loop over its tokens: (ids that the model sees, {position: label})."""
     s, key, task = e.special, plain_hash(seed, epoch, row), TASK_NAMES[e.task[row]]
-    ids = tokens_of(e, row)
-    if task == "mlm":  # a window of a long document, between [CLS] and [SEP]
-        longest = e.seq_len - 2
-        first = int(plain_uniform(key, 0) * (max(len(ids) - longest, 0) + 1))
-        ids = [s["cls"], *ids[first : first + longest], s["sep"]]
+    ids, longest = tokens_of(e, row), e.seq_len - 2
+    first = int(plain_uniform(key, 0) * (max(len(ids) - longest, 0) + 1))  # the window of a long document
+    ids = [s["cls"], *ids[first : first + longest], s["sep"]]
     seen, labels, after_relation = list(ids), {}, False
     for k, token in enumerate(ids):
         is_relation, inside = token in s["relations"], 0 < k < len(ids) - 1
@@ -124,23 +123,89 @@ def plain_masking(e, row, epoch, seed, mlm_probability):
 
 
 def test_each_task_against_a_plain_loop_over_tokens(examples):
-    """choose_targets, corrupt and label of the table of tasks, and the batch that is made with them."""
+    """The masks of the table of tasks, and the batch that is made with them."""
     epoch, seed, p = 3, 7, 0.3
     rows = np.arange(len(examples))
-    expected = [plain_masking(examples, row, epoch, seed, p) for row in rows]
     batch = masked(examples, rows, epoch, seed, p)
-    for i, (seen, labels) in enumerate(expected):
-        ids, targets = unpack(batch, i)
-        assert ids == seen and {k: label for k, (_, label) in targets.items()} == labels
-    key = data.splitmix64(seed, np.full(len(rows), epoch), rows)
-    tokens, example = examples.gather_tokens(rows, key, *examples.window_documents(rows, key), p)
-    for index, task in enumerate(TASKS[: data.SA]):
-        at = np.flatnonzero((tokens.task == index) & task.choose_targets(tokens))
-        where = list(zip(example[at].tolist(), tokens.position[at].tolist()))
-        assert where == [(i, k) for i in np.flatnonzero(examples.task == index).tolist() for k in expected[i][1]]
-        assert task.corrupt(tokens, at).tolist() == [expected[i][0][k] for i, k in where]
-        assert task.label(tokens, at).tolist() == [expected[i][1][k] for i, k in where]
-        assert len(at) > 20
+    for i, row in enumerate(rows):
+        assert unpack(batch, i) == plain_masking(examples, row, epoch, seed, p)
+    predicted = np.repeat(batch.task, batch.length)[batch.labels != layouts.IGNORE]
+    assert batch.n_targets.tolist() == [(predicted == index).sum() for index in range(len(TASKS))]
+    assert (batch.n_targets > 20).all() and batch.heads == tuple(task.head for task in TASKS)
+
+
+NEW_TASK = (
+    (
+        "data.py",
+        "# ---------------------------------------------------------------- the table of tasks\n",
+        """def sample_head_prediction(rng, graph, split, n, s):
+    i = stratified_sample(rng, split.true, graph.counts.sum(axis=1), n)
+    return name_triples(rng, graph, graph.h[i], graph.r[i], graph.t[i], np.full(len(i), TRUE))
+
+
+def mask_heads(tokens):
+    is_relation = tokens.relation >= 0
+    n_relations = np.cumsum(is_relation)
+    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]
+    targets = np.flatnonzero(tokens.inside & (n_relations == 0))
+    return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
+
+
+""",
+    ),
+    (
+        "data.py",
+        ")\nTASK_NAMES = ",
+        """    Task("hp", "head prediction", "mlm_head", sample_head_prediction, mask_heads, "hp_examples"),\n""",
+    ),
+    (
+        "configs/__init__.py",
+        "    valid_fraction: float = setting(",
+        """    hp_examples: int = setting(0, "head-prediction examples a language", "sizes", most=10**9)\n""",
+    ),
+)
+USE_OF_A_NEW_TASK = """
+import numpy as np
+import data
+e = data.PretrainingDataset("data", "train")
+rows = np.flatnonzero(e.task == data.TASK_NAMES.index("hp"))
+batch = e.masked_batch(rows, np.zeros(len(rows), int), 0, 0.15)
+for i, (offset, length) in enumerate(zip(batch.offset, batch.length)):
+    stored, ids, labels = e.ids[e.offsets[rows[i]] :][: length - 2], *(x[offset : offset + length]
+                                                                     for x in (batch.ids, batch.labels))
+    n = next(k for k, x in enumerate(stored) if e.relation_of_token[x] >= 0)
+    assert n and (ids[1 : n + 1] == e.special["mask"]).all() and (labels[1 : n + 1] == stored[:n]).all()
+    assert (ids[n + 1 : -1] == stored[n:]).all() and (labels == -100).sum() == length - n
+print(len(rows), "examples")
+"""
+
+
+def test_a_task_is_one_entry_two_functions_and_one_setting(release, dataset, tmp_path):
+    """Nothing else is changed; it is built, shown, masked, trained and validated, and the other examples stay."""
+    for place in ("configs", "support"):
+        shutil.copytree(ROOT / place, tmp_path / place, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for name, before, added in NEW_TASK:
+        code = (tmp_path / name).read_text()
+        assert code.count(before) == 1
+        (tmp_path / name).write_text(code.replace(before, added + before))
+    settings = SMALL | {"lang": "en", "umls": release, "e3c": release / "E3C", "tokenizer": dataset, "out": "data"}
+    build = ["data.py", "build", *(x for k, v in settings.items() for x in (f"--{k}", v)), "--hp_examples", 300]
+    train = "kgi.py --data data --out run --layers 1 --heads 1 --dim 8 --ffn 8 --steps 1 --warmup 1 --device cpu"
+    shown = []
+    for argv in (build, ["data.py", "show", "data"], ["-c", USE_OF_A_NEW_TASK], train.split()):
+        p = command(*argv, cwd=tmp_path)
+        assert p.returncode == 0, p.stderr
+        shown.append(p.stdout)
+    assert "head prediction" in shown[1] and shown[2] == "300 examples\n"
+    *_, validation = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert {f"{name}_loss" for name in (*TASK_NAMES, "hp")} < validation["valid"].keys()
+    (step,) = (x for x in map(json.loads, open(tmp_path / "run" / "metrics.jsonl")) if "lr" in x)
+    assert step["hp_loss"] > 1 and step["hp_loss"] != step["ep_loss"]
+    old, new = (ipc.open_file(folder / "train.arrow").read_all() for folder in (dataset, tmp_path / "data"))
+    assert len(new) == len(old) + 300
+    assert new.filter(pc.not_equal(new["task"], len(TASKS))).to_pylist() == old.to_pylist()
 
 
 # ---------------------------------------------------------------- the graph, and the split
@@ -165,8 +230,20 @@ def random_graph(seed, concepts=40, groups=3, density=0.02, inverses=True):
     return graph, found | inverse
 
 
-def sizes(n):
-    return {EP: n, LP: n, TC: n}
+def sample(task, graph, split, n, s):
+    """What the sampler of a task draws: a data.Sample."""
+    return TASKS[task].sample(np.random.default_rng(s.seed), graph, data.SplitTriples(graph, split, s), n, s)
+
+
+def triples_of(found):
+    """[(h, r, t)] of a sample of triples, as numbers."""
+    return list(zip(*(x.tolist() for x in found.triples())))
+
+
+def paths_of(found):
+    """[(concepts, relations)] of a sample, as tuples without the end."""
+    rows = zip(found.concepts.tolist(), found.relations.tolist())
+    return [tuple(tuple(x for x in ids if x >= 0) for ids in row) for row in rows]
 
 
 def settings(**more):
@@ -253,11 +330,12 @@ def test_strata_are_exact_to_rounding():
 def test_entity_prediction_draws_true_triples_once(seed):
     graph, truth = random_graph(seed)
     for split in data.SPLITS:
-        h, r, t, term, _ = data.sample_tasks(graph, split, sizes(150), settings(seed=seed))[EP]
-        drawn = set(zip(h.tolist(), r.tolist(), t.tolist()))
+        found = sample(EP, graph, split, 150, settings(seed=seed))
+        drawn, (h, r, t), term = set(triples_of(found)), found.triples(), found.terms[:, 1]
         assert drawn <= truth and len(drawn) == len(h)  # true, and none twice
-        owner = np.searchsorted(graph.first_term, term, side="right") - 1
-        assert (owner == t).all()
+        owner = np.searchsorted(graph.first_term, found.terms, side="right") - 1
+        assert (owner == found.concepts).all() and (found.terms[:, 0] == graph.first_term[h]).all()
+        assert (found.kind == TRUE).all()
         is_preferred, alone = term == graph.first_term[t], np.diff(graph.first_term)[t] == 1
         assert (is_preferred == ((r != SY) | alone)).all()
 
@@ -277,8 +355,8 @@ def test_triple_classification_has_true_and_false_triples_in_halves(seed, densit
     graph, truth = random_graph(seed, density=density, inverses=inverses)
     s = settings(seed=seed)
     for split in data.SPLITS:
-        h, r, t, _, kind = data.sample_tasks(graph, split, sizes(400), s)[TC]
-        drawn = list(zip(h.tolist(), r.tolist(), t.tolist()))
+        found = sample(TC, graph, split, 400, s)
+        (h, r, t), kind, drawn = found.triples(), found.kind, triples_of(found)
         n = np.bincount(kind, minlength=3)
         assert n[TRUE] == n[CORRUPTED_ENTITIES] + n[CORRUPTED_RELATION] and len(set(drawn)) == len(drawn)
         assert all((x in truth) == (k == TRUE) for x, k in zip(drawn, kind))  # no negative is true
@@ -299,7 +377,8 @@ def test_each_kind_of_triple_keeps_the_strata_of_its_frame():
     """Each of the three kinds has the shares of the graph within its frame."""
     graph, _ = random_graph(5, concepts=200, density=0.01)
     s = configs.Data(valid_fraction=0.01, seed=0)
-    h, r, t, _, kind = data.sample_tasks(graph, "train", sizes(1200), s)[TC]
+    found = sample(TC, graph, "train", 1200, s)
+    (h, _, t), kind = found.triples(), found.kind
     stratum = graph.stratum(graph.h, graph.t)
     everywhere = np.bincount(stratum, minlength=9)
     across = np.arange(9) // 3 != np.arange(9) % 3
@@ -317,8 +396,9 @@ def test_negatives_end_in_graphs_that_allow_hardly_any():
     for density, concepts, groups in ((0.97, 12, 2), (1.0, 8, 2), (0.3, 3, 3), (0.3, 20, 1)):
         graph, truth = random_graph(1, concepts=concepts, groups=groups, density=density)
         graph = replace(graph, group=(np.arange(concepts) % groups).astype(np.int8))
-        h, r, t, _, kind = data.sample_tasks(graph, "train", sizes(100), settings())[TC]
-        assert all((x in truth) == (k == TRUE) for x, k in zip(zip(h.tolist(), r.tolist(), t.tolist()), kind))
+        found = sample(TC, graph, "train", 100, settings())
+        kind = found.kind
+        assert all((x in truth) == (k == TRUE) for x, k in zip(triples_of(found), kind))
         assert (kind == TRUE).sum() * 2 == len(kind)
         assert (kind == TRUE).sum() > 0 or density == 1.0
         if groups == 1:  # no pair of different groups: the other kind makes up for it
@@ -331,8 +411,8 @@ def test_a_corrupted_relation_changes_only_the_relation():
     for seed in range(60):
         graph, truth = pair_graph()
         s = configs.Data(valid_fraction=1e-9, seed=seed)
-        h, r, t, _, kind = data.sample_tasks(graph, "train", sizes(2), s)[TC]
-        seen |= {x for x, k in zip(zip(h.tolist(), r.tolist(), t.tolist()), kind) if k == CORRUPTED_RELATION}
+        found = sample(TC, graph, "train", 2, s)
+        seen |= {x for x, k in zip(triples_of(found), found.kind) if k == CORRUPTED_RELATION}
     assert seen == {(a, r, b) for r in (0, 1, 4, 5) for a, b in ((0, 1), (1, 0))} - truth
 
 
@@ -342,7 +422,8 @@ def test_the_relation_alone_gives_no_negative_away():
     rare = (graph.r >= 2) & (graph.r != SY) & (np.arange(len(graph.r)) % 9 > 0)  # PAR, CHD and SY prevail; no RN
     keep = ~rare & (graph.r != 5)
     graph = replace(graph, keys=graph.keys[keep])
-    _, r, _, _, kind = data.sample_tasks(graph, "train", sizes(1500), settings())[TC]
+    found = sample(TC, graph, "train", 1500, settings())
+    r, kind = found.relations[:, 0], found.kind
     true, false = (np.bincount(r[kind == k], minlength=7) / (kind == k).sum() for k in (TRUE, CORRUPTED_RELATION))
     assert true[5] == false[5] == 0 and np.abs(true - false).max() < 0.08
 
@@ -357,11 +438,12 @@ def test_paths_are_distinct_walks_without_a_concept_twice(seed, most):
     s = settings(seed=seed, max_relations=most)
     triples = set(zip(graph.h.tolist(), graph.r.tolist(), graph.t.tolist()))
     for split in data.SPLITS:
-        concepts, relations = data.sample_tasks(graph, split, sizes(300), s)[LP]
-        assert len(np.unique(np.concatenate([concepts, relations], axis=1), axis=0)) == len(concepts)
-        lengths = []
-        for c, r in zip(concepts.tolist(), relations.tolist()):
-            c, r = [x for x in c if x >= 0], [x for x in r if x >= 0]
+        found = sample(LP, graph, split, 300, s)
+        drawn, lengths = paths_of(found), []
+        assert len(set(drawn)) == len(drawn) == len(found.kind) and (found.kind == TRUE).all()
+        named = found.concepts >= 0
+        assert (found.terms[named] == graph.first_term[found.concepts[named]]).all() and (found.terms[~named] < 0).all()
+        for c, r in drawn:
             assert len(c) == len(r) + 1 and 2 <= len(r) <= most and len(set(c)) == len(c) and SY not in r
             for step in zip(c, r, c[1:]):
                 assert step in triples
@@ -369,7 +451,7 @@ def test_paths_are_distinct_walks_without_a_concept_twice(seed, most):
                 assert side == (split == "valid")
             lengths.append(len(r))
         if split == "train":
-            assert len(concepts) == 300 and set(lengths) == set(range(2, most + 1))
+            assert len(drawn) == 300 and set(lengths) == set(range(2, most + 1))
 
 
 def test_walks_against_all_paths():
@@ -384,49 +466,29 @@ def test_walks_against_all_paths():
                 partial.append((c + (t,), r + (kind,)))
                 every.add((c + (t,), r + (kind,)))
     s = configs.Data(valid_fraction=1e-9, max_relations=3)
-    concepts, relations = data.sample_tasks(graph, "train", sizes(50 * len(every)), s)[LP]
-    drawn = {
-        (tuple(x for x in c if x >= 0), tuple(x for x in r if x >= 0))
-        for c, r in zip(concepts.tolist(), relations.tolist())
-    }
-    assert len(every) > 20 and drawn == every
+    drawn = paths_of(sample(LP, graph, "train", 50 * len(every), s))
+    assert len(every) > 20 and set(drawn) == every
 
 
 def test_a_graph_of_synonyms_alone_has_no_paths():
     graph, _ = random_graph(1)
     graph = replace(graph, keys=graph.keys[graph.r == SY])
-    drawn = data.sample_tasks(graph, "train", sizes(20), settings())
-    assert len(drawn[EP].h) == 20 and len(drawn[TC].h) == 20
-    assert len(drawn[LP].concepts) == len(drawn[LP].relations) == 0
-
-
-def test_the_memory_of_walks_depends_on_the_paths_there_are(monkeypatch):
-    """A round draws no more walks than fit, however many paths are asked for, and rounds go on until they are found."""
-    graph, _ = random_graph(3)
-    true = data.StratumIndex(np.arange(len(graph.h)), graph.strata, len(graph.counts))
-    drawn, walk = [], data.random_walks
-    monkeypatch.setattr(data, "random_walks", lambda *a: drawn.append(len(a[3])) or walk(*a))
-    monkeypatch.setattr(data, "MAX_STEPS", 3000)
-    for n in (20, 2000, 3000):
-        drawn.clear()
-        assert len(data.sample_link_prediction(np.random.default_rng(0), graph, true, n, 10).concepts) == n
-        assert max(drawn) <= 2 * 300 + 1000 and len(drawn) >= n // 1600
-    drawn.clear()
-    assert 2000 < len(data.sample_link_prediction(np.random.default_rng(0), graph, true, 10**9, 2).concepts) < 10**4
-    assert max(drawn) <= 2 * 1500 + 1000 and len(drawn) < 100  # all there are, or nearly
+    n = {task: len(sample(task, graph, "train", 20, settings()).kind) for task in data.GRAPH_TASKS}
+    assert n == {EP: 20, TC: 20, LP: 0}
 
 
 def test_more_examples_asked_for_than_the_graph_has(tmp_path):
     """What a graph gives is all that takes memory; the wish alone takes none."""
     rows = [rel("C0000001", "PAR", "C0000002"), rel("C0000002", "PAR", "C0000003"), rel("C0000003", "SIB", "C0000001")]
     g = graph_of(write(tmp_path, BASE, rows, TYPES))
-    most = {
-        f: configs.Data.__dataclass_fields__[f].metadata["most"] for f in ("tc_examples", "ep_examples", "lp_paths")
-    }
-    s = configs.Data(max_relations=50, valid_fraction=1e-6)
-    sizes = {TC: most["tc_examples"], EP: most["ep_examples"], LP: most["lp_paths"]}
-    drawn = data.sample_tasks(g, "train", sizes, s)
-    assert len(drawn[EP].h) == 2 and 2 <= len(drawn[TC].h) <= 4 and len(drawn[LP].concepts) == 1
+    settings = (TASKS[task].setting for task in (EP, TC))
+    most = {name: configs.Data.__dataclass_fields__[name].metadata["most"] for name in settings}
+    lines = []
+    drawn = data.sample_tasks(g, "train", configs.Data(valid_fraction=1e-6, **most), lines.append)
+    n = {task: len(found.kind) for task, found in drawn.items()}
+    assert n[EP] == 2 and 2 <= n[TC] <= 4 and n[LP] == 1
+    assert "en train: only 2 of the 1,000,000,000 requested entity prediction examples are available" in lines
+    assert len(lines) == 3
 
 
 # ---------------------------------------------------------------- sequences
@@ -442,17 +504,17 @@ def test_sequences_spell_the_triples(dataset, release, examples):
     flat = [[tokenizer.encode(n, add_special_tokens=False).ids for n in ns] for ns in names]
     cls, sep, rel = examples.special["cls"], examples.special["sep"], examples.special["relations"]
     triples = set(zip(g.h.tolist(), g.r.tolist(), g.t.tolist()))
-    seen = np.zeros(4, int)  # without synonym alignment, which has tests of its own
+    seen = np.zeros(len(TASKS), int)
     for i in range(len(examples)):
         ids, task = tokens_of(examples, i), examples.task[i]
         seen[task] += 1
         if task == MLM:
-            assert not set(ids) & {cls, sep, *rel} and len(ids) >= data.MIN_DOCUMENT
+            assert not set(ids) & {cls, sep, *rel} and len(ids) >= builds.MIN_DOCUMENT
             continue
-        assert ids[0] == cls and ids[-1] == sep and len(ids) <= SMALL["seq_len"]
+        assert not set(ids) & {cls, sep} and len(ids) <= SMALL["seq_len"] - 2  # [CLS] and [SEP] are to come
         at = [k for k, x in enumerate(ids) if x in rel]
         relations = [rel.index(ids[k]) for k in at]
-        pieces = [ids[a + 1 : b] for a, b in zip([0, *at], [*at, len(ids) - 1])]
+        pieces = [ids[a + 1 : b] for a, b in zip([-1, *at], [*at, len(ids)])]
         concepts = [index[c] for c in cuis_of(examples, i)]
         assert len(pieces) == len(concepts) and all(pieces)
         for k, (piece, c) in enumerate(zip(pieces, concepts)):
@@ -463,7 +525,7 @@ def test_sequences_spell_the_triples(dataset, release, examples):
         assert all((s in triples) == (task != TC or examples.kind[i] == data.TRUE) for s in steps)
         assert task != LP or 2 <= len(relations) <= 10
     assert (seen > 0).all() and seen.tolist() == [
-        examples.manifest["counts"]["en"][split_of(examples)][t] for t in data.PAPER_TASKS
+        examples.manifest["counts"]["en"][split_of(examples)][t] for t in TASK_NAMES
     ]
 
 
@@ -474,11 +536,11 @@ def test_long_names_keep_the_relation_and_both_sides(release, tmp_path):
         e = data.PretrainingDataset(out, split)
         lengths = np.diff(e.offsets)
         graph = e.task != MLM
-        assert lengths[graph].max() == 16
+        assert lengths[graph].max() == 16 - 2 and masked(e, e.rows).length.max() == 16
         for i in np.flatnonzero(graph):
             ids = tokens_of(e, i)
             at = [k for k, x in enumerate(ids) if e.relation_of_token[x] >= 0]
-            assert at and at[0] > 1 and at[-1] < len(ids) - 2 and ids[-1] == e.special["sep"]
+            assert at and at[0] > 0 and at[-1] < len(ids) - 1
             assert (len(at) >= 2) == (e.task[i] == LP) and len(cuis_of(e, i)) == len(at) + 1
 
 
@@ -488,27 +550,24 @@ def test_long_names_keep_the_relation_and_both_sides(release, tmp_path):
 def test_documents_are_counted_once_and_cut_into_windows(release, tmp_path):
     """A text counts once, or as often as it occurs; files with issues are counted; windows are cut as asked for."""
     few = {"tc_examples": 40, "ep_examples": 20, "lp_paths": 20}
-    counts, tokens = {}, {}
-    for name, more in {
-        "once": {}, "all copies": {"keep_duplicates": True}, "first": {"windows": "first"}, "all": {"windows": "all"},
-    }.items():  # fmt: skip
+    counts, longest = {}, {}
+    for name, more in {"once": {}, "all copies": {"keep_duplicates": True}, "first": {"windows": "first"}}.items():
         out = build(release, tmp_path / name, **few, **more)
         splits = [data.PretrainingDataset(out, split) for split in data.SPLITS]
         counts[name] = sum((e.task == MLM).sum() for e in splits)
         lengths = np.concatenate([np.diff(e.offsets)[e.task == MLM] for e in splits])
-        tokens[name] = lengths.sum(), lengths.max()
+        longest[name] = lengths.max()
         issues = json.loads((out / "manifest.json").read_text())["counts"]["en"]["issues"]
         assert issues["files without text"] == 4 and issues["files named for another language"] == 2
     assert (counts["once"], counts["all copies"], counts["first"]) == (60, 62, 60)
-    assert counts["all"] > 60 and tokens["all"][0] >= tokens["once"][0] and tokens["all"][1] == 62
-    assert tokens["once"][1] > 62 == tokens["first"][1]
+    assert longest["once"] > 62 == longest["first"]
 
 
 def test_copies_of_a_text_are_in_one_split():
     texts = [f"text {i % 300}" for i in range(900)]
-    copies = data.split_documents(texts, 0, 0.3, keep_duplicates=True)
+    copies = builds.split_documents(texts, 0, 0.3, keep_duplicates=True)
     assert not set(copies["train"]) & set(copies["valid"]) and len(copies["train"]) + len(copies["valid"]) == 900
-    once = data.split_documents(texts, 0, 0.3, keep_duplicates=False)
+    once = builds.split_documents(texts, 0, 0.3, keep_duplicates=False)
     assert all(set(copies[split]) == set(once[split]) for split in data.SPLITS)
     assert sum(map(len, once.values())) == 300
 
@@ -618,10 +677,31 @@ def test_a_data_set_of_several_languages(release, tmp_path):
     assert [name for name, digest in digests(out).items() if by_list[name] != digest] == ["manifest.json"]  # its name
     for i, lang in enumerate(manifest["languages"]):
         n = np.bincount(e.task[e.lang == i], minlength=len(TASKS))
-        assert n.tolist() == [manifest["counts"][lang]["train"].get(t, 0) for t in TASK_NAMES]
-        assert (n[: data.SA] > 0).all()
+        assert n.tolist() == [manifest["counts"][lang]["train"][t] for t in TASK_NAMES]
+        assert (n > 0).all()
     check_split(out)
-    assert data.choose_languages(out, "es,en") == ["es", "en"] and len(data.choose_languages(out, "multi")) == 3
+    assert datasets.choose_languages(out, "es,en") == ["es", "en"] and len(datasets.choose_languages(out, "multi")) == 3
+
+
+def test_a_release_that_holds_hardly_anything(tmp_path):
+    """Names without tokens, tasks without examples, a language without documents: built, shown, masked, laid out."""
+    names = [conso("C0000001", "\x01"), conso("C0000002", "\u200b"), conso("C0000003", "liver")]
+    french = [conso(f"C000000{i}", "foie", lat="FRE", aui=f"A000001{i}") for i in (1, 2)]
+    rows = [rel("C0000001", "PAR", "C0000002"), rel("C0000003", "CHD", "C0000002")]
+    release = write(tmp_path / "release", names + french, rows, TYPES)
+    shutil.copy(write_texts(tmp_path), tmp_path / "en.txt")
+    (tmp_path / "fr.txt").write_text("")
+    more = FEW | {"lang": "en,fr", "e3c": "none", "text": str(tmp_path / "{lang}.txt"), "valid_fraction": 0.3}
+    out = build(release, tmp_path / "out", **more)
+    data.show(configs.Show(dataset=str(out)))
+    splits = [data.PretrainingDataset(out, split) for split in data.SPLITS]
+    for e in splits:
+        batch = masked(e, e.rows)
+        assert all_examples(batch) and len([*layouts.padded(batch, 500, 64), *layouts.packed(batch, 500, 64)]) > 1
+    unk = splits[0].special["unk"]
+    assert any(tokens_of(e, i)[::2] == [unk, unk] for e in splits for i in np.flatnonzero(e.task == EP))
+    assert not any(((e.lang == 1) & (e.task == MLM)).any() for e in splits)
+    assert any((e.task == LP).sum() == 0 for e in splits)
 
 
 def test_the_tables_agree_with_plain_counting(release, dataset, capsys):
@@ -714,23 +794,21 @@ def test_masks_of_each_task(examples):
     for i in range(len(examples)):
         ids, targets = unpack(batch, i)
         task = examples.task[i]
-        assert all(t == task for t, _ in targets.values())
         assert ids[0] == s["cls"] and ids[-1] == s["sep"] and len(ids) <= SMALL["seq_len"]
         if task == MLM:
             continue
-        original = tokens_of(examples, i)
+        original = [s["cls"], *tokens_of(examples, i), s["sep"]]
         at = [k for k, x in enumerate(original) if examples.relation_of_token[x] >= 0]
         if task == EP:  # 100 % of the tail, nothing else
             tail = range(at[0] + 1, len(ids) - 1)
-            assert targets == {k: (EP, original[k]) for k in tail} and all(ids[k] == mask for k in tail)
+            assert targets == {k: original[k] for k in tail} and all(ids[k] == mask for k in tail)
         if task == LP:
-            assert targets == {k: (LP, int(examples.relation_of_token[original[k]])) for k in at}
+            assert targets == {k: int(examples.relation_of_token[original[k]]) for k in at}
             assert all(ids[k] == hrel for k in at)
-            assert all(0 <= label < 6 for _, label in targets.values())
+            assert all(0 <= label < 6 for label in targets.values())
         if task == TC:
-            assert targets == {0: (TC, int(examples.kind[i] == data.TRUE))}
+            assert targets == {0: int(examples.kind[i] == data.TRUE)}
         assert all(a == b for k, (a, b) in enumerate(zip(ids, original)) if k not in targets or task == TC)
-    assert batch.targets_per_task.tolist() == np.bincount(batch.target_task, minlength=len(TASKS)).tolist()
 
 
 def test_mlm_rates(dataset):
@@ -740,15 +818,16 @@ def test_mlm_rates(dataset):
     tokens, picked, kinds, random = 0, 0, np.zeros(3), []
     for epoch in range(60):
         whole, batch = masked(e, rows, epoch, p=0.0), masked(e, rows, epoch)
-        assert len(whole.label) == 0 and len(whole.ids) == len(batch.ids)  # the same windows
-        at = batch.start[batch.target_example] + batch.target_position
-        assert (whole.ids[at] == batch.label).all()
+        assert not whole.n_targets.any() and len(whole.ids) == len(batch.ids)  # the same windows
+        at = np.flatnonzero(batch.labels != layouts.IGNORE)
+        labels = batch.labels[at]
+        assert (whole.ids[at] == labels).all()
         untouched = np.ones(len(batch.ids), bool)
         untouched[at] = False
         assert (whole.ids[untouched] == batch.ids[untouched]).all()
         tokens += len(batch.ids) - 2 * len(rows)
         picked += len(at)
-        is_mask, kept = batch.ids[at] == e.special["mask"], batch.ids[at] == batch.label
+        is_mask, kept = batch.ids[at] == e.special["mask"], batch.ids[at] == labels
         kinds += is_mask.sum(), (~is_mask & ~kept).sum(), kept.sum()
         random += batch.ids[at][~is_mask & ~kept].tolist()
     assert abs(picked / tokens - 0.15) < 0.005
@@ -785,32 +864,49 @@ def test_windows_of_long_documents_cover_them(dataset):
 # ---------------------------------------------------------------- effective batches and micro-batches
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def targets_of(m):
+    """{position in the rows of a micro-batch: (task, label, example of the effective batch)}."""
+    task = [index for index, n in enumerate(m.n_targets) for _ in range(n)]  # they are sorted by task
+    at, *answers = m.target_index.tolist(), task, m.label.tolist(), m.example.tolist()
+    assert len(set(at)) == len(at) == len(task)
+    return dict(zip(at, zip(*answers)))
+
+
+def as_example(batch, ids, answers):
+    """An example of a micro-batch, as all_examples has it. answers: {position: (task, label, example)}."""
+    ((task, example),) = {(task, example) for task, _, example in answers.values()} or {(MLM, None)}
+    if example is not None:
+        offset, length = batch.offset[example], batch.length[example]
+        inputs = batch.ids[offset : offset + length]
+        assert ids == inputs.tolist() and task == batch.task[example]
+    return task, tuple(ids), tuple((k, label) for k, (_, label, _) in sorted(answers.items()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("max_tokens", [1, 300, 5000, 10**6])
 @pytest.mark.parametrize("max_padding", [0, 20, 10**6])
-def test_padded_are_the_batch(dataset, max_tokens, max_padding, world):
+def test_padded_micro_batches_are_the_batch(dataset, max_tokens, max_padding, world_size):
     """Every row and every target comes once, padded with [PAD] alone, whatever the limits and the ranks."""
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
-    wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
-    got, padded = [], 0
-    for rank in range(world):
-        for m in layouts.padded(batch, max_tokens, max_padding, rank, world):
+    got, n_padded = [], 0
+    for rank in range(world_size):
+        for m in layouts.padded(batch, max_tokens, max_padding, rank, world_size):
             n, width = m.ids.shape
-            lengths = (m.segment > 0).sum(axis=1)
+            lengths = torch.full((n,), width) if m.mask is None else m.mask.sum(dim=1)
+            assert m.mask is None or torch.equal(m.mask, torch.arange(width) < lengths[:, None])
             assert (n * width <= max_tokens and n * width - lengths.sum() <= max_padding) or n == 1
-            assert (np.diff(m.task) >= 0).all() and m.position is None
-            padded += n * width
+            assert m.position is None and m.heads == batch.heads
+            n_padded += n * width
             rows = [{} for _ in range(n)]
-            for p, t, label in zip(m.target_index.tolist(), m.task.tolist(), m.label.tolist()):
-                rows[p // width][p % width] = (t, label)
-            for i in range(n):
-                length = lengths[i]
-                assert (m.ids[i, length:] == e.special["pad"]).all()
-                got.append((tuple(m.ids[i, :length].tolist()), tuple(sorted(rows[i].items()))))
-    assert sorted(got) == wanted
-    if max_tokens == 300 and world == 1:
-        assert padded < 1.25 * batch.length.sum()
+            for k, answer in targets_of(m).items():
+                rows[k // width][k % width] = answer
+            for ids, length, answers in zip(m.ids, lengths.tolist(), rows):
+                assert (ids[length:] == e.special["pad"]).all()
+                got.append(as_example(batch, ids[:length].tolist(), answers))
+    assert sorted(got) == all_examples(batch)
+    if max_tokens == 300 and world_size == 1:
+        assert n_padded < 1.25 * batch.length.sum()
 
 
 def test_a_rank_without_examples_gets_an_empty_micro_batch(dataset):
@@ -820,31 +916,30 @@ def test_a_rank_without_examples_gets_an_empty_micro_batch(dataset):
     assert sizes == [[1], [1], [0], [0]]  # an empty one keeps the others from waiting
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("max_tokens, row_multiple", [(1, 1), (1, 8), (640, 8), (10**6, 1)])
-def test_packed_rows_are_the_batch(dataset, max_tokens, row_multiple, world):
+def test_packed_rows_are_the_batch(dataset, max_tokens, row_multiple, world_size):
     """Every example and every target comes once, in rows of one length, in micro-batches of one shape on all ranks."""
     e = data.PretrainingDataset(dataset, "train")
     batch = masked(e, np.random.default_rng(1).permutation(len(e))[:150])
-    wanted = sorted((tuple(ids), tuple(sorted(t.items()))) for ids, t in (unpack(batch, i) for i in range(150)))
     got, shapes = [], []
-    for rank in range(world):
-        micros = list(layouts.packed(batch, max_tokens, SMALL["seq_len"], row_multiple, rank, world))
-        shapes.append([m.ids.shape for m in micros])
-        assert world > 1 or all(m.segment.any() for m in micros)  # none is empty
-        for m in micros:
+    for rank in range(world_size):
+        found = list(layouts.packed(batch, max_tokens, SMALL["seq_len"], row_multiple, rank, world_size))
+        shapes.append([m.ids.shape for m in found])
+        assert world_size > 1 or all(m.mask.any() for m in found)  # none is empty
+        for m in found:
             n_rows, row_length = m.ids.shape
             assert row_length == SMALL["seq_len"] and n_rows % row_multiple == 0 and n_rows > 1
             assert n_rows <= max(2, row_multiple, max_tokens // row_length)
-            assert (m.ids[m.segment == 0] == e.special["pad"]).all() and (np.diff(m.task) >= 0).all()
-            targets = dict(zip(m.target_index.tolist(), zip(m.task.tolist(), m.label.tolist())))
-            for row in range(len(m.ids)):
-                for number in range(1, m.segment[row].max() + 1):
-                    at = np.flatnonzero(m.segment[row] == number)
-                    assert len(at) and (m.position[row, at] == np.arange(len(at))).all() and np.ptp(at) == len(at) - 1
-                    mine = {k: targets[i] for k, i in enumerate((row * m.ids.shape[1] + at).tolist()) if i in targets}
-                    got.append((tuple(m.ids[row, at].tolist()), tuple(sorted(mine.items()))))
-    assert sorted(got) == wanted
+            assert (m.ids[m.mask == 0] == e.special["pad"]).all() and m.heads == batch.heads
+            targets = targets_of(m)
+            for row in range(n_rows):
+                for number in set(m.mask[row].tolist()) - {0}:
+                    at = np.flatnonzero(m.mask[row] == number)
+                    assert (m.position[row, at].numpy() == np.arange(len(at))).all() and np.ptp(at) == len(at) - 1
+                    mine = {k: targets[i] for k, i in enumerate((row * row_length + at).tolist()) if i in targets}
+                    got.append(as_example(batch, m.ids[row, at].tolist(), mine))
+    assert sorted(got) == all_examples(batch)
     assert all(s == shapes[0] and len(set(s)) == 1 for s in shapes)
 
 

@@ -18,7 +18,7 @@ from pyarrow import ipc
 
 import configs
 import data
-from configs import UserError
+from configs import UserError, command_line
 from data import MLM
 from support import builds, cache, datasets
 from tests.conftest import FEW, ROOT, build, command
@@ -33,7 +33,7 @@ def test_damaged_data_sets_are_refused(dataset, tmp_path):
     whole[len(whole) // 2] ^= 1
     for i, (name, content, message) in enumerate(
         [("train.arrow", b"ARROW1", "damaged"), ("train.arrow", whole, "damaged"), ("manifest.json", b"{", "damaged"),
-         ("manifest.json", b"{}", "no name in it"), ("manifest.json", b"[]", "damaged")]
+         ("manifest.json", b'{"version": 2}', "no name in it"), ("manifest.json", b"[]", "damaged")]
     ):  # fmt: skip
         copy = tmp_path / str(i)
         shutil.copytree(dataset, copy)
@@ -44,6 +44,20 @@ def test_damaged_data_sets_are_refused(dataset, tmp_path):
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not the tokenizer this data set was built with"):
         datasets.read_tokenizer(copy)
+
+
+def test_a_data_set_of_another_form_is_refused(dataset, tmp_path):
+    """That of an older version, whose manifest has no number; the build that the message asks for replaces it."""
+    shutil.copytree(dataset, tmp_path / "en")
+    path = tmp_path / "en" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for form, content in ((1, {k: v for k, v in manifest.items() if k != "version"}), (3, manifest | {"version": 3})):
+        path.write_text(json.dumps(content))
+        message = rf"en is a data set of form {form}, and this is a program for 2; build it again$"
+        for read in (datasets.read_tokenizer, lambda folder: data.PretrainingDataset(folder, "train")):
+            with pytest.raises(UserError, match=message):
+                read(tmp_path / "en")
+        builds.choose_output(configs.Data(lang="en", out=str(tmp_path / "en")), ["en"])
 
 
 def nodes(value, path=()):
@@ -80,7 +94,8 @@ def test_a_changed_value_of_the_manifest_is_harmless_or_reported(dataset, tmp_pa
                 e.masked_batch(e.rows[:20], np.zeros(20, np.int64), 0, 0.15)
         except UserError as e:
             refused += 1
-            assert "damaged" in str(e) and "\n" not in str(e), (before, last, value)
+            message = "build it again" if last == "version" else "damaged"
+            assert re.search(f"damaged|{message}", str(e)) and "\n" not in str(e), (before, last, value)
     assert refused > 100
 
 
@@ -116,8 +131,8 @@ def test_what_is_wrong_in_a_manifest_is_reported(dataset, tmp_path, path, value,
     (lambda b: b.set_column(2, "kind", pa.array([9] * len(b), pa.uint8())), "a kind of triple is out of range"),
     (lambda b: replace_ids(b, [[2, 10**6, 3]]), "a token is out of range"),
     (lambda b: replace_ids(b, [[2, -1, 3]]), "a token is out of range"),
-    (lambda b: replace_ids(b, [[2]]), "example 0 has 1 tokens"),
-    (lambda b: replace_ids(b, [[2] * 99]), "example 0 has 99 tokens"),
+    (lambda b: replace_ids(b, [[]]), "example 0 has 0 tokens"),
+    (lambda b: replace_ids(b, [[2] * 63]), "example 0 has 63 tokens"),  # less than 64, but [CLS] and [SEP] are to come
     (lambda b: None, ""),
 ])  # fmt: skip
 def test_a_changed_arrow_file_is_refused_though_its_hash_fits(dataset, tmp_path, change, message):
@@ -183,7 +198,7 @@ def test_a_failed_build_keeps_the_old_data_set(release, tmp_path, monkeypatch):
         assert names == {"en", ".en....tmp", "tables"}  # beside the old one
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.ExampleWriter, "write", full)
+    monkeypatch.setattr(datasets.ExampleWriter, "write", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         build(release, tmp_path / "en", **FEW, seed=1)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
@@ -194,8 +209,8 @@ def test_a_killed_build_keeps_the_old_data_set(release, tmp_path):
     out = build(release, tmp_path / "en", **FEW)
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     settings = {"lang": "en", "umls": str(release), "e3c": "none", "out": str(out), "vocab_size": 300, "seed": 1} | FEW
-    die = "data.ExampleWriter.write = lambda *_: os.kill(os.getpid(), 9)"
-    code = f"import os, configs, data; {die}; data.build(configs.Data(**{settings}))"
+    die = "datasets.ExampleWriter.write = lambda *_: os.kill(os.getpid(), 9)"
+    code = f"import os, configs, data; from support import datasets; {die}; data.build(configs.Data(**{settings}))"
     p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert p.returncode == -signal.SIGKILL and len([*tmp_path.glob(".en.*.tmp")]) == 1
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
@@ -211,7 +226,7 @@ def test_another_language_does_not_replace_a_data_set(release, tmp_path):
     out = build(release, tmp_path / "en", **FEW)
     with pytest.raises(UserError, match="en holds a data set of language en, not fr; choose another --out"):
         build(release, out, lang="fr", **FEW)
-    (out / "manifest.json").write_text('{"sha256": {}}')  # damaged, or of an older version
+    (out / "manifest.json").write_text('{"version": 2, "sha256": {}}')  # damaged
     with pytest.raises(UserError, match=r"damaged or of another version \(no name in it.*; build the data set again"):
         data.show(configs.Show(dataset=str(out)))
     build(release, out, **FEW)
@@ -274,7 +289,7 @@ def build_from(config, release, out, *more):
     """A small build as `data.py build` does it, with a TOML file."""
     few = [f"--{k}={v}" for k, v in (FEW | {"vocab_size": 300, "seq_len": 64, "lang": "en"}).items()]
     argv = ["build", config, *few, f"--umls={release}", f"--e3c={release / 'E3C'}", f"--out={out}", *more]
-    function, s = configs.parse([*map(str, argv)], data.__doc__, data.COMMANDS)
+    function, s = command_line.parse([*map(str, argv)], data.__doc__, data.COMMANDS)
     function(s)
 
 

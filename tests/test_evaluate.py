@@ -20,7 +20,7 @@ from beyond import embed as embedding
 from beyond import evaluate, maps, retrieval, synonyms
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
-from configs import UserError
+from configs import UserError, command_line
 from support import datasets, results, runs, tables, tokenizers
 from support.layouts import IGNORE
 from tests.conftest import build
@@ -39,7 +39,9 @@ def pretrain(dataset, out, **settings):
 
 def run_command(program, *argv):
     """What a program does with these arguments, in this process; its first command need not be named."""
-    function, settings = configs.parse([*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0])
+    function, settings = command_line.parse(
+        [*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0]
+    )
     function(settings)
 
 

@@ -20,7 +20,7 @@ from tokenizers import models as algorithms
 import configs
 import finetune
 import kgi
-from configs import UserError
+from configs import UserError, command_line
 from support import corpora, results, runs, tables, tokenizers
 from support.arrays import bootstrap
 from support.files import folder_lock
@@ -41,7 +41,7 @@ def checkpoint(dataset, tmp_path_factory):
 
 def run_command(*argv):
     """What `finetune.py` does with these arguments, in this process."""
-    function, settings = configs.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
+    function, settings = command_line.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
     function(settings)
 
 

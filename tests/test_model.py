@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import model as models
 from configs import UserError
 from support import checkpoints, hardware, kernels
+from support.layouts import MicroBatch
 
 HEADS = ("mlm_head", "mlm_head", "relation_head", "triple_head")  # of the four tasks
 SIZES = [(48, 2, 4, 96), (32, 1, 1, 64), (40, 3, 8, 80)]  # dim, layers, heads, ffn
@@ -45,9 +46,9 @@ def reference(model):
     return ref
 
 
-def per_task(*n):
-    """targets_per_task of a forward pass: the head of each task with its number of targets."""
-    return list(zip(HEADS, n, strict=True))
+def micro_batch(ids, mask, target_index, label, *n_targets):
+    """The MicroBatch of padded rows with targets of the four tasks."""
+    return MicroBatch(ids, mask, None, target_index, label, target_index // ids.shape[1], n_targets, HEADS)
 
 
 def ids_and_mask(vocab=50, seed=1, lengths=(9, 4, 12, 1)):
@@ -109,7 +110,7 @@ def test_gathered_heads_are_the_dense_ones():
     targets = [[(0, 1, 7), (2, 3, 9), (2, 11, 8)], [(0, 2, 30)], [(1, 3, 5), (2, 5, 0)], [(3, 0, 1), (1, 0, 0)]]
     flat = [(r * width + c, label) for task in targets for r, c, label in task]
     target_index, label = (torch.tensor(x) for x in zip(*flat))
-    out = model(ids, mask, target_index, label, per_task(*map(len, targets)))
+    out = model(micro_batch(ids, mask, target_index, label, *map(len, targets)))
     out[:, 0].sum().backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
@@ -136,7 +137,7 @@ def test_a_micro_batch_without_targets_of_a_task():
     for sizes in ([0, 0, 0, 2], [2, 0, 0, 0], [0, 0, 0, 0]):
         model.zero_grad()
         n = sum(sizes)
-        out = model(ids, mask, torch.arange(n), torch.zeros(n, dtype=torch.int64), per_task(*sizes))
+        out = model(micro_batch(ids, mask, torch.arange(n), torch.zeros(n, dtype=torch.int64), *sizes))
         assert out[torch.tensor(sizes) == 0].eq(0).all() and out.isfinite().all()
         out.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -180,7 +181,7 @@ def test_memory_is_what_autograd_keeps():
 
         ids, target_index = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-            model(ids, None, target_index, ids.flatten()[:targets], per_task(targets, 0, 0, 0))
+            model(micro_batch(ids, None, target_index, ids.flatten()[:targets], targets, 0, 0, 0))
         return sum(size for size, _ in seen.values())
 
     c = models.Config(5000, 64, 96, 3, 4, 384)
@@ -197,7 +198,7 @@ def test_flops_by_torchs_counter():
     model = models.KGIBert(c).train()
     ids, target_index = torch.randint(5, 500, (6, 20)), torch.arange(30)
     with FlopCounterMode(display=False) as counter:
-        model(ids, None, target_index, ids.flatten()[:30], per_task(30, 0, 0, 0))[:, 0].sum().backward()
+        model(micro_batch(ids, None, target_index, ids.flatten()[:30], 30, 0, 0, 0))[:, 0].sum().backward()
     assert hardware.training_flops(c, np.full(6, 20), 30) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 

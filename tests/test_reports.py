@@ -7,16 +7,15 @@ import shlex
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import configs
 import data
-import kgi
 from beyond import evaluate, maps, plot, tag
-from configs import UserError
-from support import files, reports
+from configs import UserError, command_line
+from support import files, reports, runs
 from tests import demo_report
 from tests.conftest import ROOT
 from tests.test_evaluate import run_command
@@ -62,7 +61,7 @@ def test_any_name_of_a_run_is_drawn(tmp_path, name, shown):
     run.mkdir()
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(3)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    picture = plot.draw_curves([run], tmp_path / "x.svg", data.TASKS)
+    picture = plot.draw_curves([run], tmp_path / "x.svg")
     assert f"<!-- {shown} -->" in picture.read_text(encoding="utf-8")
 
 
@@ -72,7 +71,7 @@ def test_pictures_of_matplotlib_are_recognised(tmp_path, suffix):
     lines = [{"step": k, "mlm_loss": 1.0, "valid": {"mlm_loss": 1.0, "mlm_accuracy": 0.5}} for k in range(2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for _ in range(2):
-        plot.draw_curves([tmp_path], tmp_path / f"x.{suffix}", data.TASKS)
+        plot.draw_curves([tmp_path], tmp_path / f"x.{suffix}")
     plot.blank_figure((1, 1)).savefig(tmp_path / f"mine.{suffix}")
     with pytest.raises(UserError, match="is not an output of this command"):
         files.check_output(tmp_path / f"mine.{suffix}", plot.PICTURE)
@@ -117,7 +116,7 @@ def test_curves_for_print(tmp_path, figures):
         lines = [{"step": step, **found, "valid": found} for step in (0, 9)]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "x").mkdir()
-    check_resolution(plot.draw_curves(runs, tmp_path / "x" / "y.png", data.TASKS), *figures)
+    check_resolution(plot.draw_curves(runs, tmp_path / "x" / "y.png"), *figures)
     losses, accuracies = np.reshape(figures[0].axes, (2, 2))
     assert [ax.get_title() for ax in losses] == ["masked language modelling", "link prediction"]
     assert not any(ax.get_title() for ax in accuracies) and accuracies[0].get_ylabel() == "accuracy (%)"
@@ -177,7 +176,7 @@ def test_the_demo_draws_what_it_names():
         ("-m beyond.tag", tag, "tag"),
     ):  # fmt: skip
         argv = shlex.split(re.search(f"{program} (.*)", recipe)[1])
-        s[name] = configs.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
+        s[name] = command_line.parse([name, *argv], module.__doc__, module.COMMANDS)[1]
     plotted, mapped = Path(s["plot"].runs[0], "curves.png"), Path(s["map"].out, "kgi-fr", "map-fr.png")
     assert [plotted, mapped, Path(s["tag"].html)] == [Path("demo", path) for path in demo_report.PICTURES.values()]
 
@@ -196,24 +195,24 @@ def test_damaged_lines_of_metrics_are_dropped(dataset, tmp_path, capsys):
     whole = (out / "metrics.jsonl").read_bytes()
     (out / "metrics.jsonl").write_bytes(b"\n".join([*DAMAGE, whole]))  # of a NaN a curve has a gap
     run = set_up(dataset, out)
-    kgi.export_checkpoint(run)
+    runs.export_checkpoint(run)
     card = (out / "README.md").read_text()
     assert "held out, at step 6" in card and "| entity prediction, of tokens | " in card
     capsys.readouterr()
     run_command(plot, out, "--out", tmp_path / "x.png")
     assert f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are left out\n" in capsys.readouterr().out
-    kgi.resume(run)
+    runs.resume(run)
     assert capsys.readouterr().out == f"{out / 'metrics.jsonl'}: {len(DAMAGE)} damaged lines are dropped\n"
     assert (out / "metrics.jsonl").read_bytes() == whole
     (out / "metrics.jsonl").unlink()
-    kgi.resume(run)
+    runs.resume(run)
     assert "metrics.jsonl is missing: what it held up to step 6 is lost" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tasks, text, graph", [(["mlm"], True, False), (["ep", "lp"], False, True)])
 def test_the_model_card_holds_what_is_true(dataset, tmp_path, tasks, text, graph):
     run = set_up(dataset, tmp_path, tasks=tasks)
-    kgi.export_checkpoint(run)
+    runs.export_checkpoint(run)
     card = (tmp_path / "README.md").read_text()
     assert "clinical text" not in card and ("on documents" in card, "fill-mask" in card) == (text, text)
     assert all((x in card) == graph for x in ("knowledge graph", "- umls", "| CUIs |", "for the UMLS"))
@@ -233,10 +232,11 @@ def test_accuracies_of_an_evaluation_are_in_per_cent(capsys):
     record = {
         "mlm": {"fr": {"loss": 2.0, "accuracy": 45.6}}, "ep": {"tokens": 65.1, "entities": 40.2},
         "lp": {"accuracy": 56.7, "macro_f1": 51.2, "confusion": [[3, 1], [0, 4]]},
-        "tc": {"accuracy": 67.8, "corrupted_relation": {"accuracy": 78.9, "auc": 89.1}}, "sa": {"accuracy": 91.2},
+        "tc": {"accuracy": 67.8, "corrupted_relation": {"accuracy": 78.9, "auc": 89.1}}, "new": {"accuracy": 91.2},
         "synonyms": {"fr": {"terms": 99, "mean": found}}, "translations": {"fr": {"cls": found}},
     }  # fmt: skip
-    evaluate.print_evaluation(record, data.TASKS, data.RELATIONS)
+    tasks = [*data.TASKS, SimpleNamespace(name="new", title="another task")]
+    evaluate.print_evaluation(record, tasks, data.RELATIONS)
     shown = capsys.readouterr().out
     assert "entity prediction: 65.1 % of the tokens, 40.2 % of the entities" in shown
     for number in ("45.6", "56.7", "51.2", "50.0", "67.8", "78.9", "89.1", "91.2", "12.3", "23.4", "34.5"):

@@ -13,13 +13,12 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-import configs
 import finetune
 import model as models
 from beyond import pages, plot, tag
 from beyond.tag import Tag
 from beyond.tagged import Entity, TaggedText, read_texts
-from configs import UserError
+from configs import UserError, command_line
 from support import checkpoints, corpora, files, formats, taggers, tokenizers
 from support.labels import align_entities
 from support.results import save_tagger
@@ -89,13 +88,13 @@ def checkpoint(tmp_path_factory):
 
 def run_command(*argv):
     """What `finetune.py` does with these arguments, in this process."""
-    function, settings = configs.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
+    function, settings = command_line.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
     function(settings)
 
 
 def tag_command(*argv):
     """What `beyond.tag` does with these arguments, in this process."""
-    function, settings = configs.parse([*map(str, argv)], tag.__doc__, tag.COMMANDS, default="tag")
+    function, settings = command_line.parse([*map(str, argv)], tag.__doc__, tag.COMMANDS, default="tag")
     function(settings)
 
 

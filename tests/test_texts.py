@@ -7,13 +7,12 @@ from collections import Counter
 
 import pytest
 
-import configs
 import data
 from beyond import tagged
 from beyond.dictionaries import read_ids
 from beyond.embed import read_lines
 from beyond.mentions import read_records
-from configs import UserError
+from configs import UserError, command_line
 from data import MLM
 from support import corpora, formats, texts
 from tests.conftest import build
@@ -125,7 +124,7 @@ def test_line_ends(tmp_path, monkeypatch, end):
     assert read_lines(lines) == [" fièvre", " ", " foie"]
     rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
     assert texts.read_text(rows)[0] == [text for _, text in tagged.read_texts(str(rows))] == ["a", "b"]
-    assert configs.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
+    assert command_line.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
     assert read_ids(there("ids.tsv", "id\tcui", "D1\tC1", "D2\tC2")) == {"D1": ["C1"], "D2": ["C2"]}
     columns = formats.read_split(there("x.tsv", "", "a\tB-x", "b\tO", "", "c\tO"), None, Counter())
     assert [d.tokens for d in columns] == [["a", "b"], ["c"]]

@@ -11,6 +11,7 @@ import torch
 
 import configs
 import kgi
+from configs import command_line
 from support import hardware, runs
 from tests.conftest import command
 
@@ -31,7 +32,7 @@ def args(dataset, out, **more):
 
 def call(*argv):
     """Runs a command of kgi.py in this process."""
-    function, s = configs.parse(list(map(str, argv)), kgi.__doc__, kgi.COMMANDS, "train")
+    function, s = command_line.parse(list(map(str, argv)), kgi.__doc__, kgi.COMMANDS, "train")
     function(s)
 
 
@@ -115,7 +116,7 @@ def one_step(run):
         m.setattr(kgi, "update", signalled)
         kgi.training_loop(run)
     run.stop_signal.number = 0
-    kgi.save_checkpoint(run)
+    runs.save_checkpoint(run)
 
 
 def lines(out):
