@@ -20,10 +20,10 @@ from beyond import embed as embedding
 from beyond import evaluate, maps, retrieval, synonyms
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
-from configs import UserError, command_line
+from configs import UserError
 from support import datasets, results, runs, tables, tokenizers
 from support.layouts import IGNORE
-from tests.conftest import build
+from tests.conftest import build, run_command
 
 SIZES = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64, "device": "cpu"}
 
@@ -35,14 +35,6 @@ def pretrain(dataset, out, **settings):
     kgi.begin(run)
     kgi.training_loop(run)
     return run
-
-
-def run_command(program, *argv):
-    """What a program does with these arguments, in this process; its first command need not be named."""
-    function, settings = command_line.parse(
-        [*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0]
-    )
-    function(settings)
 
 
 @pytest.fixture(scope="module")
