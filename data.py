@@ -636,6 +636,7 @@ def build(s):
     with cache.saving_tables(release, out.parent / "tables"):  # meanwhile
         samples = [{split: sample_tasks(g, split, s, log) for split in SPLITS} for g in graphs]
     left_out = builds.report_left_out(release, skipped, log)
+    log("samples drawn" + f", tables kept in {out.parent / 'tables'}" * bool(release.unsaved))
 
     # Token ids, as rows of the two files.
     strings = [used_strings(g, of_lang) for g, of_lang in zip(graphs, samples)]

@@ -1,7 +1,6 @@
 """The names of concepts and their ids, and how similar mentions are to names: by spelling, and by vectors."""
 
 import hashlib
-import io
 import itertools
 import os
 import re
@@ -21,7 +20,8 @@ import model as models
 from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
-from support.datasets import choose_languages, read_dataset_tables
+from support.arrays import npy_header
+from support.datasets import names_of_dataset
 from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
 from support.pooling import read_pooling
 
@@ -86,13 +86,7 @@ def read_dictionary(path):
 
 def dictionary_of_dataset(folder, lang):
     """The Dictionary of a data set: all terms of all concepts of its languages, or of some. The ids are CUIs."""
-    ids, names = [], []
-    for code in choose_languages(folder, lang):
-        tables = read_dataset_tables(folder, code)
-        cuis = [f"C{number:07d}" for number in tables.cui.tolist()]
-        ids += np.repeat(np.array(cuis, object), np.diff(tables.first_term)).tolist()
-        names += [" ".join(name.split()) for name in tables.terms.to_pylist()]  # as beyond.export writes them
-    return make_dictionary(ids, names)
+    return make_dictionary(*names_of_dataset(folder, lang))
 
 
 def read_ids(path):
@@ -196,7 +190,7 @@ def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
         path = vectors_file(s.keep_vectors, name_of(s.checkpoint), parts)
 
     def blocks():
-        ids, length = tokenizers.encode(tokenizer, [" " + name for name in names], "tokens")
+        ids, length = tokenizers.encode_names(tokenizer, names, "tokens")
         special = tokenizers.special_ids(tokenizer)
         with progress("names", len(names)) as bar:
             for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
@@ -231,9 +225,8 @@ def name_vectors(path, shape, blocks):
 
 def write_vectors(f, shape, blocks):
     """Writes an array of float32 as NumPy's .npy, block by block, and behind it the SHA-256 of all that is before."""
-    header, digest = io.BytesIO(), hashlib.sha256()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    for part in itertools.chain([header.getvalue()], (np.ascontiguousarray(block, "<f4").data for block in blocks)):
+    digest = hashlib.sha256()
+    for part in itertools.chain([npy_header(shape)], (np.ascontiguousarray(block, "<f4").data for block in blocks)):
         digest.update(part)
         f.write(part)
     f.write(digest.digest())

@@ -9,9 +9,7 @@ Pooling and the longest text are those that a checkpoint's files of sentence-tra
 from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting  # isort: split
 
 import functools
-import io
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +19,14 @@ import torch.nn.functional as F
 
 import model as models
 from support import tokenizers
-from support.files import progress, reject_device, write_all
+from support.arrays import ceil_div, npy_header
+from support.files import progress, write_all
 from support.hardware import autocast, choose_device
 from support.pooling import read_pooling
 from support.programs import run_command, standard_output
-from support.texts import split_rows
+from support.texts import STANDARD_INPUT, read_lines
+
+EXAMPLE = "python -m beyond.embed CHECKPOINT < terms.txt"
 
 
 @dataclass
@@ -46,46 +47,25 @@ class Embed:
 
 def embed_lines(s):
     """Lines of UTF-8 text -> a NumPy array (lines, dim) of float32 on standard output."""
-    if not (s.terms or sys.stdin) or not sys.stdout:
-        raise UserError(f"standard {'input' if sys.stdout else 'output'} is closed; python -m beyond.embed --help")
-    if sys.stdout.isatty():
+    if not sys.stdout or sys.stdout.isatty():
         raise UserError("the vectors are a NumPy array, not for a terminal; add > vectors.npy")
+    lines = [line.strip() for line in read_lines(s.terms, "one term", EXAMPLE)]
+    if not lines:
+        raise UserError(f"{s.terms or STANDARD_INPUT} is empty; give one term a line: {EXAMPLE}")
     log = functools.partial(print, file=sys.stderr)
     device, dtype = choose_device(s.device, s.precision)
     encoder, tokenizer = models.open_encoder(s.checkpoint, device, log)
     pooling, max_tokens, normalize = choose_pooling(s, encoder.config, log, s.max_len)
-    ids, length = tokenizers.encode(tokenizer, read_lines(s.terms), "tokens")
+    ids, length = tokenizers.encode_names(tokenizer, lines, "tokens")
     if (length > max_tokens).any():
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
     out = standard_output()
-    header, shape = io.BytesIO(), (len(length), encoder.config.dim)
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    write_all(out, header.getvalue())
+    write_all(out, npy_header((len(length), encoder.config.dim)))
     special = tokenizers.special_ids(tokenizer)
     with progress("vectors", len(length)) as bar:
         for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
             write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
             bar.update(len(block))
-
-
-def read_lines(path):
-    """The lines of a file, or of standard input if `path` is "", as strings with a space before them.
-
-    Raises: UserError naming a line of bad UTF-8.
-    """
-    name = path or "standard input"
-    with open(path, "rb") if path else nullcontext(sys.stdin.buffer) as f:
-        reject_device(f, name)
-        rows = [*split_rows(f)]
-    if not rows:
-        raise UserError(f"{name} is empty; give one term a line: python -m beyond.embed CHECKPOINT terms.txt")
-    lines = []
-    for row, line in enumerate(rows, 1):
-        try:
-            lines.append(" " + line.decode("utf-8").strip())
-        except UnicodeDecodeError:
-            raise UserError(f"{name}, line {row}: not UTF-8") from None
-    return lines
 
 
 def choose_pooling(s, c, log, max_len=0):
@@ -126,7 +106,7 @@ def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
     device = encoder.word.weight.device
     tokens_at_once = 65536 if device.type == "cuda" else 4096
     start, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
-    for chunk in np.array_split(np.arange(len(length)), -(-len(length) // 16384)):
+    for chunk in np.array_split(np.arange(len(length)), ceil_div(len(length), 16384)):
         out = np.empty((len(chunk), len(poolings), encoder.config.dim), np.float32)
         order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
         while len(order):
@@ -147,7 +127,7 @@ def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
 
 def embed_terms(encoder, tokenizer, terms, poolings, dtype, max_tokens=None):
     """{pooling: (terms, dim) float32 tensor} of a list of strings, on the encoder's device. Arguments as in embed."""
-    ids, length = tokenizers.encode(tokenizer, [" " + term for term in terms], "terms")
+    ids, length = tokenizers.encode_names(tokenizer, terms, "terms")
     max_tokens = encoder.config.max_positions - 2 if max_tokens is None else max_tokens
     blocks = list(embed(encoder, tokenizers.special_ids(tokenizer), ids, length, poolings, max_tokens, dtype))
     vectors = torch.from_numpy(np.concatenate(blocks)).to(encoder.word.weight.device)

@@ -6,18 +6,15 @@
 Without --out the lines go to standard output, and what is said about them to standard error.
 """
 
-from configs import UserError, argument, setting  # isort: split
+from configs import argument, setting  # isort: split
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from support import umls
-from support.datasets import choose_languages, read_dataset_tables
-from support.files import check_output_file, write_all, write_atomic
-from support.programs import run_command, standard_output
+from support.datasets import names_of_dataset
+from support.programs import check_destination, run_command, write_output
 from support.reports import print_next
 
 
@@ -40,15 +37,9 @@ class Ids:
 
 def write_dictionary(s):
     """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
-    check_lines(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
-    lines, n_concepts = [], 0
-    for lang in choose_languages(s.dataset, s.lang):
-        tables = read_dataset_tables(s.dataset, lang)
-        cuis = np.repeat(tables.cui, np.diff(tables.first_term)).tolist()
-        names = (" ".join(name.split()) for name in tables.terms.to_pylist())  # a TAB would end the name
-        lines += [f"C{cui:07d}\t{name}" for cui, name in zip(cuis, names)]
-        n_concepts += len(tables.cui)
-    write_lines(s.out, lines, f"{len(lines):,} names of {n_concepts:,} concepts")
+    check_destination(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
+    cuis, names = names_of_dataset(s.dataset, s.lang)
+    write_lines(s.out, map("\t".join, zip(cuis, names)), f"{len(names):,} names of {len({*cuis}):,} concepts")
     if s.out:
         print_next(
             ("python -m beyond.link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
@@ -57,28 +48,16 @@ def write_dictionary(s):
 
 def write_ids(s):
     """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
-    check_lines(s.out, rb"id\tcui\n", s.umls)
+    check_destination(s.out, rb"id\tcui\n", s.umls)
     codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
     write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
     if s.out:
         print_next(("python -m beyond.link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
 
 
-def check_lines(out, form, *inputs):
-    """Raises UserError if write_lines cannot write, or would replace another file than ours."""
-    if out:
-        check_output_file(out, form, *inputs)
-    elif not sys.stdout:
-        raise UserError("standard output is closed; give --out")
-
-
 def write_lines(out, lines, what):
     """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    if out:
-        write_atomic(out, lambda f: f.write(content))
-    else:
-        write_all(standard_output(), content)
+    write_output(out, "".join(f"{line}\n" for line in lines).encode())
     print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
 
 

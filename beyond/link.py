@@ -45,8 +45,8 @@ from beyond.mentions import LINKS, mentions_of_records, read_records, read_task,
 from beyond.retrieval import data_of
 from support import runs
 from support.arrays import bootstrap
-from support.files import check_output_file, made_folder, name_of, progress, write_json
-from support.programs import run_command
+from support.files import made_folder, name_of, progress, write_json
+from support.programs import check_destination, run_command
 from support.results import check_results_file
 
 N_NEAREST = 5  # concepts that are written for a mention
@@ -112,10 +112,8 @@ def check_settings(s):
     of_corpus = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
     if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
-    if not s.corpus and s.out:
-        check_output_file(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
-    elif not s.corpus and not sys.stdout:
-        raise UserError("standard output is closed; give --out")
+    if not s.corpus:
+        check_destination(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
 
 
 def link_corpus(s, dictionary):

@@ -1,7 +1,6 @@
 """Mentions that are linked: those of a corpus in PubTator's format, and of other texts, read and written."""
 
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +11,9 @@ import numpy as np
 from beyond.dictionaries import Dictionary, add_train_mentions, gold_concepts, index_of_ids, parse_ids, read_ids
 from configs import UserError
 from support import corpora, formats
-from support.files import read_utf8, reject_device, to_json, write_all, write_atomic
-from support.programs import standard_output
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
+from support.files import read_utf8, to_json
+from support.programs import write_output
+from support.texts import STANDARD_INPUT, is_json_lines, parse_json_line, read_lines, replace_surrogates
 
 # How the beginning of our JSON Lines is recognised (see check_output): after records without a mention, if any.
 LINKS = rb'(\{.*"entities": \[\].*\n)*(\{.*"concepts": \[|\Z)'
@@ -203,17 +202,7 @@ def read_records(path):
     Blank lines of JSON Lines are left out; those of other text are mentions without a word, as each line has its link.
     Raises: UserError naming file and row.
     """
-    if not path and not sys.stdin:
-        raise UserError(f"standard input is closed; give a mention a line: {EXAMPLE}")
-    if not path and sys.stdin.isatty():
-        print("reading standard input, a mention a line; Ctrl-D ends it", file=sys.stderr)
-    name = path or STANDARD_INPUT
-    if path:
-        text = read_utf8(path)
-        lines = text.removesuffix("\n").split("\n") if text else []
-    else:
-        reject_device(sys.stdin.buffer, name)
-        lines = [decode_utf8(line, name, row) for row, line in enumerate(split_rows(sys.stdin.buffer), 1)]
+    name, lines = path or STANDARD_INPUT, read_lines(path, "a mention", EXAMPLE)
     if is_json_lines(name, next(filter(str.strip, lines), "")):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
     else:
@@ -244,8 +233,4 @@ def mentions_of_records(records):
 def write_records(records, path):
     """Writes JSON Lines to a file, whole or not at all, or to standard output."""
     lines = [replace_surrogates(to_json(record, ensure_ascii=False)) + "\n" for record in records]
-    content = "".join(lines).encode()
-    if path:
-        write_atomic(path, lambda f: f.write(content))
-    else:
-        write_all(standard_output(), content)
+    write_output(path, "".join(lines).encode())

@@ -26,7 +26,7 @@ from finetune import TokenClassifier, choose_machine, predict
 from support import taggers, tokenizers
 from support.files import atomic_directory, check_output, check_output_file, progress, write_all, write_atomic
 from support.labels import align_entities, decode_entities, strict_iob2, to_iob2
-from support.programs import run_command, standard_output
+from support.programs import check_destination, run_command, standard_output
 from support.reports import print_next
 from support.windows import make_windows
 
@@ -82,8 +82,7 @@ def load_tagger(s):
     config = models.load_config(s.model)
     labels, weights, details = taggers.read_tagger(s.model, config)
     device, dtype = choose_machine(s.device, s.precision or details["precision"])
-    encoder = models.load(s.model, heads=False, log=lambda _: None).encoder
-    tokenizer = tokenizers.load(s.model, max_entries=config.vocab_size)
+    encoder, tokenizer = models.open_encoder(s.model, device, log=lambda _: None)
     classifier = TokenClassifier(encoder, labels, tokenizers.special_ids(tokenizer)["pad"], device, dtype).eval()
     classifier.load_state_dict(classifier.state_dict() | weights)
     settings = {key: details[key] for key in ("max_len", "has_text", "pos", "is_ours", "scheme")}
@@ -171,11 +170,10 @@ def check_outputs(s):
     inputs = s.input or 0, s.model
     if s.format == "brat":
         check_output(s.out, {}, *inputs)
-    if not s.out and not sys.stdout:
-        raise UserError("standard output is closed; give --out")
-    for path, form in ((s.out if s.format != "brat" else "", RECORDS), (s.html, PAGE)):
-        if path:
-            check_output_file(path, form, *inputs)
+    else:
+        check_destination(s.out, RECORDS, *inputs)
+    if s.html:
+        check_output_file(s.html, PAGE, *inputs)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():
         raise UserError(f"--out and --html are both {s.out}; choose two names")
 

@@ -2,15 +2,15 @@
 
 import json
 import re
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import UserError
+from support import texts
 from support.files import read_utf8, reject_device
-from support.texts import STANDARD_INPUT, decode_utf8, is_json_lines, parse_json_line, replace_surrogates, split_rows
 
+EXAMPLE = "python -m beyond.tag MODEL < notes.txt"
 LINE_ENDS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what brat cannot have inside a fragment
 # How the beginning of what was written before is recognised; see check_output.
 RECORDS = (
@@ -57,7 +57,7 @@ def read_texts(path):
     """
     try:
         if not path:
-            yield from read_standard_input()
+            yield from read_rows(texts.standard_input("a document", EXAMPLE), texts.STANDARD_INPUT)
         elif Path(path).is_dir():
             yield from read_folder(Path(path))
         elif Path(path).exists():
@@ -67,17 +67,7 @@ def read_texts(path):
         else:
             raise UserError(f"{path}: neither a file nor a folder with .txt files")
     except OSError as e:
-        raise UserError(f"{path or STANDARD_INPUT}: cannot be read: {e.strerror}") from None
-
-
-def read_standard_input():
-    """Yields a Text for each line of standard input."""
-    if not sys.stdin:
-        raise UserError("standard input is closed; name a file, or give a document a line: < notes.txt")
-    if sys.stdin.isatty():
-        print("reading standard input, a document a line; Ctrl-D ends it", file=sys.stderr)
-    reject_device(sys.stdin.buffer, STANDARD_INPUT)
-    yield from read_rows(sys.stdin.buffer, STANDARD_INPUT)
+        raise UserError(f"{path or texts.STANDARD_INPUT}: cannot be read: {e.strerror}") from None
 
 
 def read_folder(folder):
@@ -87,20 +77,20 @@ def read_folder(folder):
         raise UserError(f"{folder} holds no .txt file")
     for file in files:
         name = file.relative_to(folder).with_suffix("").as_posix()
-        yield Text(replace_surrogates(name), read_utf8(file, bom="\ufeff"))
+        yield Text(texts.replace_surrogates(name), read_utf8(file, bom="\ufeff"))
 
 
 def read_rows(f, name):
     """Yields a Text for each line of a binary file, or of JSON Lines for each line that is not blank."""
-    rows = ((row, decode_utf8(line, name, row)) for row, line in enumerate(split_rows(f), 1))
+    rows = ((row, texts.decode_utf8(line, name, row)) for row, line in enumerate(texts.split_rows(f), 1))
     start = []  # up to the first line that is not blank: it tells whether the file holds JSON Lines
     for row, text in rows:
         start.append((row, text))
         if text.strip():
             break
-    is_json = is_json_lines(name, start[-1][1] if start else "")
+    is_json = texts.is_json_lines(name, start[-1][1] if start else "")
     if not start or (is_json and not start[-1][1].strip()):
-        raise UserError(f"{name} is empty; give a document a line: python -m beyond.tag MODEL < notes.txt")
+        raise UserError(f"{name} is empty; give a document a line: {EXAMPLE}")
     for row, text in chain(start, rows):
         if text.strip() or not is_json:
             yield parse_document(text, name, row) if is_json else Text(row, text)
@@ -108,11 +98,11 @@ def read_rows(f, name):
 
 def parse_document(line, name, row):
     """The Text of a line of JSON Lines: field "text", and "id" if it has one, else the row. Raises: UserError."""
-    found = parse_json_line(line, name, row)
+    found = texts.parse_json_line(line, name, row)
     key = found.get("id", row)
     if type(key) not in (str, int):
         raise UserError(f'{name}, row {row}: its "id" is neither text nor a whole number')
-    return Text(replace_surrogates(key) if type(key) is str else key, replace_surrogates(found["text"]))
+    return Text(texts.replace_surrogates(key) if type(key) is str else key, texts.replace_surrogates(found["text"]))
 
 
 # ---------------------------------------------------------------- tagged texts

@@ -33,6 +33,8 @@ def parse(argv, doc, commands, default=None):
     function, cls = commands[name]
     parser = build_parser(name, cls, commands, is_default=name == default)
     configs = [arg for arg in argv if arg.endswith(".toml") and not arg.startswith("--")]
+    if configs and not tables_of(cls):
+        raise UserError(f"{configs[0]}: settings of this command are for the command line, not for files")
     given = parser.parse_intermixed_args(normalise([arg for arg in argv if arg not in configs], cls))
     tables = {table: {} for table in TABLES}
     for path in configs:

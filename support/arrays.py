@@ -1,5 +1,6 @@
 """Arrays: random numbers that are a function of their key, ranges, the bootstrap, and files mapped into memory."""
 
+import io
 import mmap
 
 import numpy as np
@@ -62,3 +63,10 @@ def memory_map(path):
     """A file mapped into memory, as pyarrow reads it; of pyarrow's own the path would have to be UTF-8."""
     with open(path, "rb") as f:
         return pa.BufferReader(pa.py_buffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def npy_header(shape):
+    """The beginning of a .npy file of NumPy: bytes that an array of float32 in the order of C follows."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()

@@ -173,6 +173,19 @@ def choose_languages(folder, lang):
     return codes
 
 
+def names_of_dataset(folder, lang):
+    """(CUIs, names): all terms of all concepts of a data set's languages, or of some; a concept's preferred one first.
+
+    Names have single blanks. Raises: UserError, as choose_languages and read_dataset_tables.
+    """
+    cuis, names = [], []
+    for code in choose_languages(folder, lang):
+        tables = read_dataset_tables(folder, code)
+        cuis += [f"C{cui:07d}" for cui in np.repeat(tables.cui, np.diff(tables.first_term)).tolist()]
+        names += [" ".join(name.split()) for name in tables.terms.to_pylist()]
+    return cuis, names
+
+
 class ExampleWriter:
     """Collects the examples of one split and writes them as one Arrow record batch, a row each.
 

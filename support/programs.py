@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import configs
 from configs import UserError, command_line
+from support.files import check_output_file, write_all, write_atomic
 
 
 class Launch(NamedTuple):
@@ -58,6 +59,22 @@ def is_first_here():
 def standard_output():
     """Standard output for bytes, without a buffer: nothing waits in it when the disk is full."""
     return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+
+def check_destination(out, form, *inputs):
+    """Raises UserError if write_output cannot write, or would replace another file than ours; as check_output_file."""
+    if out:
+        check_output_file(out, form, *inputs)
+    elif not sys.stdout:
+        raise UserError("standard output is closed; give --out")
+
+
+def write_output(out, content):
+    """Writes bytes to a file, whole or not at all, or to standard output if `out` is ""."""
+    if out:
+        write_atomic(out, lambda f: f.write(content))
+    else:
+        write_all(standard_output(), content)
 
 
 def end_process(status):

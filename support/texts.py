@@ -6,6 +6,7 @@ overlaps = find_overlaps(texts, test_texts)
 
 import json
 import re
+import sys
 import unicodedata
 from collections import Counter
 from functools import cache
@@ -15,7 +16,7 @@ import numpy as np
 
 from configs import UserError
 from support.arrays import concat_ranges, splitmix64
-from support.files import progress, read_bytes
+from support.files import progress, read_bytes, read_utf8, reject_device
 from support.rrf import report_bad_row
 from support.umls import LANGUAGES
 
@@ -89,6 +90,25 @@ def split_rows(f):
             yield line.removesuffix(b"\n").removesuffix(b"\r")
         else:  # the first line is the whole file
             yield from line.removesuffix(b"\r").split(b"\r")
+
+
+def standard_input(what, example):
+    """Standard input as a binary file; for messages, `what` is in a line ("a mention"), and an example of a command."""
+    if not sys.stdin:
+        raise UserError(f"standard input is closed; give {what} a line: {example}")
+    if sys.stdin.isatty():
+        print(f"reading standard input, {what} a line; Ctrl-D ends it", file=sys.stderr)
+    reject_device(sys.stdin.buffer, STANDARD_INPUT)
+    return sys.stdin.buffer
+
+
+def read_lines(path, what, example):
+    """The lines of a file (or .gz), or of standard input if `path` is "". Raises: UserError naming file and row."""
+    if path:
+        text = read_utf8(path)
+        return text.removesuffix("\n").split("\n") if text else []
+    rows = enumerate(split_rows(standard_input(what, example)), 1)
+    return [decode_utf8(line, STANDARD_INPUT, row) for row, line in rows]
 
 
 def first_line(file):

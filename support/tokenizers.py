@@ -264,8 +264,6 @@ def special_ids(tokenizer):
 def encode(tokenizer, texts, what):
     """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP].
 
-    Names and single words should come with a space before them, as in the middle of a text: to a byte-level BPE
-    "liver" and " liver" are different words, and the second is the one it mostly met. To others they are one.
     A "[SEP]" inside a text is text here, while other libraries make the special token of it.
 
     Args: what: for the progress bar. Raises: UserError if the tokenizer cannot encode a text.
@@ -283,6 +281,15 @@ def encode(tokenizer, texts, what):
             bar.update(len(encoded))
     tokenizer.encode_special_tokens = False
     return np.concatenate(ids), np.array(lengths, np.int64)
+
+
+def encode_names(tokenizer, names, what):
+    """Names or single words, as encode has texts, with a space before each, as in the middle of a text.
+
+    To a byte-level BPE "liver" and " liver" are different words, and the second is the one it mostly met. To others
+    they are one.
+    """
+    return encode(tokenizer, [" " + name for name in names], what)
 
 
 def encode_lists(tokenizer, texts, what):

@@ -23,7 +23,6 @@ OpenMP that libgomp has by itself, with ours, and with none. Training is also ru
 """
 
 import argparse
-import hashlib
 import itertools
 import os
 import re
@@ -35,8 +34,8 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,9 +54,8 @@ import model as models  # noqa: E402
 from beyond import link as linking  # noqa: E402
 from beyond.dictionaries import Dictionary  # noqa: E402
 from beyond.mentions import LinkingTask  # noqa: E402
-from support import hardware, layouts, rrf  # noqa: E402
-from support.arrays import concat_ranges  # noqa: E402
-from support.files import write_atomic, write_json  # noqa: E402
+from support import datasets, hardware, layouts, rrf  # noqa: E402
+from support.layouts import IGNORE  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
 
 NEEDED = {
@@ -165,36 +163,32 @@ def write_mix(folder):
     rng, special = np.random.default_rng(0), dict(pad=0, unk=1, cls=2, sep=3, mask=4, hrel=5)
     special["relations"] = list(range(6, 13))
     counts = {split: {task: n // k for task, n in TABLE_1.items()} for split, k in (("train", 10), ("valid", 500))}
-    files = {"tokenizer.json": tokenizer_of_numbers().to_str().encode()}
-    for split in data.SPLITS:
-        writer = data.ExampleWriter()
+    writers = {split: datasets.ExampleWriter() for split in data.SPLITS}
+    for split, writer in writers.items():
         for task, n in counts[split].items():
-            mean, spread = LENGTHS[task]
-            length = np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread, n).round().astype(int), 6, 256)
-            length -= 2 * (task == "mlm")  # documents are kept without [CLS] and [SEP]
-            start = np.cumsum(length) - length
-            ids = rng.integers(13, VOCAB, length.sum())
-            if task != "mlm":
-                ids[start], ids[start + length - 1] = special["cls"], special["sep"]
-                hops = np.maximum(length // 12, 2) if task == "lp" else np.ones(n, int)
-                nth = concat_ranges(np.zeros(n, int), hops)
-                at = np.repeat(start, hops) + (nth + 1) * np.repeat(length // (hops + 1), hops)
-                ids[at] = rng.integers(6, 12, len(at))
-            n_cuis = np.ones(n, int)
-            writer.add(data.TASK_NAMES.index(task), 0, 0, np.zeros(n, int), n_cuis, ids, length)
-        path = folder / f"{split}.arrow"
-        write_atomic(path, writer.write)
-        files[path.name] = path.read_bytes()
-    (folder / "tokenizer.json").write_bytes(files["tokenizer.json"])
+            examples = ((data.TRUE, (0,), ids) for ids in random_examples(rng, task, n))
+            writer.add(data.TASK_NAMES.index(task), 0, examples)
     distribution = {"columns": [], "groups": {}, "relations": {}, "largest_deviation": {}}
     nothing = dict.fromkeys(("terms", "cuis", "relations", "megabytes"), 0)
     manifest = {
-        "name": "mix", "languages": ["fr"], "settings": {"seq_len": 256}, "special": special, "vocab_size": VOCAB,
+        "name": "mix", "languages": ["fr"], "version": datasets.VERSION, "settings": {"seq_len": 256},
+        "special": special, "vocab_size": VOCAB,
         "counts": {"fr": counts | nothing | {"distribution": distribution}},
         "malformed_rows_left_out": {}, "nci_rows_left_out": {},
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
+    datasets.write_dataset(folder, writers, tokenizer_of_numbers(), manifest)
+
+
+def random_examples(rng, task, n):
+    """Yields the token ids of n examples of a task, as a data set has them: without [CLS] and [SEP]."""
+    mean, spread = LENGTHS[task]
+    length = np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread, n).round().astype(int), 6, 256)
+    for k in length.tolist():
+        ids = rng.integers(13, VOCAB, k - 2)
+        if task != "mlm":
+            n_relations = max(k // 12, 2) if task == "lp" else 1
+            ids[np.arange(1, n_relations + 1) * (k // (n_relations + 1)) - 1] = rng.integers(6, 12, n_relations)
+        yield ids.tolist()
 
 
 class Plain(nn.Module):
@@ -210,27 +204,31 @@ class Plain(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.relation_head, self.triple_head = nn.Linear(c.dim, models.RELATION_CLASSES), nn.Linear(c.dim, 2)
 
-    def forward(self, ids, mask, target_index, label, targets_per_task, position=None):
-        x = self.start(self.word(ids) + self.position.weight[: ids.shape[1]])
-        x = self.encoder(x, src_key_padding_mask=None if mask is None else ~mask).flatten(0, 1)
+    def forward(self, batch):
+        """The summed loss of a MicroBatch of the layout "padded", as (1, 1)."""
+        x = self.start(self.word(batch.ids) + self.position.weight[: batch.ids.shape[1]])
+        x = self.encoder(x, src_key_padding_mask=None if batch.mask is None else ~batch.mask).flatten(0, 1)
         logits = F.linear(self.mlm_dense(x), self.word.weight, self.bias)
-        sizes = [n for _, n in targets_per_task]
-        words = sizes[data.MLM] + sizes[data.EP]
-        gold = torch.full_like(ids.flatten(), -100).index_copy(0, target_index[:words], label[:words])
-        relations, triples = x[target_index[words:]].split(sizes[2:4])  # no names to align
-        loss = F.cross_entropy(logits.float(), gold, reduction="sum")
+        words, *sizes = vocabulary_targets(batch), *batch.n_targets[data.LP :]
+        labels = torch.full_like(batch.ids.flatten(), IGNORE)
+        labels = labels.index_copy(0, batch.target_index[:words], batch.label[:words])
+        relations, triples = x[batch.target_index[words:]].split(sizes)
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         scores = self.relation_head(relations), self.triple_head(triples)
-        for logits, labels in zip(scores, label[words:].split(sizes[2:4])):
+        for logits, labels in zip(scores, batch.label[words:].split(sizes)):
             loss = loss + F.cross_entropy(logits.float(), labels, reduction="sum")
         return loss[None, None]
 
 
-class Timed(NamedTuple):
-    """A micro-batch to be timed."""
+def vocabulary_targets(batch):
+    """How many tokens the vocabulary head predicts."""
+    return batch.n_targets[data.MLM] + batch.n_targets[data.EP]
 
-    arguments: tuple  # of forward
-    length: np.ndarray  # of its examples
-    vocabulary_targets: int
+
+def lengths(batch):
+    """The lengths of the examples of a MicroBatch of the layout "padded"."""
+    n_rows, width = batch.ids.shape
+    return np.full(n_rows, width) if batch.mask is None else batch.mask.sum(1).numpy()
 
 
 def paper_micro_batches(run, step, n_rows, width):
@@ -240,38 +238,29 @@ def paper_micro_batches(run, step, n_rows, width):
     for k in range(0, len(positions), n_rows):
         rows = run.train.rows[positions[k : k + n_rows]]
         batch = run.batches.mask(run.train, rows, epochs[k : k + n_rows])
-        (micro,) = layouts.padded(batch, 10**9, 10**9)
+        (micro_batch,) = layouts.padded(batch, 10**9, 10**9)
         if width:
-            row, col = np.divmod(micro.target_index, micro.ids.shape[1])
-            ids, segment = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (micro.ids, micro.segment))
-            micro = micro._replace(ids=ids, segment=segment, target_index=row * width + col)
-        yield timed_micro_batch(micro)
+            longest = micro_batch.ids.shape[1]
+            mask = torch.arange(width) < torch.from_numpy(lengths(micro_batch))[:, None]
+            index = micro_batch.target_index
+            micro_batch = replace(
+                micro_batch, ids=F.pad(micro_batch.ids, (0, width - longest), value=batch.pad), mask=mask,
+                target_index=index // longest * width + index % longest,
+            )  # fmt: skip
+        yield micro_batch
 
 
-def our_micro_batches(run, step):
-    positions, epochs = run.batches.sampler(step)
-    batch = run.batches.mask(run.train, run.train.rows[positions], epochs)
-    return [timed_micro_batch(micro) for micro in run.batches.micro_batches(batch)]
-
-
-def timed_micro_batch(micro):
-    n_targets = np.isin(micro.task, (data.MLM, data.EP)).sum()
-    begins = np.diff(micro.segment, axis=1, prepend=0)
-    length = np.bincount(np.cumsum(begins > 0)[(micro.segment > 0).ravel()])[1:] if len(micro.ids) else np.zeros(0, int)
-    return Timed(kgi.tensors(micro, False), length, n_targets)
-
-
-def every(micros, k):
+def every(micro_batches, k):
     """Every k-th by width, so that all widths are there as often as they come."""
-    return sorted(micros, key=lambda m: m.arguments[0].shape[1])[k // 2 :: k]
+    return sorted(micro_batches, key=lambda batch: batch.ids.shape[1])[k // 2 :: k]
 
 
-def time_passes(model, micros, device, dtype):
+def time_passes(model, micro_batches, device, dtype):
     """Seconds of forward and backward over micro-batches."""
     began = time.perf_counter()
-    for micro in micros:
+    for micro_batch in micro_batches:
         with hardware.autocast(device, dtype):
-            loss = model(*kgi.to_device(micro.arguments, device))[:, 0].sum()
+            loss = model(micro_batch.to(device))[:, 0].sum()
         loss.backward()
         model.zero_grad()
     return time.perf_counter() - began
@@ -302,7 +291,7 @@ def compare(run, repeat):
         for what, (width, k) in paper.items():
             if precision == precisions()[0]:
                 ways[f"{what}, {precision}"] = plain, dtype, every(paper_micro_batches(run, 0, 15, width), k)
-        micros = [m for step in range(3) for m in our_micro_batches(run, step)]
+        micros = [micro_batch for step in range(3) for micro_batch in run.batches.assemble(step)[0]]
         ways[f"(c) ours, {precision}"] = run.model, dtype, every(micros, share // 2)
     rates, took = {dtype: [] for _, dtype, _ in ways.values()}, {name: [] for name in ways}
     for i in range(repeat + 1):  # the first round warms up
@@ -321,12 +310,12 @@ def print_speeds(c, ways, rates, took):
     print(f"{'':<46}{'tokens/s':>9}{'examples/s':>11}{'padding':>8}{'MFU':>6}{'x (b)':>7}")
     base = None
     for name, (_, dtype, micros) in ways.items():
-        length = np.concatenate([m.length for m in micros])
+        length = np.concatenate([lengths(m) for m in micros])
         speeds = [length.sum() / seconds for seconds in took[name][1:]]
         base = speeds if "(b)" in name else base
         ratio = f"{statistics.median(x / y for x, y in zip(speeds, base)):.2f}" if base else ""
-        flops = hardware.training_flops(c, length, sum(m.vocabulary_targets for m in micros)) / length.sum()
-        padding = 1 - length.sum() / sum(m.arguments[0].numel() for m in micros)
+        flops = hardware.training_flops(c, length, sum(map(vocabulary_targets, micros))) / length.sum()
+        padding = 1 - length.sum() / sum(m.ids.numel() for m in micros)
         speed = statistics.median(speeds)
         mfu = speed * flops / statistics.median(rates[dtype][1:])
         examples = speed / length.mean()

@@ -13,7 +13,7 @@ bench does.
     correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
     profile      time by class of kernel, and the number of kernels, of packed rows
     attention    forward and backward of one layer's attention over packed rows, by the kernel that is named
-    padded   as packed, of rows of one example
+    padded       as packed, of rows of one example
     losses       losses of a run in fp32 and of the fastest ones
 """
 
@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import configs  # noqa: E402
 import kgi  # noqa: E402
-from support import hardware  # noqa: E402
+from support import hardware, runs  # noqa: E402
 from support.files import read_json, write_json  # noqa: E402
 from tests import bench  # noqa: E402
 
@@ -92,14 +92,10 @@ def train_steps(run, n):
     """n steps of the training loop. Returns: the loss of each."""
     losses = []
     for _ in range(n):
-        micro_batches, batch = run.batches.get(run.state.step)
-        sums = kgi.forward_backward(run, micro_batches, batch)
+        before = np.array(run.state.sums)
         lr = kgi.learning_rate(run.state.step, run.state.steps, kgi.warmup_steps(run.s, run.state.steps), run.s.lr)
-        run.state.step += 1
-        kgi.update(run, lr)
-        kgi.collect(run, sums, micro_batches, batch)
-        total = np.column_stack([sums.cpu(), batch.targets_per_task])
-        losses.append(kgi.summarise(run, total)["loss"])
+        kgi.training_step(run, lr)
+        losses.append(run.mixed_loss(np.array(run.state.sums) - before)["loss"])
     return losses
 
 
@@ -124,7 +120,7 @@ def measure_machine(b):
 
 
 def correct(b):
-    """Differences from padded in fp32: relative of the losses, and of the gradient of the first step.
+    """Differences from padded micro-batches in fp32: relative of the losses, and of the gradient of the first step.
 
     A wrong mask or position hardly changes the loss of an untrained encoder, but much of its gradient.
     """
@@ -165,9 +161,9 @@ def resume_difference(b):
     train_steps(straight, 4)
     train_steps(stopped, 2)
     stopped.out.mkdir(parents=True)
-    kgi.save_checkpoint(stopped)
+    runs.save_checkpoint(stopped)
     resumed = b.set_up(out=str(stopped.out))
-    kgi.resume(resumed)
+    runs.resume(resumed)
     train_steps(resumed, 2)
     pairs = zip(straight.model.parameters(), resumed.model.parameters())
     return max(float((x - y).detach().abs().max()) for x, y in pairs)
@@ -197,7 +193,7 @@ def speed(b, way, **settings):
     train_steps(run, 3)  # they warm up and compile
     b.wait()
     first = time.perf_counter() - began
-    run.state.begin_interval()
+    run.state.begin_interval(len(run.names))
     took = []
     for _ in range(b.args.steps):
         began = time.perf_counter()
@@ -209,11 +205,11 @@ def speed(b, way, **settings):
     rate = hardware.measure_matmul_flops(b.device, run.ranks.dtype)
     micro_batches, _ = run.batches.assemble(0)
     fixed, per_token = hardware.estimate_memory(c, sum(p.numel() for p in run.model.parameters()))
-    estimate = fixed + per_token * max(x[0].numel() for x in micro_batches)
+    estimate = fixed + per_token * max(x.ids.numel() for x in micro_batches)
     out = {
         "micro_batches": len(micro_batches), "step_ms": 1e3 * statistics.median(took),
         "tokens_per_s": per_second["tokens"], "mfu": per_second["flops"] / rate, "tflops_of_matrices": rate / 1e12,
-        "inputs_pinned": all(x.is_pinned() for x in micro_batches[0] if isinstance(x, torch.Tensor)),
+        "inputs_pinned": micro_batches[0].ids.is_pinned(),
         "padding": 1 - work["tokens"] / work["computed"], "first_steps_s": first,
         "memory_gb": hardware.peak_memory(b.device) / 1e9, "estimated_memory_gb": estimate / 1e9,
     }  # fmt: skip
@@ -278,7 +274,7 @@ def measure_attention(b, kernel, what, p):
     heads, dtype = dim // 64, torch.float16 if b.half == ["fp16"] else torch.bfloat16
     run = b.set_up(layout="packed")
     micro_batches, _ = run.batches.assemble(0)
-    segment = micro_batches[0][1].to(b.device)
+    segment = micro_batches[0].mask.to(b.device)
     n, length = segment.shape
     apart = segment[:, None, :, None] != segment[:, None, None, :]
     bias = torch.zeros(apart.shape, dtype=dtype, device=b.device).masked_fill_(apart, float("-inf"))

@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 import configs  # noqa: E402
 import data  # noqa: E402
+from configs import command_line  # noqa: E402
 from support import hardware  # noqa: E402
 from support.cache import read_release  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -81,6 +82,13 @@ def command(*args, cwd=ROOT, stdin=None):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, input=stdin
     )
+
+
+def run_command(program, *argv):
+    """What a program (a module) does with these arguments, in this process; its first command need not be named."""
+    name = [*program.COMMANDS][0]
+    function, settings = command_line.parse([*map(str, argv)], program.__doc__, program.COMMANDS, name)
+    function(settings)
 
 
 @pytest.fixture

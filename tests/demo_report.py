@@ -15,7 +15,8 @@ import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
 from beyond import evaluate  # noqa: E402
-from configs import command_line
+from configs import command_line  # noqa: E402
+from support.layouts import IGNORE  # noqa: E402
 from support.reports import of_tokens  # noqa: E402
 
 KINDS = "untrained", "pretrained"  # folders of results
@@ -50,7 +51,7 @@ def pairs_of(dataset):
     triples = np.flatnonzero(dataset.task == data.TC)
     tokens = (dataset.ids[dataset.offsets[i] : dataset.offsets[i + 1]] for i in triples)
     relations = np.array([dataset.relation_of_token[ids].max() for ids in tokens])
-    return batch.label, relations, dataset.kind[triples] == data.TRUE
+    return batch.labels[batch.labels != IGNORE], relations, dataset.kind[triples] == data.TRUE
 
 
 def whole_entities(folder, config):
@@ -65,7 +66,7 @@ def main(folder, config="configs/demo.toml"):
     lines = Path(folder, "kgi-fr", "metrics.jsonl").read_text().splitlines()
     valid = [r["valid"] for r in map(json.loads, lines) if "valid" in r]
     print(f"\n{'held-out, accuracy in per cent':<36} {'majority baseline':>17} {'before':>15} {'after':>15}")
-    for task in (task for task in data.TASKS if task.in_paper):
+    for task in data.TASKS:
         before, after = (100 * v[f"{task.name}_accuracy"] for v in (valid[0], valid[-1]))
         print(f"{task.title + of_tokens(task.name):<36} {baseline.get(task.name, ''):>17} {before:15.1f} {after:15.1f}")
         if task.name == "ep":

@@ -27,7 +27,9 @@ import sys
 import tempfile
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -43,7 +45,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from support import hardware  # noqa: E402
+from support import hardware, layouts  # noqa: E402
 from support.files import write_json  # noqa: E402
 from tests import bench  # noqa: E402
 
@@ -170,7 +172,7 @@ def as_on_a_gpu():
 def record_step(c, micro_batches, dtype, bf16_stream=False):
     """Forward and backward of micro-batches, one after another, gradients added up.
 
-    Args: c: Config. micro_batches: their arguments of KGIBert.forward. dtype: of autocast.
+    Args: c: Config. dtype: of autocast.
     Returns: (list of Kernels of each micro-batch, peak of bytes with weights and gradients).
     """
     out = []
@@ -179,11 +181,12 @@ def record_step(c, micro_batches, dtype, bf16_stream=False):
         model.encoder.stream_dtype = torch.bfloat16 if bf16_stream else None
         with Record() as record:
             watch_encoder(model.encoder, record)
-            for arguments in micro_batches:
-                arguments = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+            for micro_batch in micro_batches:
+                tensors = {name: x for name, x in vars(micro_batch).items() if isinstance(x, torch.Tensor)}
+                micro_batch = replace(micro_batch, **{name: fake.from_tensor(x) for name, x in tensors.items()})
                 record.kernels = []
                 with torch.autocast("cpu", dtype):
-                    sums = model(*arguments)
+                    sums = model(micro_batch)
                 sums[:, 0].sum().backward()
                 record.in_encoder = False
                 out.append(record.kernels)
@@ -289,8 +292,7 @@ def prepare(folder, gpu, ranks, layout, layers, dim):
     run = kgi.set_up(s)
     n_parameters = sum(p.numel() for p in run.model.parameters())
     run.batches.max_tokens = hardware.max_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
-    run.batches.max_padding, run.batches.row_multiple = kgi.MAX_PADDING["cuda"], kgi.ROW_MULTIPLE["cuda"]
-    run.batches.ranks.world_size = ranks
+    run.batches.ranks = SimpleNamespace(rank=0, world_size=ranks, device=torch.device("cuda"))
     micro_batches, batch = run.batches.assemble(0)
     return run, micro_batches, batch
 
@@ -303,9 +305,9 @@ def bytes_per_token(c, dtype, row_length):
         ids, number = torch.zeros(n_rows, row_length, dtype=torch.int64), torch.ones(n_rows, row_length).int()
         n_targets = n // 9  # 10.8 % of the paper's mix
         at = torch.arange(n_targets)
-        targets = [("mlm_head", n_targets), ("mlm_head", 0), ("relation_head", 0), ("triple_head", 0)]
-        position = torch.arange(row_length).expand(n_rows, -1).contiguous()
-        peaks.append(record_step(c, [(ids, number, at, at % 2, targets, position)], dtype)[1])
+        position, heads = torch.arange(row_length).expand(n_rows, -1).contiguous(), tuple(x.head for x in data.TASKS)
+        micro_batch = layouts.MicroBatch(ids, number, position, at, at % 2, at, [n_targets, 0, 0, 0], heads)
+        peaks.append(record_step(c, [micro_batch], dtype)[1])
         n_tokens.append(n)
     return (peaks[1] - peaks[0]) / (n_tokens[1] - n_tokens[0])
 
@@ -329,10 +331,9 @@ def predict(folder, gpu, ranks, layers, dim):
         kernels, peak = record_step(c, micro_batches, gpu.dtype, bf16_stream)
         kernels = [fuse(some) for some in kernels] if is_compiled else kernels
         result = cost(gpu, kernels, n_parameters, ranks)
-        n_targets = sum(n for task, n in zip(data.TASKS, batch.targets_per_task) if task.head == "mlm_head")
-        useful = hardware.training_flops(c, batch.length, n_targets) / ranks
-        tokens = sum(int((x[1] if x[1] is not None else torch.ones_like(x[0])).bool().sum()) for x in micro_batches)
-        computed = sum(x[0].numel() for x in micro_batches)
+        useful = hardware.training_flops(c, batch.length, bench.vocabulary_targets(batch)) / ranks
+        tokens = sum(x.ids.numel() if x.mask is None else int(x.mask.bool().sum()) for x in micro_batches)
+        computed = sum(x.ids.numel() for x in micro_batches)
         out[name] = {
             "micro_batches": len(micro_batches), "padding": 1 - tokens / computed, "kernels": result.kernels,
             "tflop": result.flops / 1e12, "gigabytes": result.n_bytes / 1e9, "host_ms": 1e3 * result.host,

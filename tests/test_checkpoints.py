@@ -692,7 +692,7 @@ def test_embed_takes_a_file(texts, tmp_path, monkeypatch):
     want = embedded(monkeypatch, start, b"foie\nrein\n")
     assert np.array_equal(embedded(monkeypatch, start, b"other\n", tmp_path / "terms.txt"), want)
     (tmp_path / "terms.txt").write_bytes(b"foie\n\xff")
-    with pytest.raises(UserError, match="terms.txt, line 2: not UTF-8"):
+    with pytest.raises(UserError, match="terms.txt, row 2: not UTF-8"):
         embedded(monkeypatch, start, b"", tmp_path / "terms.txt")
 
 
@@ -728,7 +728,7 @@ def test_embed_in_pieces(texts, tmp_path):
 
 
 @pytest.mark.parametrize("stdin, args, message", [
-    (b"a\nb\xff\n", [], "standard input, line 2: not UTF-8"),
+    (b"a\nb\xff\n", [], "standard input, row 2: byte 0xff is not UTF-8"),
     (b"", [], "standard input is empty; give one term a line"),
     (b"a", ["--pooling", "max"], "pooling = 'max' is not one of cls, mean"),
     (b"a", [], "the tokenizer has neither [MASK] nor <mask>"),
@@ -751,7 +751,9 @@ def test_embed_as_a_command(texts, tmp_path):
     p = subprocess.run(["sh", "-c", '"$0" -m beyond.embed "$1" <&-', sys.executable, start], cwd=ROOT,
                        capture_output=True, text=True)  # fmt: skip
     assert (p.returncode, p.stdout) == (1, "")
-    assert re.fullmatch("python -m beyond.embed: error: standard input is closed; .*embed --help\\n", p.stderr)
+    assert re.fullmatch(
+        "python -m beyond.embed: error: standard input is closed; give one term a line: .*\\n", p.stderr
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,19 @@ def parse(program, *argv):
         return command_line.parse(list(map(str, argv)), module.__doc__, module.COMMANDS, default)[1]
 
 
+def class_of(program, name):
+    """The settings class of a command."""
+    return PROGRAMS[program][1].COMMANDS[name][1]
+
+
 def arguments_of(cls):
     """What the arguments of a command are in these tests: x for each."""
     return ["x" for f in dataclasses.fields(cls) if "argument" in f.metadata]
+
+
+def without_make(**more):
+    """The environment of a make that is not called by another one."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | more
 
 
 def executed(program):
@@ -60,7 +71,7 @@ def settings_of(table, *argv):
 
 
 COMMAND_OF_TABLE = {
-    table: next((program, name) for program, name in EVERY_COMMAND if PROGRAMS[program][1].COMMANDS[name][1] is cls)
+    table: next((program, name) for program, name in EVERY_COMMAND if class_of(program, name) is cls)
     for table, cls in configs.TABLES.items()
 }
 
@@ -99,7 +110,7 @@ def test_arguments_come_in_any_order(tmp_path):
 def test_lists_flags_and_underscores():
     s = parse("data.py", "build", "--semantic_types", "DISO", "T016", "--cased", "false", "--keep-duplicates")
     assert (s.semantic_types, s.cased, s.keep_duplicates, s.skip_bad_rows) == (["DISO", "T016"], False, True, False)
-    s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--micro-tokens", "1000")
+    s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--max-tokens", "1000")
     assert (s.tasks, s.alphas, s.max_tokens) == (["mlm", "ep", "lp"], [1.0, 0.0, 0.5], 1000)
     assert parse("kgi.py", "--tasks=mlm").tasks == ["mlm"]
     s = parse("finetune.py", "x", "--untrained", "--lr", "1e-4")
@@ -154,7 +165,7 @@ def test_help_is_true(program, name, capsys):
     assert squeezed(cls.__doc__) in squeezed_text
     assert f" {program} " in f"{usage} "
     assert (f" {name}" in usage) == (name != default)
-    assert ("config.toml" in usage) == (cls in configs.TABLES.values())
+    assert ("config.toml" in usage) == issubclass(cls, (*configs.TABLES.values(),))
     fields = dataclasses.fields(cls)
     found = parse(program, name, *arguments_of(cls))
     for field in fields:
@@ -185,17 +196,26 @@ def test_help_of_a_program_lists_its_commands(program, argv, capsys):
     assert all(re.search(rf"^  {name} ", text, re.M) for name in module.COMMANDS)
 
 
+DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *FILES, Path(configs.__file__)]
+DOCUMENTS += [path for path, *_ in PROGRAMS.values()]
+
+
+def commands_in(text, before, after):
+    """(program, arguments) of the command lines of the programs in a text, between two regular expressions."""
+    text = text.replace("\\\n#", " ").replace("\\\n", " ")
+    called = rf"{before}(?:python|torchrun)(?: [^`\n]*?)? (\w+\.py|-m beyond\.\w+)((?: [^`\n]*)?){after}"
+    for program, argv in re.findall(called, text, re.M):
+        program = program.replace("-m ", "python -m ")
+        if program in PROGRAMS or "beyond" in program:
+            argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| [<>] .*|   .*", "", argv)
+            yield program, shlex.split(argv)
+
+
 def documented_commands():
-    """Every command line of the programs in the documentation, the docstrings and the configs."""
-    modules = [path for path, *_ in PROGRAMS.values()]
-    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *modules, Path(configs.__file__), *FILES]:
-        text = path.read_text(encoding="utf-8").replace("\\\n#", " ").replace("\\\n", " ")
-        called = r"^(?:#   |    )(?:python|torchrun)(?: .*?)? (\w+\.py|-m beyond\.\w+)((?: .*)?)$"
-        for program, argv in re.findall(called, text, re.M):
-            program = program.replace("-m ", "python -m ")
-            if program in PROGRAMS or "beyond" in program:
-                argv = re.sub(r" \[OTHER \.\.\.\]|[][]| +#.*| +-> .*| [<>] .*|   .*", "", argv)
-                yield pytest.param(program, shlex.split(argv), id=f"{path.name}: {program}{argv}")
+    """Every command line in the documentation, the docstrings and the configs."""
+    for path in DOCUMENTS:
+        for program, argv in commands_in(path.read_text(encoding="utf-8"), "(?:^(?:#   |    )|`)", "(?:$|`)"):
+            yield pytest.param(program, argv, id=f"{path.name}: {program} {' '.join(argv)}")
 
 
 DOCUMENTED = list(documented_commands())
@@ -204,14 +224,35 @@ DOCUMENTED = list(documented_commands())
 @pytest.mark.parametrize("program, argv", DOCUMENTED)
 def test_documented_commands_are_understood(program, argv, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parse(program, *argv)
+    with nullcontext() if "--help" not in argv else pytest.raises(SystemExit):
+        parse(program, *argv)
 
 
 def test_how_many_documented_commands_were_found():
     """Every program that has a command is among them; a pattern that finds none would let all tests pass."""
     found = [param.values[0] for param in DOCUMENTED]
-    assert {*found} == {program for program, (_, module, _) in PROGRAMS.items() if module.COMMANDS}
-    assert len(found) >= 100 and sum("beyond" in program for program in found) >= 16
+    assert {*found} == {*PROGRAMS}
+    assert len(found) >= 120 and sum("beyond" in program for program in found) >= 45
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
+def test_commands_of_make_are_understood(tmp_path, monkeypatch):
+    """Those of each goal with all of its variables, and of each documented call of make."""
+    monkeypatch.chdir(ROOT)
+    makefile = (ROOT / "Makefile").read_text()
+    names = "CHECKPOINT CORPUS DATA EXCLUDE IDS INPUT LANG MODEL RANKS RUN TOKENIZER".split()
+    calls = [[goal, *(f"{name}=1" for name in names)] for goal in re.findall("^([a-z-]+):.* ## ", makefile, re.M)]
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        calls += [shlex.split(line, comments=True) for line in re.findall("^(?:#   |    )make (.*)", text, re.M)]
+    found = []
+    for call in calls:
+        make = ["make", "-n", *call, f"VENV={tmp_path / 'env'}"]
+        shown = subprocess.run(make, env=without_make(), capture_output=True, text=True, check=True).stdout
+        found += commands_in(shown, f"^{tmp_path / 'env'}/bin/", "$")
+    for program, argv in found:
+        parse(program, *argv)
+    assert len(found) >= 30 and sum("beyond" in program for program, _ in found) >= 10
 
 
 # ---------------------------------------------------------------- mistakes
@@ -220,7 +261,7 @@ def test_how_many_documented_commands_were_found():
 @pytest.mark.parametrize("argv, message", [
     (["--learning_rate", "1"], "--learning_rate: unknown setting 'learning_rate'"),
     (["--epoch", "1"], "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
-    (["--micro-token", "1"], "unknown setting 'micro_token'; did you mean 'max_tokens'?"),
+    (["--max-token", "1"], "unknown setting 'max_token'; did you mean 'max_tokens'?"),
     (["--xyz"], "--xyz: unknown setting 'xyz'; see --help"),
     (["--checkpoints", "1"], "unknown setting 'checkpoints'"),
     (["--lr", "fast"], "--lr: 'fast' is not a number"),
@@ -265,14 +306,13 @@ def test_too_few_or_too_many_arguments(program, argv, message):
 
 @pytest.mark.parametrize("program, name", EVERY_COMMAND)
 def test_every_command_refuses_an_unknown_key(program, name):
-    arguments = arguments_of(PROGRAMS[program][1].COMMANDS[name][1])
+    arguments = arguments_of(class_of(program, name))
     with pytest.raises(UserError, match="--xyz: unknown setting 'xyz'; see --help"):
         parse(program, name, *arguments, "--xyz", "1")
 
 
 @pytest.mark.parametrize("old, name, new", [
     (old, name, new) for old, moved in configs.MOVED.items() for name, new in moved.items()
-    if (old, name) not in EVERY_COMMAND  # of those that have moved so far
 ])  # fmt: skip
 def test_a_moved_command_names_its_new_program(old, name, new):
     """In one line; the program is there and has that command."""
@@ -282,6 +322,13 @@ def test_a_moved_command_names_its_new_program(old, name, new):
     p = subprocess.run([sys.executable, old, name, "x", "--seed", "1"], cwd=ROOT, capture_output=True, text=True)
     line = f"{old}: error: this is a program of its own now: python -m beyond.{new} x --seed 1\n"
     assert (p.returncode, p.stdout, p.stderr) == (1, "", line)
+
+
+@pytest.mark.parametrize("program, name", [x for x in EVERY_COMMAND if not command_line.tables_of(class_of(*x))])
+def test_a_command_that_reads_no_file_refuses_one(program, name):
+    arguments = arguments_of(class_of(program, name))
+    with pytest.raises(UserError, match="^configs/v1-fr.toml: settings of this command are for the command line, not"):
+        parse(program, name, *arguments, "configs/v1-fr.toml")
 
 
 @pytest.mark.parametrize("text, message", [
@@ -331,7 +378,7 @@ def test_mistakes_in_tables_of_other_commands_are_found_too(tmp_path):
 
 @pytest.mark.parametrize("table, key, value, most", [
     ("data", "max_relations", 1_000_000, "50"),
-    ("data", "lp_paths", 999_999_999_999_999, "2,000,000"),
+    ("data", "lp_paths", 999_999_999_999_999, "1,000,000"),
     ("data", "tc_examples", 10**14, "1,000,000,000"),
     ("data", "ep_examples", 10**14, "1,000,000,000"),
     ("data", "vocab_size", 9_999_999_999_999, "1,000,000"),
@@ -401,7 +448,7 @@ def test_pip_install_is_refused_in_one_line():
     ("", ["LANG="], ""),
 ])  # fmt: skip
 def test_make_data_takes_lang_from_the_command_line_alone(env, argv, passed):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"LANG": env}
+    env = without_make(LANG=env)
     out = subprocess.run(["make", "-n", "data", *argv], cwd=ROOT, env=env, capture_output=True, text=True).stdout
     assert " ".join(out.split("data.py build")[1].replace("\\", "").split()) == passed
 
@@ -446,7 +493,7 @@ def test_what_files_say_to_other_commands(tmp_path):
 ])  # fmt: skip
 def test_make_names_the_variable_that_is_missing(tmp_path, goal, given, missing):
     """Before it makes an environment; with all of them it is not asked for any."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != missing}
+    env = {k: v for k, v in without_make().items() if k != missing}
     make = ["make", goal, *given, f"VENV={tmp_path / 'env'}"]
     p = subprocess.run(make, cwd=ROOT, env=env, capture_output=True, text=True)
     line = p.stdout.splitlines()[0]

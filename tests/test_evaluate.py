@@ -17,13 +17,13 @@ import data
 import kgi
 import model as models
 from beyond import embed as embedding
-from beyond import evaluate, maps, retrieval
+from beyond import evaluate, maps, retrieval, synonyms
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
-from configs import UserError, command_line
+from configs import UserError
 from support import datasets, results, runs, tables, tokenizers
-from tests.conftest import build
-from tests.test_alignment import pairs_of
+from support.layouts import IGNORE
+from tests.conftest import build, run_command
 
 SIZES = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64, "device": "cpu"}
 
@@ -31,18 +31,10 @@ SIZES = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64, "device": "cpu"}
 def pretrain(dataset, out, **settings):
     """A finished run, as kgi.train makes it."""
     run = kgi.set_up(configs.Train(data=str(dataset), out=str(out), **SIZES | settings))
-    kgi.resume(run)
+    runs.resume(run)
     kgi.begin(run)
     kgi.training_loop(run)
     return run
-
-
-def run_command(program, *argv):
-    """What a program does with these arguments, in this process; its first command need not be named."""
-    function, settings = command_line.parse(
-        [*map(str, argv)], program.__doc__, program.COMMANDS, [*program.COMMANDS][0]
-    )
-    function(settings)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,7 @@ def test_evaluation_agrees_with_validation(run, known):
     valid = kgi.validate(run)
     assert known["mlm"]["en"]["loss"] == pytest.approx(valid["mlm_loss"], rel=1e-5)
     got = known["mlm"]["en"]["accuracy"], known["ep"]["tokens"], known["lp"]["accuracy"], known["tc"]["accuracy"]
-    assert got == pytest.approx([100 * valid[f"{task}_accuracy"] for task in data.PAPER_TASKS])
+    assert got == pytest.approx([100 * valid[f"{task}_accuracy"] for task in data.TASK_NAMES])
 
 
 @torch.no_grad()
@@ -71,15 +63,12 @@ def test_evaluation_agrees_with_one_example_at_a_time(run, dataset, known):
     confusion, whole, odds = np.zeros((6, 6), int), [], defaultdict(list)
     for row in e.rows[e.task[e.rows] != data.MLM]:
         batch = e.masked_batch(np.array([row]), np.array([kgi.VALID_EPOCH]), 0, 0.15)
-        hidden = model.encoder(torch.from_numpy(batch.ids)[None], None)[0, batch.target_position]
+        is_target = batch.labels != IGNORE
+        hidden, labels = model.encoder(torch.from_numpy(batch.ids)[None])[0, is_target], batch.labels[is_target]
         if e.task[row] == data.EP:
-            logits = model.logits(
-                torch.from_numpy(batch.ids)[None], None, torch.from_numpy(batch.target_position),
-                [("mlm_head", len(batch.label))],
-            )[0]  # fmt: skip
-            whole.append((logits.argmax(-1).numpy() == batch.label).all())
+            whole.append((model.mlm_head(hidden).argmax(-1).numpy() == labels).all())
         elif e.task[row] == data.LP:
-            np.add.at(confusion, (batch.label, model.relation_head(hidden).argmax(-1).numpy()), 1)
+            np.add.at(confusion, (labels, model.relation_head(hidden).argmax(-1).numpy()), 1)
         else:
             logits = model.triple_head(hidden)[0]
             odds[int(e.kind[row])].append((logits[1] - logits[0]).item())
@@ -105,12 +94,6 @@ def test_tasks_without_held_out_examples_are_left_out(release, tmp_path):
     assert set(evaluate.evaluate_tasks(model, folder, 0, None)) == {"lp", "tc"}
 
 
-def test_pairs_of_names_alone_have_no_tasks_to_measure(release, tmp_path):
-    folder = build(release, tmp_path / "sa", e3c="none", tc_examples=0, ep_examples=0, lp_paths=0, sa_pairs=50)
-    model = models.KGIBert(models.Config(datasets.read_manifest(folder)["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0))
-    assert evaluate.evaluate_tasks(model, folder, 0, None) == {}
-
-
 def mean_reciprocal_rank(vectors, queries, names, concepts_of_query, concepts_of_name):
     """Of the first name with a concept of the query, itself left out, among all others: (MRR in per cent, queries)."""
     matrix, reciprocal = np.array([vectors[name] for name in names]), []
@@ -127,7 +110,8 @@ def mean_reciprocal_rank(vectors, queries, names, concepts_of_query, concepts_of
 
 def test_held_out_synonyms_and_translations_agree_with_a_loop(release, tmp_path):
     """Queries are names of concepts of the validation part, whose seed and fraction are those of the build."""
-    folder = build(release, tmp_path / "two", lang="en,fr", sa_pairs=300, seed=3, valid_fraction=0.3)
+    folder = build(release, tmp_path / "two", lang="en,fr", seed=3, valid_fraction=0.3)
+    synonyms.build(synonyms.Build(str(folder), pairs=300))
     torch.manual_seed(0)
     encoder = models.Encoder(models.Config(datasets.read_manifest(folder)["vocab_size"], 64, 32, 1, 2, 64, 0.0, 0))
     encoder, tokenizer = encoder.eval(), tokenizers.load(folder)
@@ -145,7 +129,7 @@ def test_held_out_synonyms_and_translations_agree_with_a_loop(release, tmp_path)
         held_out[lang] = set(cuis[data.in_validation(cuis, cuis, 3, 0.3)].tolist())
         x = embedding.embed_terms(encoder, tokenizer, [*concepts[lang]], ["mean"], None)["mean"].double()
         vectors |= {(lang, s): v for s, v in zip(concepts[lang], torch.nn.functional.normalize(x, dim=1).numpy())}
-    trained = {c for _, _, of_names in pairs_of(folder, "train") for of_name in of_names for c in of_name}
+    trained = {*synonyms.read_pairs(folder)[0]["train"].cuis.tolist()}
     assert len(trained) > 100 and not trained & (held_out["en"] | held_out["fr"])
     for of, to in (("en", "en"), ("fr", "fr"), ("fr", "en")):
         is_synonyms = of == to

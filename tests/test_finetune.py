@@ -20,13 +20,13 @@ from tokenizers import models as algorithms
 import configs
 import finetune
 import kgi
-from configs import UserError, command_line
-from support import corpora, results, tables, tokenizers
+from configs import UserError
+from support import corpora, results, runs, tables, tokenizers
 from support.arrays import bootstrap
 from support.files import folder_lock
 from support.labels import Document, align_entities
 from support.windows import make_windows
-from tests.conftest import command
+from tests.conftest import command, run_command
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,8 @@ def checkpoint(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "tiny"
     out.mkdir()
     sizes = {"layers": 1, "heads": 2, "dim": 32, "ffn": 64}
-    kgi.export_checkpoint(kgi.set_up(configs.Train(data=str(dataset), out=str(out), steps=2, device="cpu", **sizes)))
+    runs.export_checkpoint(kgi.set_up(configs.Train(data=str(dataset), out=str(out), steps=2, device="cpu", **sizes)))
     return out
-
-
-def run_command(*argv):
-    """What `finetune.py` does with these arguments, in this process."""
-    function, settings = command_line.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
-    function(settings)
 
 
 def documents(sequences):
@@ -238,11 +232,11 @@ def test_the_command(release, checkpoint, tmp_path):
     assert "2 seeds, in per cent" in p.stdout and "40 + 40 sequences" in p.stdout
     assert f"next:  python -m beyond.tag {tmp_path / 'two'} < notes.txt" in p.stdout
     two = json.loads((tmp_path / "two" / "scores.json").read_text())["runs"]
-    run_command(*base[1:], "--seed", 1, "--out", tmp_path / "one")
+    run_command(finetune, *base[1:], "--seed", 1, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "scores.json").read_text())["runs"]
     assert one == two[1:] and two[0] != two[1]
     assert {len(p.read_text().split("\n\n")) for p in (tmp_path / "two").glob("predictions-[01].conll")} == {41}
-    run_command(*base[1:], "--untrained", "--max_len", 12, "--out", tmp_path / "none")
+    run_command(finetune, *base[1:], "--untrained", "--max_len", 12, "--out", tmp_path / "none")
     assert json.loads((tmp_path / "none" / "scores.json").read_text())["runs"][0] != two[0]
 
 
@@ -267,7 +261,7 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
     data, out = write_corpus(tmp_path / "A" / "fr"), tmp_path / "results" / "tiny" / "custom-fr"
 
     def tune(*more, data=data, run=checkpoint):
-        run_command(run, "--data", data, "--device", "cpu", *more)
+        run_command(finetune, run, "--data", data, "--device", "cpu", *more)
         return capsys.readouterr().out
 
     shown = tune("--runs", 2)
@@ -334,7 +328,7 @@ def test_seeds_are_added_and_other_settings_refused(checkpoint, tmp_path, monkey
 
 def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, monkeypatch):
     argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r"]
-    run_command(*argv)
+    run_command(finetune, *argv)
     before = tree(tmp_path / "r")
 
     def fail(*_):
@@ -342,14 +336,14 @@ def test_a_run_that_fails_leaves_the_results_as_they_were(checkpoint, tmp_path, 
 
     monkeypatch.setattr(finetune, "finetune_one_seed", fail)
     with pytest.raises(UserError, match="nan"):
-        run_command(*argv)
+        run_command(finetune, *argv)
     assert tree(tmp_path / "r") == before
 
 
 def test_what_fine_tuning_replaces(checkpoint, tmp_path):
     """The tagger and predictions of an earlier run, whole or interrupted; nothing else, the checkpoint least of all."""
     out, argv = tmp_path / "r", [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu"]
-    run_command(*argv, "--out", out)
+    run_command(finetune, *argv, "--out", out)
     shutil.copytree(out, tmp_path / "whole")
     (out / "scores.json").unlink()
 
@@ -377,14 +371,14 @@ def test_what_fine_tuning_replaces(checkpoint, tmp_path):
     with pytest.raises(UserError, match="predictions-2.conll is not an output of this command"):
         check()
     with pytest.raises(UserError, match="predictions-2.conll is not an output of this command"):
-        run_command(*argv, "--out", out, "--runs", 3)
+        run_command(finetune, *argv, "--out", out, "--runs", 3)
     assert (out / "predictions-2.conll").read_text() == "a\tB-x\n"
 
 
 def test_fine_tuning_on_a_full_disk_leaves_nothing(checkpoint, tmp_path, full_disk):
     argv = [checkpoint, "--data", write_corpus(tmp_path / "A"), "--device", "cpu", "--out", tmp_path / "r" / "s"]
     with full_disk(5000), pytest.raises(UserError, match="r/s/model/[a-z.]*: cannot be written: File too large"):
-        run_command(*argv)
+        run_command(finetune, *argv)
     assert not (tmp_path / "r").exists()
 
 
@@ -394,7 +388,7 @@ def test_one_process_writes_into_a_folder(checkpoint, tmp_path):
         p = command("finetune.py", *argv)
     assert p.returncode == 1 and "another process writes results into it" in p.stderr and p.stderr.count("\n") == 1
     assert not tree(tmp_path / "r")
-    run_command(*argv)
+    run_command(finetune, *argv)
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -414,7 +408,7 @@ def test_mistakes(release, checkpoint, tmp_path, argv, message):
     tokenizer.save(str(tmp_path / "mixed" / "tokenizer.json"))
     names = {"RUN": checkpoint, "HERE": tmp_path, "NER": release / "ner" / "en", "MIXED": tmp_path / "mixed"}
     with pytest.raises(UserError, match=re.escape(message)):
-        run_command(*(names.get(a, a) for a in argv))
+        run_command(finetune, *(names.get(a, a) for a in argv))
 
 
 def test_a_mistake_is_one_line(tmp_path):
@@ -429,14 +423,14 @@ def test_a_tagger_that_finds_nothing_says_why(checkpoint, tmp_path, capsys):
     run = shutil.copytree(checkpoint, tmp_path / "run")
     data = write_corpus(tmp_path / "A", **{"train.txt": "foie B-x\n" + "va O\n" * 30})
     argv = [run, "--data", data, "--device", "cpu", "--seed", 4, "--out"]
-    run_command(*argv, tmp_path / "one")
+    run_command(finetune, *argv, tmp_path / "one")
     shown = capsys.readouterr().out
     assert re.search("warning: seed 4 predicted (O|B-x) alone, for every word", shown)
     assert "the learning rate 2e-05 suits encoders of dim 768, and this one has 32." in shown
     assert "next:  python -m beyond.tag" in shown and "finetune.py tables" not in shown  # --out is no part of results/
     said = json.loads((run / "kgi.json").read_text())
     (run / "kgi.json").write_text(json.dumps(said | {"finetune": {"lr": 5e-2, "epochs": 20, "max_len": 32}}))
-    run_command(*argv, tmp_path / "two", "--epochs", 40)
+    run_command(finetune, *argv, tmp_path / "two", "--epochs", 40)
     shown = capsys.readouterr().out
     assert f"lr = 0.05, max_len = 32: from [finetune] of the config of {run}\n" in shown and "warning" not in shown
     settings = json.loads((tmp_path / "two" / "scores.json").read_text())["settings"]

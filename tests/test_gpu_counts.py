@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import kgi
 import model as models
 from tests import bench, bench_gpu, gpu_counts
 from tests.gpu_counts import GPUS, Kernel
@@ -29,7 +28,7 @@ def test_flops_are_those_of_a_real_step(mix):
     kernels, _ = gpu_counts.record_step(run.model.encoder.config, micro_batches, torch.bfloat16)
     counted = sum(k.flops for k in kernels[0] if "attention" not in k.name)
     with FlopCounterMode(display=False) as counter:
-        run.model(*kgi.to_device(micro_batches[0], torch.device("cpu")))[:, 0].sum().backward()
+        run.model(micro_batches[0])[:, 0].sum().backward()
     by_operator = counter.get_flop_counts()["Global"]
     assert counted == sum(n for operator, n in by_operator.items() if "bmm" not in str(operator))
     attention = sum(k.flops for k in kernels[0] if "attention" in k.name)
@@ -52,16 +51,9 @@ def test_hardly_a_token_of_a_run_is_padding(mix, ranks, most):
     run, _, _ = gpu_counts.prepare(mix, GPUS["h100"], ranks, "packed", *SIZE)
     tokens = computed = 0
     for step in range(20):
-        batch = run.batches.mask(run.train, *run_of(run, step))
-        (micro,) = run.batches.micro_batches(batch)
-        tokens, computed = tokens + batch.length.sum(), computed + ranks * micro.ids.size
+        (micro_batch,), batch = run.batches.assemble(step)
+        tokens, computed = tokens + batch.length.sum(), computed + ranks * micro_batch.ids.numel()
     assert 0 < 1 - tokens / computed < most
-
-
-def run_of(run, step):
-    """(rows, epochs) of the examples of a step."""
-    positions, epochs = run.batches.sampler(step)
-    return run.train.rows[positions], epochs
 
 
 def test_memory_is_what_the_model_keeps(mix):
@@ -107,7 +99,7 @@ def test_the_paper_s_batching_of_the_benchmark_runs(mix):
     """PyTorch's own encoder takes the micro-batches that ours takes."""
     run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "padded", *SIZE)
     plain = bench.Plain(run.model.encoder.config)
-    loss = plain(*kgi.to_device(micro_batches[0], torch.device("cpu"))).sum().item()
+    loss = plain(micro_batches[0]).sum().item()
     assert math.isfinite(loss) and loss > 0
 
 

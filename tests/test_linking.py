@@ -47,11 +47,10 @@ from beyond.mentions import (
     write_records,
 )
 from configs import UserError
-from support import corpora, datasets, files, rrf, tokenizers
+from support import corpora, datasets, files, rrf, texts, tokenizers
 from support.arrays import bootstrap
-from tests.conftest import command
+from tests.conftest import command, run_command
 from tests.small_releases import conso, write
-from tests.test_evaluate import run_command
 
 
 def entity(pmid, text, words, ids, kind="Disease"):
@@ -724,7 +723,7 @@ def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [
-    lambda: read_records(""), lambda: [*tagged.read_texts("")], lambda: embedding.read_lines(""),
+    lambda: read_records(""), lambda: [*tagged.read_texts("")], lambda: texts.read_lines("", "", ""),
     lambda: read_dictionary("/dev/zero"), lambda: [*tagged.read_texts("/dev/zero")],
 ], ids=range(5))  # fmt: skip
 def test_nobody_reads_a_device_to_its_end(monkeypatch, read):
@@ -770,7 +769,7 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
         out, err = capsys.readouterr()
         told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
         following = f"python -m beyond.link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
-        assert (out, err) == ("", f"{told}next:  python {following}\n")
+        assert (out, err) == ("", f"{told}next:  {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
     of_file, of_dataset = read_dictionary(tmp_path / "out.tsv"), dictionary_of_dataset(dataset, "")
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names

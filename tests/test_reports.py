@@ -17,8 +17,7 @@ from beyond import evaluate, maps, plot, tag
 from configs import UserError, command_line
 from support import files, reports, runs
 from tests import demo_report
-from tests.conftest import ROOT
-from tests.test_evaluate import run_command
+from tests.conftest import ROOT, run_command
 from tests.training import set_up, train
 
 pytestmark = pytest.mark.usefixtures("known_machine")

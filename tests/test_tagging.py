@@ -18,14 +18,14 @@ import model as models
 from beyond import pages, plot, tag
 from beyond.tag import Tag
 from beyond.tagged import Entity, TaggedText, read_texts
-from configs import UserError, command_line
+from configs import UserError
 from support import checkpoints, corpora, files, formats, taggers, tokenizers
 from support.labels import align_entities
 from support.results import save_tagger
 from support.scores import precision_recall_f1
 from support.tensors import read_safetensors, write_safetensors
 from support.windows import Window, make_windows, words_with_spaces
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
 OTHERS = ["the", "patient", "had", "of", "liver", "no", "(", ")", ",", "37.5", "\U0001f600"]
@@ -86,24 +86,12 @@ def checkpoint(tmp_path_factory):
     return out
 
 
-def run_command(*argv):
-    """What `finetune.py` does with these arguments, in this process."""
-    function, settings = command_line.parse([*map(str, argv)], finetune.__doc__, finetune.COMMANDS, default="run")
-    function(settings)
-
-
-def tag_command(*argv):
-    """What `beyond.tag` does with these arguments, in this process."""
-    function, settings = command_line.parse([*map(str, argv)], tag.__doc__, tag.COMMANDS, default="tag")
-    function(settings)
-
-
 @pytest.fixture(scope="module")
 def results(checkpoint, corpus, tmp_path_factory):
     """The results folder of two seeds, with windows of 24 tokens."""
     out = tmp_path_factory.mktemp("results") / "custom"
     more = ["--device", "cpu", "--lr", "8e-3", "--epochs", 2, "--runs", 2, "--max_len", 24]
-    run_command(checkpoint, "--data", corpus, "--out", out, *more)
+    run_command(finetune, checkpoint, "--data", corpus, "--out", out, *more)
     return out
 
 
@@ -121,9 +109,9 @@ def write_text(path, text):
 
 def test_tagging_the_test_split_gives_the_reported_score(results, corpus, tmp_path):
     """Bit for bit, of JSON Lines and of brat, although windows overlap and gold has what labels cannot express."""
-    tag_command(results / "model", corpus / "test", "--out", tmp_path / "found.jsonl", "--device", "cpu")
+    run_command(tag, results / "model", corpus / "test", "--out", tmp_path / "found.jsonl", "--device", "cpu")
     brat = ["--format", "brat", "--out", tmp_path / "brat"]
-    tag_command(results / "model", corpus / "test", *brat, "--device", "cpu")
+    run_command(tag, results / "model", corpus / "test", *brat, "--device", "cpu")
     record = json.loads((results / "scores.json").read_text())
     run = record["runs"][record["tagger"]["seed"]]
     gold = corpora.read_corpus("custom", corpus)[0]["test"]
@@ -151,7 +139,7 @@ def test_a_document_gets_the_entities_of_its_chunk_or_alone(results, corpus, tmp
     for source, size in (("lines.txt", 1024), ("rows.jsonl", 1024), ("lines.txt", 3)):
         monkeypatch.setattr(tag, "CHUNK_DOCUMENTS", size)
         out = tmp_path / "out.jsonl"
-        tag_command(results / "model", tmp_path / source, "--out", out, "--device", "cpu")
+        run_command(tag, results / "model", tmp_path / source, "--out", out, "--device", "cpu")
         outputs.append(read_json_lines(out))
         assert [row["text"] for row in outputs[-1]] == lines
     assert [row["id"] for row in outputs[0]] == [*range(1, len(lines) + 1)]
@@ -177,7 +165,7 @@ def test_words_are_read_as_in_training(results, checkpoint, tmp_path, monkeypatc
     data.mkdir()
     for name in ("train.txt", "test.txt"):
         write_text(data / name, "fever B-x\n( O\n\npain O\n")
-    run_command(checkpoint, "--data", data, "--out", tmp_path / "r", "--device", "cpu")
+    run_command(finetune, checkpoint, "--data", data, "--out", tmp_path / "r", "--device", "cpu")
     seen = []
 
     def spy(documents, *rest):
@@ -188,7 +176,7 @@ def test_words_are_read_as_in_training(results, checkpoint, tmp_path, monkeypatc
     source = write_text(tmp_path / "x.txt", "fever(pain)")
     for folder, want in ((tmp_path / "r", " fever, (, pain, )"), (results, " fever,(,pain,)")):
         seen.clear()
-        tag_command(folder / "model", source, "--out", tmp_path / "out", "--device", "cpu")
+        run_command(tag, folder / "model", source, "--out", tmp_path / "out", "--device", "cpu")
         assert ",".join(seen) == want
 
 
@@ -208,7 +196,18 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
     def tune(first, n, **dev):
         dev_f1.update({int(k[1:]): v for k, v in dev.items()})
         run_command(
-            checkpoint, "--data", data, "--out", tmp_path / "r", "--seed", first, "--runs", n, "--device", "cpu"
+            finetune,
+            checkpoint,
+            "--data",
+            data,
+            "--out",
+            tmp_path / "r",
+            "--seed",
+            first,
+            "--runs",
+            n,
+            "--device",
+            "cpu",
         )
         record = json.loads((tmp_path / "r" / "scores.json").read_text())
         kept = taggers.read_tagger_details(tmp_path / "r" / "model")["seed"]
@@ -224,10 +223,10 @@ def test_the_best_seed_on_the_dev_split_is_kept(checkpoint, tmp_path, monkeypatc
     dev_f1.clear()
     out = ["--out", tmp_path / "first", "--device", "cpu"]
     for seed in (4, 5, 3):
-        run_command(checkpoint, "--data", data, "--seed", seed, *out)
+        run_command(finetune, checkpoint, "--data", data, "--seed", seed, *out)
         assert taggers.read_tagger_details(tmp_path / "first" / "model")["seed"] == min(seed, 4)
     (tmp_path / "first" / "scores.json").unlink()  # what is left beside it may be of other settings
-    run_command(checkpoint, "--data", data, "--seed", 9, *out)
+    run_command(finetune, checkpoint, "--data", data, "--seed", 9, *out)
     record = json.loads((tmp_path / "first" / "scores.json").read_text())
     assert record["tagger"] == {"seed": 9, "chosen": "the lowest seed, as the corpus has no dev split"}
     assert "dev" not in record["runs"][0]
@@ -311,7 +310,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     source = write_text(tmp_path / "x.txt", "\n".join(lines))
     for form in ("conll", "jsonl"):
         out = ["--format", form, "--out", tmp_path / form, "--html", tmp_path / "x.html", "--device", "cpu"]
-        tag_command(tmp_path / "model", source, *out)
+        run_command(tag, tmp_path / "model", source, *out)
     said, stray = capsys.readouterr().err.splitlines()[0], Counter()
     blocks = (tmp_path / "conll").read_text().split("-DOCSTART-\n\n")[1:]
     for line, block, record in zip(lines, blocks, read_json_lines(tmp_path / "jsonl"), strict=True):
@@ -396,7 +395,7 @@ def test_a_tagger_is_replaced_as_a_whole(results, checkpoint, corpus, monkeypatc
     monkeypatch.setattr(finetune, "entity_score", lambda *_: [100.0, 100.0, 100.0])
     more = ["--device", "cpu", "--lr", "8e-3", "--epochs", 2, "--seed", 7, "--max_len", 24]
     with pytest.raises(KeyboardInterrupt):
-        run_command(checkpoint, "--data", corpus, "--out", results, *more)
+        run_command(finetune, checkpoint, "--data", corpus, "--out", results, *more)
     assert {p.name: p.read_bytes() for p in (results / "model").iterdir()} == before
     assert (results / "scores.json").read_bytes() == scores
 
@@ -533,7 +532,7 @@ def test_the_page_is_one_file(tmp_path, monkeypatch):
 
 def test_a_long_document_and_one_without_words(results, tmp_path):
     source = write_text(tmp_path / "x.txt", "fever of , " * 4000 + "\n\n \u200b \n")
-    tag_command(results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
+    run_command(tag, results / "model", source, "--format", "conll", "--out", tmp_path / "out", "--device", "cpu")
     (document,) = formats.read_conll(tmp_path / "out", None, Counter())
     assert document.tokens == "fever of ,".split() * 4000 and document.labels.count("B-Finding") > 3000
     assert (tmp_path / "out").read_text().count("-DOCSTART-") == 3
@@ -554,7 +553,7 @@ def test_a_closed_pipe_ends_the_command_quietly(results, tmp_path):
 
 def test_lines_go_to_standard_output_and_the_count_to_standard_error(results, tmp_path, capsysbinary):
     source = write_text(tmp_path / "x.txt", "fever\nof\n" * 1000)
-    tag_command(results / "model", source, "--device", "cpu")
+    run_command(tag, results / "model", source, "--device", "cpu")
     out, err = capsysbinary.readouterr()
     rows = [json.loads(line) for line in out.decode().split("\n")[:-1]]
     n_entities = sum(len(row["entities"]) for row in rows)
@@ -567,10 +566,10 @@ def test_a_page_alone_leaves_a_terminal_in_peace(results, tmp_path, capsysbinary
     """What is redirected has the lines all the same. The results folder stands for the tagger in it."""
     source, page = write_text(tmp_path / "x.txt", "fever\n"), tmp_path / "page.html"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
-    tag_command(results, source, "--html", page, "--device", "cpu")
+    run_command(tag, results, source, "--html", page, "--device", "cpu")
     out, err = capsysbinary.readouterr()
     assert (out == b"") == is_terminal and err.endswith(f"wrote {page}\n".encode()) and b"fever" in page.read_bytes()
-    tag_command(results, source, "--html", page, "--out", tmp_path / "o.jsonl", "--device", "cpu")
+    run_command(tag, results, source, "--html", page, "--out", tmp_path / "o.jsonl", "--device", "cpu")
     out, err = capsysbinary.readouterr()
     last = f"next:  python -m beyond.link CHECKPOINT {tmp_path / 'o.jsonl'} --out links.jsonl\n"
     assert out == b"" and err.decode().endswith(f"wrote {tmp_path / 'o.jsonl'}\nwrote {page}\n{last}")
@@ -634,7 +633,7 @@ def test_mistakes(results, checkpoint, tmp_path, argv, message):
     places = {"MODEL": results / "model", "PLAIN": checkpoint}
     with pytest.raises(UserError, match=re.escape(message)):
         places |= {"MODEL/config.json": results / "model" / "config.json"}
-        tag_command(*(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
+        run_command(tag, *(places.get(a, a.replace("HERE", str(tmp_path))) for a in argv), *out)
     assert not [*tmp_path.rglob("left.jsonl*")] and (tmp_path / "good.txt").read_text() == "fever\n"
     assert not (tmp_path / "up.txt").exists() and not (tmp_path / "o").exists()
 

@@ -10,7 +10,6 @@ import pytest
 import data
 from beyond import tagged
 from beyond.dictionaries import read_ids
-from beyond.embed import read_lines
 from beyond.mentions import read_records
 from configs import UserError, command_line
 from data import MLM
@@ -121,7 +120,7 @@ def test_line_ends(tmp_path, monkeypatch, end):
     assert [record["text"] for record in read_records(str(lines))] == ["fièvre", "", "foie"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.read_bytes())))
     assert [record["text"] for record in read_records("")] == ["fièvre", "", "foie"]
-    assert read_lines(lines) == [" fièvre", " ", " foie"]
+    assert [line.strip() for line in texts.read_lines(lines, "", "")] == ["fièvre", "", "foie"]
     rows = there("x.jsonl", '{"text": "a"}', '{"text": "b"}')
     assert texts.read_text(rows)[0] == [text for _, text in tagged.read_texts(str(rows))] == ["a", "b"]
     assert command_line.read_toml(there("x.toml", "# demo", "[train]", "lr = 0.5")) == {"train": {"lr": 0.5}}
