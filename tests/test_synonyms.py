@@ -17,7 +17,7 @@ import configs
 import data
 import kgi
 from beyond import synonyms
-from configs import UserError
+from configs import UserError, command_line
 from support import runs, umls
 from tests import training
 from tests.conftest import build, command, graph_of
@@ -566,13 +566,13 @@ def test_settings_are_those_of_the_table_train(aligned, tmp_path):
     config = tmp_path / "a.toml"
     config.write_text("[train]\nlr = 0.25\ntasks = ['mlm']\n[data]\nlang = 'en'\n")
     argv = [str(config), "--temperature", "0.1", "--lr", "0.5"]
-    function, s = configs.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
+    function, s = command_line.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
     assert function is synonyms.train and (s.tasks, s.lr, s.temperature, s.pairs_per_step) == (["mlm"], 0.5, 0.1, 0)
     config.write_text("[train]\ntemperature = 0.1\n")  # of the command line alone
     with pytest.raises(UserError, match="unknown setting 'temperature'"):
-        configs.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
+        command_line.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
     argv = ["build", str(aligned), "--pairs", "20"]
-    function, s = configs.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
+    function, s = command_line.parse(argv, synonyms.__doc__, synonyms.COMMANDS, "train")
     assert function is synonyms.build and s == synonyms.Build(str(aligned), 20)
 
 
