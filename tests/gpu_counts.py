@@ -29,7 +29,6 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -292,7 +291,7 @@ def prepare(folder, gpu, ranks, layout, layers, dim):
     run = kgi.set_up(s)
     n_parameters = sum(p.numel() for p in run.model.parameters())
     run.batches.max_tokens = hardware.max_tokens_that_fit(run.model.encoder.config, n_parameters, gpu.memory)
-    run.batches.ranks = SimpleNamespace(rank=0, world_size=ranks, device=torch.device("cuda"))
+    run.batches.ranks = mock.Mock(rank=0, world_size=ranks, device=torch.device("cuda"))
     micro_batches, batch = run.batches.assemble(0)
     return run, micro_batches, batch
 
@@ -303,10 +302,9 @@ def bytes_per_token(c, dtype, row_length):
     for n_rows in (32, 64):
         n = n_rows * row_length
         ids, number = torch.zeros(n_rows, row_length, dtype=torch.int64), torch.ones(n_rows, row_length).int()
-        n_targets = n // 9  # 10.8 % of the paper's mix
-        at = torch.arange(n_targets)
+        at = torch.arange(n // 9)  # the targets: 10.8 % of the paper's mix
         position, heads = torch.arange(row_length).expand(n_rows, -1).contiguous(), tuple(x.head for x in data.TASKS)
-        micro_batch = layouts.MicroBatch(ids, number, position, at, at % 2, at, [n_targets, 0, 0, 0], heads)
+        micro_batch = layouts.MicroBatch(ids, number, position, at, at % 2, at, [len(at), 0, 0, 0], heads)
         peaks.append(record_step(c, [micro_batch], dtype)[1])
         n_tokens.append(n)
     return (peaks[1] - peaks[0]) / (n_tokens[1] - n_tokens[0])
