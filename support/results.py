@@ -12,50 +12,55 @@ from configs import UserError
 from support import checkpoints, taggers, tokenizers
 from support.corpora import corpus_folder, language_of
 from support.files import atomic_directory, check_output, name_of, read_utf8, write_atomic
+from support.forms import find_misfit
 from support.texts import replace_surrogates
 
 # ---------------------------------------------------------------- any file of results
 
 
-def read_record(path):
-    """What a JSON file of results holds. Raises: UserError, OSError, ValueError or TypeError for another file."""
+def percent(value):
+    """The form, as find_misfit has it, of a score."""
+    fits = type(value) in (int, float) and 0 <= value <= 100 + 1e-6
+    return "" if fits else f"is {ascii(value)[:20]}, which is no score"
+
+
+THREE = (percent,) * 3  # precision, recall, F1
+SEED = {"seed": int, "paper": THREE, "entity": THREE, "constant_baseline": percent}
+SCORES = {  # the form of a scores.json, as far as tables read it; older files have no more
+    "checkpoint": str, "language": str, "task": str, "settings": {"untrained": bool, str: None},
+    "runs": [SEED | {str: None}], str: None,
+}  # fmt: skip
+WHOLE_SEED = SEED | {
+    "macro": THREE, "labels": {str: (*THREE, int)}, "interval": {"paper": (percent,) * 2, "entity": (percent,) * 2},
+    "constant_baseline_entity": percent, str: {"entity": THREE},  # "dev", if the corpus has a dev split
+}  # fmt: skip
+
+
+def read_record(path, form):
+    """The object in a JSON file of results. Raises: UserError, OSError, ValueError or TypeError for another file."""
     if not path.is_file():
         raise ValueError("a folder, a pipe or a device")
-    return json.loads(read_utf8(path), parse_constant=finite)  # NaN is no number
+    record = json.loads(read_utf8(path), parse_constant=reject_constant)
+    if misfit := find_misfit(record, form):
+        raise ValueError(misfit)
+    return record
 
 
-def read_records(folder, pattern, parse):
-    """Yields (path, parse(record)) of each JSON file below a folder; one that parse refuses is named in a line."""
+def reject_constant(name):
+    """Raises TypeError for NaN and Infinity, which Python's JSON lets in."""
+    raise TypeError(f"{name!r} is not a number")
+
+
+def read_records(folder, pattern, form):
+    """Yields (path, its object) of each JSON file of a form below a folder; another file is named in a line."""
     for path in sorted(Path(folder).rglob(pattern)):
         try:
-            parsed = parse(read_record(path))
-        except (UserError, OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as e:
+            record = read_record(path, form)
+        except (UserError, OSError, ValueError, TypeError, RecursionError) as e:
             reason = " ".join(f"{type(e).__name__}: {e}"[:200].split())
             print(f"{path}: not a file of results, left out ({reason})")
         else:
-            yield path, parsed
-
-
-def checked(kind, value):
-    """The value of a result file, if it is of this kind. Raises: TypeError, or ValueError for a number too large."""
-    if type(value) is not kind:
-        raise TypeError(f"{repr(value)[:40]} is not {'an object' if kind is dict else kind.__name__}")
-    if kind is int and abs(value) >= 2**53:
-        raise ValueError("a number of more than 15 digits")
-    return replace_surrogates(value) if kind is str else value
-
-
-def finite(value, least=0, most=1e9):
-    """A number of a result file. Raises: TypeError or ValueError if it is none, or cannot be a result."""
-    if type(value) not in (int, float):
-        raise TypeError(f"{repr(value)[:40]} is not a number")
-    if not least <= value <= most:  # nor is NaN
-        raise ValueError(f"{repr(value)[:40]} is not a score")
-    return float(value)
-
-
-def percent(value):
-    return finite(value, most=100 + 1e-6)
+            yield path, record
 
 
 def differing_settings(before, now):
@@ -65,25 +70,30 @@ def differing_settings(before, now):
     return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
 
 
-def check_result_signature(where, before, now):
-    """Raises UserError if results are of another signature than `now`, such as another checkpoint, or of none."""
-    if not isinstance(before, dict):
-        raise UserError(f"{where} holds results without a record of all their settings; choose another --out")
-    if other := differing_settings(before, now):
-        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {now[k]}" for k in other)
-        raise UserError(f"{where} holds results of {changes}; choose another --out")
+def read_results_of(path, signature, form, place):
+    """The results in a file, {} if there is none. Raises: UserError if they are of another signature, or of none.
 
-
-def check_results_file(path, now):
-    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
-    check_output(path, rb'\{\s*"checkpoint": ')
+    Args: form: of the file, as find_misfit has it. place: its name in messages.
+    """
     if not path.exists():
-        return
+        return {}
     try:
-        before = checked(dict, read_record(path)).get("signature")
+        record = read_record(path, form)
     except (UserError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(path, before, now)
+    before = record.get("signature")
+    if not isinstance(before, dict):
+        raise UserError(f"{place} holds results without a record of all their settings; choose another --out")
+    if other := differing_settings(before, signature):
+        changes = ", ".join(f"{k} {str(before.get(k))[:200]}, now {signature[k]}" for k in other)
+        raise UserError(f"{place} holds results of {changes}; choose another --out")
+    return record
+
+
+def check_results_file(path, signature):
+    """Raises UserError if there is a file that is about to be replaced and is not one of results of this signature."""
+    check_output(path, rb'\{\s*"checkpoint": ')
+    read_results_of(path, signature, {str: None}, path)
 
 
 # ---------------------------------------------------------------- a results folder of fine-tuning
@@ -129,23 +139,10 @@ def read_earlier_scores(out, signature, seeds):
 
     Raises: UserError if they are of another signature, or of none.
     """
-    path = out / "scores.json"
-    if not path.exists():
-        return {}
-    try:
-        record = read_record(path)
-        before, runs = record.get("signature"), {checked(int, r["seed"]): r for r in record["runs"]}
-        if isinstance(before, dict):
-            for r in runs.values():
-                for scores in (r["paper"], r["entity"], r["macro"], r.get("dev", r)["entity"], *r["labels"].values()):
-                    [percent(scores[i]) for i in range(3)]
-                [checked(int, scores[3]) for scores in r["labels"].values()]
-                [percent(x) for kind in ("paper", "entity") for x in r["interval"][kind][:2]]
-                [percent(r[key]) for key in ("constant_baseline", "constant_baseline_entity")]
-    except (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} is not a file of results and is not overwritten; choose another --out") from None
-    check_result_signature(out, before, signature)
-    print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
+    record = read_results_of(out / "scores.json", signature, SCORES | {"runs": [WHOLE_SEED]}, out)
+    runs = {r["seed"]: r for r in record.get("runs", ())}
+    if runs:
+        print(f"{out} holds seeds {', '.join(map(str, sorted(runs)))} of the same settings; new ones are added")
     if again := sorted(runs.keys() & seeds):
         print(f"seeds {', '.join(map(str, again))} are replaced, each when its new result is whole", flush=True)
     return runs
@@ -174,7 +171,6 @@ def keep_best_tagger(folder, scores, seed, classifier, tokenizer, details):
 
     Args: scores: {seed: its scores} of the results folder. Returns: which seed the folder holds, and why.
     """
-    by_dev = "dev" in scores[seed]
 
     def rank(k):  # the lower, the better
         return -scores[k].get("dev", {"entity": [0, 0, 0]})["entity"][2], k
@@ -185,7 +181,7 @@ def keep_best_tagger(folder, scores, seed, classifier, tokenizer, details):
         seed = before
     else:
         save_tagger(folder, classifier, tokenizer, details | {"seed": seed})
-    if by_dev:
+    if "dev" in scores[seed]:
         return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {scores[seed]['dev']['entity'][2]:.2f}"}
     return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
 

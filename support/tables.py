@@ -4,20 +4,19 @@ A result is a scores.json of finetune.py or a knowledge-*.json of beyond.evaluat
 left out. The paper's rows and figures are in configs/tables.json.
 """
 
-import itertools
 import json
 import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import configs
 from configs import UserError
 from support.corpora import CORPORA, TABLE_5_NOTE
 from support.files import check_output, write_atomic
 from support.reports import print_next
-from support.results import checked, differing_settings, finite, percent, read_records
+from support.results import SCORES, differing_settings, read_records
+from support.texts import replace_surrogates
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that beyond.evaluate writes
@@ -29,35 +28,17 @@ KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores 
 }  # fmt: skip
 
 
+KNOWLEDGE_HEAD = (
+    "# What encoders know of held-out pairs, and of synonyms",
+    "In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>.\n\n"
+    "–: not run, or a task that the encoder was not trained on.",
+)
+KNOWLEDGE_FILE = {  # the form of a knowledge-*.json, as find_misfit has it
+    "checkpoint": str, "data": str, "settings": {"terms": int, str: None}, "scores": {str: float}, str: None,
+}  # fmt: skip
+
+
 # ---------------------------------------------------------------- result files
-
-
-class Scores(NamedTuple):
-    """A scores.json of finetune.py."""
-
-    name: str  # of the checkpoint
-    language: str
-    task: str
-    runs: dict  # {seed: {"paper": [P, R, F1], "entity": [P, R, F1], "constant_baseline": F1}}
-    signature: dict
-
-
-def parse_scores(record):
-    """A scores.json -> Scores. Raises: TypeError, KeyError or ValueError if it is of another shape."""
-    name = Path(checked(str, checked(dict, record)["checkpoint"])).name
-    name += "-untrained" if checked(bool, checked(dict, record["settings"])["untrained"]) else ""
-    runs = {}
-    for r in checked(list, record["runs"]):
-        scores = {k: [percent(x) for x in checked(list, checked(dict, r)[k])] for k in ("paper", "entity")}
-        if not all(len(x) == 3 for x in scores.values()):
-            raise ValueError("not three scores")
-        runs[checked(int, r["seed"])] = scores | {"constant_baseline": percent(r["constant_baseline"])}
-    if len(runs) < len(record["runs"]):
-        raise ValueError("a seed is in it twice")
-    # Where a folder lies is not a setting; digests say whether the contents are the same.
-    signature = checked(dict, record.get("signature", {}))
-    signature = {k: v for k, v in signature.items() if k not in ("checkpoint", "data")}
-    return Scores(name, checked(str, record["language"]), checked(str, record["task"]), runs, signature)
 
 
 def read_results(folder):
@@ -67,16 +48,22 @@ def read_results(folder):
     checkpoint counts once, and of results with different settings the first.
     """
     found, path_of_seed, first_of = defaultdict(lambda: defaultdict(list)), {}, {}
-    for path, (name, language, task, runs, signature) in read_records(folder, "scores.json", parse_scores):
-        if signature:  # older files have none
+    for path, record in read_records(folder, "scores.json", SCORES):
+        name, language, task = (replace_surrogates(record[key]) for key in ("checkpoint", "language", "task"))
+        name = Path(name).name + "-untrained" * record["settings"]["untrained"]
+        if isinstance(signature := record.get("signature"), dict):  # older files have none
+            # Where a folder lies is not a setting; digests say whether the contents are the same.
+            signature = {k: v for k, v in signature.items() if k not in ("checkpoint", "data")}
             first, first_signature = first_of.setdefault((name, task), (path, signature))
             if other := sorted(differing_settings(signature, first_signature)):
                 print(f"{path}: of other settings ({', '.join(other)}) than {first}, left out")
                 continue
-        for seed, scores in runs.items():
-            if (first := path_of_seed.setdefault((name, task, seed), path)) != path:
-                print(f"{path}: seed {seed} of {name} is in {first} already, left out")
+        for scores in record["runs"]:
+            key = name, task, scores["seed"]
+            if key in path_of_seed:
+                print(f"{path}: seed {scores['seed']} of {name} is in {path_of_seed[key]} already, left out")
                 continue
+            path_of_seed[key] = path
             found[language, task][strip_seed_suffix(name)].append(scores)
     return found
 
@@ -86,19 +73,7 @@ def strip_seed_suffix(run):
     return re.sub(r"-s\d+(?=$|-untrained$)", "", run)
 
 
-def parse_knowledge(record):
-    """A knowledge-*.json -> (title of its block, name of the checkpoint, {key: score})."""
-    scores = checked(dict, checked(dict, record)["scores"])
-    scores = {k: (finite if k == "mlm_loss" else percent)(scores[k]) for k in KNOWLEDGE.values() if k in scores}
-    if record.get("tasks") is not None:  # the head of a task that was not trained knows nothing
-        trained = [checked(str, task) for task in checked(list, record["tasks"])]
-        scores = {k: x for k, x in scores.items() if k.split("_")[0] in ("synonyms", *trained)}
-    terms = checked(int, checked(dict, record["settings"])["terms"])
-    name = Path(checked(str, record["checkpoint"])).name
-    return f"{checked(str, record['data'])}, {terms:,} terms at most", name, scores
-
-
-# ---------------------------------------------------------------- Markdown
+# ---------------------------------------------------------------- tables, each a list of rows of cells
 
 
 def mean_and_deviation(values):
@@ -106,39 +81,50 @@ def mean_and_deviation(values):
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def format_cell(values, column, paper=None, lower_is_better=False):
-    """mean_and_deviation of some runs, the best of its column bold, the second underlined; the paper's behind."""
-    text = mean_and_deviation(values) if values else "–"
-    ranking = sorted({statistics.mean(v) for v in column if v}, reverse=not lower_is_better)
-    if values and len(ranking) > 1 and (rank := ranking.index(statistics.mean(values))) < 2:
-        text = (f"**{text}**", f"<u>{text}</u>")[rank]
-    return text + (f" [{paper:.2f}]" if paper is not None else "")
+def format_column(values, paper, lower_is_better=False):
+    """{row: its cell in Markdown} of a column: mean_and_deviation, the best bold, the second underlined.
+
+    Args: values: {row: those of its runs}. paper: {row: the paper's figure, shown behind}.
+    """
+    means = {row: statistics.mean(x) for row, x in values.items() if x}
+    ranking = sorted({*means.values()}, reverse=not lower_is_better)
+    cells = {row: mean_and_deviation(x) if x else "–" for row, x in values.items()}
+    for row, mean in means.items() if len(ranking) > 1 else ():
+        cells[row] = {ranking[0]: f"**{cells[row]}**", ranking[1]: f"<u>{cells[row]}</u>"}.get(mean, cells[row])
+    return {row: cell + (f" [{paper[row]:.2f}]" if row in paper else "") for row, cell in cells.items()}
 
 
-def knowledge_table(folder):
-    """What `beyond.evaluate` found, a block for each data set, as lines of Markdown."""
-    blocks = defaultdict(lambda: defaultdict(list))
-    for _, (block, name, scores) in read_records(folder, "knowledge-*.json", parse_knowledge):
-        blocks[block][strip_seed_suffix(name)].append(scores)
-    lines = ["# What encoders know of held-out pairs, and of synonyms", ""]
-    lines += ["In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>.", ""]
-    lines += ["–: not run, or a task that the encoder was not trained on.", ""]
-    for block, runs in sorted(blocks.items()):
-        lines += [f"| {block} | " + " | ".join(KNOWLEDGE) + " |", "|---|" + "---:|" * len(KNOWLEDGE)]
-        columns = {k: {run: [r[k] for r in x if k in r] for run, x in runs.items()} for k in KNOWLEDGE.values()}
-        for run in sorted(runs):
-            cells = [format_cell(x[run], x.values(), lower_is_better=k == "mlm_loss") for k, x in columns.items()]
-            lines.append(f"| {run} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return lines
+def join_columns(name, columns):
+    """A table of columns, {title: {row: cell}}; `name` is over the names of the rows."""
+    names = next(iter(columns.values()), {})
+    return [[name, *columns], *([row, *(cells[row] for cells in columns.values())] for row in names)]
+
+
+def knowledge_tables(folder):
+    """The scores that `beyond.evaluate` wrote below a folder, a table for each data set."""
+    found, tables = defaultdict(lambda: defaultdict(list)), []
+    for _, record in read_records(folder, "knowledge-*.json", KNOWLEDGE_FILE):
+        checkpoint, data = replace_surrogates(record["checkpoint"]), replace_surrogates(record["data"])
+        scores, tasks = record["scores"], record.get("tasks")
+        if isinstance(tasks, list):  # the head of a task that was not trained knows nothing
+            scores = {key: x for key, x in scores.items() if key.split("_")[0] in ("synonyms", *tasks)}
+        name = f"{data}, {record['settings']['terms']:,} terms at most"
+        found[name][strip_seed_suffix(Path(checkpoint).name)].append(scores)
+    for name, runs in sorted(found.items()):
+        columns = {}
+        for title, key in KNOWLEDGE.items():
+            values = {run: [scores[key] for scores in runs[run] if key in scores] for run in sorted(runs)}
+            columns[title] = format_column(values, {}, lower_is_better=key == "mlm_loss")
+        tables.append(join_columns(name, columns))
+    return tables
 
 
 def score_table(part, found, metric, number, with_paper):
-    """One block of a table as lines of Markdown: the paper's rows and corpora, then the others with results.
+    """One block of a table: the paper's rows and corpora, then the others with results, then the constant baseline.
 
     Args: part: of configs/tables.json. found: of read_results. metric: paper or entity. number: of the table.
     """
-    language, columns = part["language"], part["columns"]
+    language = part["language"]
     corpora = [*part["corpora"], *(c for lang, c in found if lang == language and c not in part["corpora"])]
     rows = {row["model"]: row for row in part["rows"]}
     named = {name for row in part["rows"] for name in row["runs"]}
@@ -146,83 +132,80 @@ def score_table(part, found, metric, number, with_paper):
     if number != "others":  # which has all there is
         others = [n for n in others if bool(ABLATION.fullmatch(n)) == (number == "6")]
     rows |= {n: {"runs": [n], "paper": []} for n in others}
-    grid = {}
-    for name, row in rows.items():
-        for c in corpora:
-            runs = [r for n in row["runs"] for r in found.get((language, c), {}).get(n, ())]
-            for k in columns:
-                grid[name, c, k] = [r[metric]["P R F1".split().index(k)] for r in runs]
-    heads = [f"{c} {k}" if len(columns) > 1 else c for c in corpora for k in columns]
-    lines = ["| model | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for name, row in rows.items():
-        cells = []
-        for i, c in enumerate(corpora):
-            for j, k in enumerate(columns):
-                paper = row["paper"][i][j] if with_paper and i < len(row["paper"]) else None
-                cells.append(format_cell(grid[name, c, k], [grid[n, c, k] for n in rows], paper))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    if metric == "paper":
-        lines.append(baseline_row(found, language, corpora, columns))
-    return [*lines, ""]
+    columns = {}
+    for i, corpus in enumerate(corpora):
+        runs = found.get((language, corpus), {})
+        baselines = {r["constant_baseline"] for of_run in runs.values() for r in of_run}
+        for j, score in enumerate(part["columns"]):
+            k = ("P", "R", "F1").index(score)
+            values = {name: [r[metric][k] for n in row["runs"] for r in runs.get(n, ())] for name, row in rows.items()}
+            paper = {name: row["paper"][i][j] for name, row in rows.items() if with_paper and i < len(row["paper"])}
+            column = format_column(values, paper)
+            if metric == "paper":  # the F1 of a tagger that always gives the same label
+                column["*constant baseline*"] = f"{min(baselines):.2f}" if baselines and score == "F1" else ""
+            columns[f"{corpus} {score}" if len(part["columns"]) > 1 else corpus] = column
+    return join_columns("model", columns)
 
 
-def baseline_row(found, language, corpora, columns):
-    """The F1 of a tagger that always gives the same label."""
-    cells = []
-    for c in corpora:
-        baselines = {r["constant_baseline"] for runs in found.get((language, c), {}).values() for r in runs}
-        cells += [f"{min(baselines):.2f}" if baselines and k == "F1" else "" for k in columns]
-    return "| *constant baseline* | " + " | ".join(cells) + " |"
+# ---------------------------------------------------------------- pages of tables, written and printed
 
 
 def write_tables(folder, with_paper):
     """Writes all results below a folder as tables in Markdown into it, and prints what they hold. Raises: UserError."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; --results names the one that finetune.py writes to")
-    found, out = read_results(folder), {"table-knowledge.md": knowledge_table(folder)}
-    layouts = json.loads(Path(configs.__file__).with_name("tables.json").read_text())
-    shown = {part["language"] for layout in layouts.values() for part in layout["parts"]}
-    others = sorted({language for language, _ in found} - shown)
+    found, layouts = read_results(folder), json.loads(Path(configs.__file__).with_name("tables.json").read_text())
+    in_paper = {part["language"] for layout in layouts.values() for part in layout["parts"]}
+    others = sorted({language for language, _ in found} - in_paper)
     parts = [{"language": lang, "corpora": [], "columns": ["P", "R", "F1"], "rows": []} for lang in others]
     layouts["others"] = {"title": "Corpora that are in no other table", "parts": parts}
-    titles = {
+    captions = {
         "paper": "The paper's metric, averaged over sequences, in per cent."
         + (" In brackets: the paper's figures." if with_paper else ""),
         "entity": "Strict entity-level micro scores (parts of speech: token accuracy), in per cent.",
     }
+    pages = {"knowledge": [*KNOWLEDGE_HEAD, *knowledge_tables(folder)]}
     for number, layout in layouts.items():
-        lines = [f"# Table {number}: {layout['title']}" if number.isdecimal() else f"# {layout['title']}", ""]
-        for metric, title in titles.items():
-            lines += [title + " Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.", ""]
-            for part in layout["parts"]:
-                lines += score_table(part, found, metric, number, with_paper and metric == "paper")
-        out[f"table-{number}.md"] = lines
-    out = {name: (lines, shown) for name, lines in out.items() if (shown := tables_with_results(lines))}
-    for name in out:
-        check_output(Path(folder, name), rb"# (Table \d|Corpora that are in no|What encoders know)")
-    for name, (lines, shown) in out.items():
-        path = Path(folder, name)
-        write_atomic(path, lambda f, lines=lines: f.write("\n".join(lines).encode()))
-        print(f"\n{path}: {lines[0].removeprefix('# ')}")
-        for rows in shown:
-            print_rows(rows)
-    if not out:
+        page = pages[number] = [
+            f"# Table {number}: {layout['title']}" if number.isdecimal() else f"# {layout['title']}"
+        ]
+        for metric, caption in captions.items():
+            page.append(f"{caption} Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.")
+            paper = with_paper and metric == "paper"
+            page += [score_table(part, found, metric, number, paper) for part in layout["parts"]]
+    pages = {Path(folder, f"table-{name}.md"): page for name, page in pages.items() if tables_with_results(page)}
+    for path in pages:
+        check_output(path, rb"# (Table \d|Corpora that are in no|What encoders know)")
+    for path, page in pages.items():
+        text = "\n".join([line for block in page for line in to_markdown(block)])
+        write_atomic(path, lambda f, text=text: f.write(text.encode()))
+        print(f"\n{path}: {page[0].removeprefix('# ')}")
+        for table in tables_with_results(page):
+            print_table(table)
+    if not pages:
         print(f"{folder}: no results in it yet; finetune.py CHECKPOINT --corpus CORPUS --data FOLDER writes some")
 
 
-def tables_with_results(lines):
-    """The tables in lines of Markdown, each a list of rows of cells, without rows and columns that hold no result."""
+def to_markdown(block):
+    """The lines of a table or a text, and an empty one."""
+    if isinstance(block, str):
+        return [block, ""]
+    head, *rows = (f"| {' | '.join(row)} |" for row in block)
+    return [head, "|---|" + "---:|" * (len(block[0]) - 1), *rows, ""]
+
+
+def tables_with_results(page):
+    """The tables of a page without rows and columns that hold no result, each under the sentence before it."""
     tables, caption = [], ""
-    for is_table, block in itertools.groupby(lines, key=lambda line: line.startswith("|")):
-        block = list(block)
-        if not is_table:
-            caption = next((line.split(".")[0] for line in block if line and not line.startswith("#")), caption)
+    for block in page:
+        if isinstance(block, str):
+            caption = block.split(".")[0]
             continue
-        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in block)
+        (name, *titles), *rows = block
         rows = [row for row in rows if any(map(is_result, row[1:]))]
-        columns = [0, *(i for i in range(1, len(head)) if any(is_result(row[i]) for row in rows))]
+        columns = [0, *(i for i in range(1, len(block[0])) if any(is_result(row[i]) for row in rows))]
         if any(not row[0].startswith("*") for row in rows):  # not the baseline alone
-            head[0] = caption if head[0] == "model" else f"{head[0]}: {caption}"
+            head = [caption if name == "model" else f"{name}: {caption}", *titles]
             tables.append([[row[i] for i in columns] for row in (head, *rows)])
     return tables
 
@@ -231,20 +214,20 @@ def is_result(cell):
     return cell not in ("", "–") and not cell.startswith("– [")
 
 
-def print_rows(rows, most=120):
-    """Prints rows of cells in aligned columns; columns that do not fit into `most` characters come below the others."""
-    rows = [[re.sub(r"\*|</?u>", "", cell) for cell in row] for row in rows]
-    print(f"\n{rows[0][0]}")
-    width = [max(len(row[i]) for row in rows[1:] + rows[:1] * (i > 0)) + 2 for i in range(len(rows[0]))]
-    first = 1
-    while first < len(width):
-        last = first + 1
-        while last < len(width) and width[0] + sum(width[first : last + 1]) <= most:
-            last += 1
-        for i, row in enumerate(rows):
+def print_table(table, most=120):
+    """Prints a table in aligned columns; columns that do not fit into `most` characters come below the others."""
+    table = [[re.sub(r"\*|</?u>", "", cell) for cell in row] for row in table]
+    print(f"\n{table[0][0]}")
+    width = [max(len(row[i]) for row in table[1:] + table[:1] * (i > 0)) + 2 for i in range(len(table[0]))]
+    offset = 1
+    while offset < len(width):
+        end = offset + 1
+        while end < len(width) and width[0] + sum(width[offset : end + 1]) <= most:
+            end += 1
+        for i, row in enumerate(table):
             name = "" if i == 0 else row[0]
-            print(f"  {name:<{width[0] - 2}}" + "".join(f"{row[k]:>{width[k]}}" for k in range(first, last)))
-        first = last
+            print(f"  {name:<{width[0] - 2}}" + "".join(f"{row[k]:>{width[k]}}" for k in range(offset, end)))
+        offset = end
 
 
 # ---------------------------------------------------------------- the corpora, and the scores of a run

@@ -198,7 +198,8 @@ def test_heads_that_were_not_trained_have_no_figures(tmp_path):
         if name == "mlm":
             record["scores"]["lp_accuracy"] = 99.0
         (tmp_path / name / "knowledge-en.json").write_text(json.dumps(record))
-    lines = "\n".join(tables.knowledge_table(tmp_path)).splitlines()
+    tables.write_tables(tmp_path, with_paper=False)
+    lines = (tmp_path / "table-knowledge.md").read_text().splitlines()
     rows = {c[1].strip(): [x.strip() for x in c[2:-1]] for line in lines if len(c := line.split("|")) > 9}
     assert rows["mlm"] == ["11.00", *["–"] * 6, *(f"{18 + i}.00" for i in range(4)), "–", "23.00", "24.00"]
     assert rows["all"] == rows["other"] == [*(f"{11 + i}.00" for i in range(11)), "–", "23.00", "24.00"]
@@ -211,7 +212,9 @@ def test_the_best_of_a_column_is_bold_and_the_second_underlined(tmp_path):
         (tmp_path / name).mkdir()
         record = knowledge_record(name) | {"scores": {"mlm_loss": loss, "lp_accuracy": accuracy}}
         (tmp_path / name / "knowledge-en.json").write_text(json.dumps(record))
-    rows = {c[1].strip(): c for line in tables.knowledge_table(tmp_path) if len(c := line.split("|")) > 9}
+    tables.write_tables(tmp_path, with_paper=False)
+    lines = (tmp_path / "table-knowledge.md").read_text().splitlines()
+    rows = {c[1].strip(): c for line in lines if len(c := line.split("|")) > 9}
     assert [rows[name][2].strip() for name in "abc"] == ["<u>1.50 ± 0.71</u>", "3.00", "**0.50**"]
     assert [rows[name][4].strip() for name in "abc"] == ["<u>20.00 ± 14.14</u>", "**25.00**", "5.00"]
 
