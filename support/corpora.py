@@ -1,16 +1,14 @@
 """The evaluation corpora (section 4.2): one table, and reading by name; formats.py has one reader for each format.
 
-    splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Document, ...], "dev": .., "test": ..}
-    texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
-
-A corpus is one entry of CORPORA. Nothing is dropped silently: `issues` counts what labels cannot express and what was
-repaired.
+splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Document, ...], "dev": .., "test": ..}
+texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
 """
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,12 +54,9 @@ DEFT = {  # ours, by semantic group where there is one: the paper does not say w
 NCBI = dict.fromkeys(("Disease", "SpecificDisease", "Modifier", "DiseaseClass", "CompositeMention"), "Disease")
 
 
-def read_cas_pos(folder, issues):
-    return dict(zip(SPLITS, random_splits(read_cas(folder, "CAS", issues), 0.7, 0.15)))
-
-
-def read_essai_pos(folder, issues):
-    return dict(zip(SPLITS, random_splits(read_cas(folder, "ESSAI", issues), 0.7, 0.15)))
+def read_parts_of_speech(name, folder, issues):
+    """The sentences of CAS or ESSAI, split at random as section 4.2 says."""
+    return dict(zip(SPLITS, random_splits(read_cas(folder, name, issues), 0.7, 0.15)))
 
 
 def read_cas_sg(folder, issues):
@@ -94,27 +89,20 @@ def random_splits(documents, *shares):
 def in_splits(*patterns):
     """{split: patterns}. In them {} is any name of the split, and | divides patterns of which only one may be there.
 
-    A pattern may be (train, dev, test) where a corpus has names of its own.
+    A pattern may be a list of three where a corpus has names of its own.
     """
-    return {
-        split: [
-            "|".join(p.replace("{}", any_case(name)) for name in names) if isinstance(p, str) else p[i]
-            for p in patterns
-            if isinstance(p, str) or p[i]
-        ]
-        for i, (split, names) in enumerate(SPLIT_NAMES.items())
-    }
-
-
-def any_case(name):
-    """A pattern of glob for a name in small or large letters."""
-    return "".join(f"[{c}{c.upper()}]" for c in name)
+    splits = {}
+    for i, (split, names) in enumerate(SPLIT_NAMES.items()):
+        in_any_case = ["".join(f"[{c}{c.upper()}]" for c in name) for name in names]
+        chosen = [p if isinstance(p, str) else p[i] for p in patterns]
+        splits[split] = ["|".join(p.replace("{}", name) for name in in_any_case) for p in chosen if p]
+    return splits
 
 
 CORPORA = {
     "cas-pos": Corpus(
         "CAS-POS", "fr", "on request (Grabar, Dalloux, Claveau)", "CAS_neg.txt and CAS_spec.txt",
-        "2,652 569 569 31", read=read_cas_pos, pos=True,
+        "2,652 569 569 31", read=partial(read_parts_of_speech, "CAS"), pos=True,
     ),
     "cas-sg": Corpus(
         "CAS-SG", "fr", "on request (DEFT 2021)", "distribution-corpus.txt and DEFT-cas-cliniques/*.{txt,ann}",
@@ -130,18 +118,17 @@ CORPORA = {
     ),
     "essai-pos": Corpus(
         "ESSAI-POS", "fr", "on request (Dalloux, Claveau, Grabar)", "ESSAI_neg.txt and ESSAI_spec.txt",
-        "5,072 1,088 1,087 34", read=read_essai_pos, pos=True,
+        "5,072 1,088 1,087 34", read=partial(read_parts_of_speech, "ESSAI"), pos=True,
     ),
     "ncbi-disease": Corpus(
         "NCBI-Disease", "en", "public domain", "NCBI{train,develop,test}set_corpus.txt, or {train,devel,test}.tsv",
-        "5,433 924 941 3", types=NCBI, splits=in_splits(
-            ("NCBItrainset_corpus.txt", "NCBIdevelopset_corpus.txt", "NCBItestset_corpus.txt"),
-            "{}.tsv",
-        ),
+        "5,433 924 941 3", in_splits([f"NCBI{part}set_corpus.txt" for part in ("train", "develop", "test")], "{}.tsv"),
+        types=NCBI,
     ),
     "biored": Corpus(
         "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON", "387 98 97 7",
-        in_splits(*[tuple(f"{p}.{f}" for p in ("Train", "Dev", "Test")) for f in ("PubTator", "BioC.JSON")]), bio=False,
+        in_splits(*([f"{part}.{end}" for part in ("Train", "Dev", "Test")] for end in ("PubTator", "BioC.JSON"))),
+        bio=False,
     ),
     "jnlpba": Corpus(
         "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",
@@ -185,27 +172,22 @@ def read_corpus(name, folder):
         raise UserError(f"no folder of the corpus given; give --data, which must hold {corpus.holds}")
     if not Path(folder).is_dir():
         raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {corpus.holds}")
-    folder, splits, issues = corpus_folder(name, folder), {}, {}
-    if corpus.read:
-        issues["train"] = Counter()
-        splits = corpus.read(folder, issues["train"])
-    else:
-        for split, patterns in corpus.splits.items():
-            if path := find_split(folder, split, patterns):
-                issues[split] = Counter()
-                splits[split] = read_split(path, corpus.types, issues[split])
-                for d in splits[split]:
-                    for kind in dict(d.gold or ()):
-                        check_type(kind, f"{path}, document {d.name}")
-            elif split != "dev":
-                raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
-            else:  # its names may be others than those that are known
-                unread = [p for p in Path(folder).glob("[!.]*") if re.search("dev|valid", p.name.lower())]
-                issues["train"]["files that look like a dev split: not read"] += len(unread)
+    folder, issues = corpus_folder(name, folder), defaultdict(Counter)
+    splits = corpus.read(folder, issues["train"]) if corpus.read else {}
+    for split, patterns in (corpus.splits or {}).items():
+        if path := find_split(folder, split, patterns):
+            splits[split] = read_split(path, corpus.types, issues[split])
+            for d in splits[split]:
+                for kind in dict(d.gold or ()):
+                    check_type(kind, f"{path}, document {d.name}")
+        elif split != "dev":
+            raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
+        else:  # its names may be others than those that are known
+            unread = [p for p in Path(folder).glob("[!.]*") if re.search("dev|valid", p.name.lower())]
+            issues["train"]["files that look like a dev split: not read"] += len(unread)
     for split, documents in splits.items():
         splits[split] = [d for d in documents if d.tokens]
-        n_empty = len(documents) - len(splits[split])
-        issues.setdefault(split, Counter())["documents without a word: left out"] += n_empty
+        issues[split]["documents without a word: left out"] += len(documents) - len(splits[split])
         if not splits[split]:
             raise UserError(f"{folder}: the {split} split is empty; corpus {name} needs {corpus.holds}")
     return splits, issues
@@ -248,11 +230,9 @@ def language_of(name, folder):
     known = CORPORA[name].language.split()
     if len(known) == 1:
         return known[0]
-    names = {name.lower(): lang for lang, (_, name) in LANGUAGES.items() if name} | {lang: lang for lang in known}
-    parts = Path(corpus_folder(name, folder)).resolve().parts
-    words = [word for part in parts for word in re.split(r"[\W_]", part.lower())]
-    named = [names[word] for word in reversed(words) if word in names]
-    return next((lang for lang in named if lang in known), "")
+    names = {LANGUAGES[lang][1].lower(): lang for lang in known} | {lang: lang for lang in known}
+    words = re.split(r"[\W_]", str(Path(corpus_folder(name, folder)).resolve()).lower())
+    return next((names[word] for word in reversed(words) if word in names), "")
 
 
 # ---------------------------------------------------------------- the texts alone

@@ -13,16 +13,7 @@ from pathlib import Path
 
 from configs import UserError
 from support.files import read_utf8
-from support.labels import (
-    SCHEMES,
-    Document,
-    align_entities,
-    check_label,
-    decode_entities,
-    iob2_labels,
-    map_type,
-    to_iob2,
-)  # fmt: skip
+from support.labels import Document, align_entities, check_label, convert_tags
 from support.texts import replace_surrogates
 
 PUBTATOR_TEXT = re.compile(r"([^\s|]+)\|([ta])\|(.*)")
@@ -192,18 +183,6 @@ def read_conll(path, types, issues):
     if not sentences:
         raise UserError(f"{path}: no sentence in it")
     return sentences
-
-
-def convert_tags(tags, types, issues):
-    """The tags of a sentence, of any scheme, as IOB2 with the task's types. What is not IOB2 is counted."""
-    labels = to_iob2(tags)
-    for tag, label in zip(tags, labels):
-        if SCHEMES.get(tag[:2]):
-            issues[f"tags of {SCHEMES[tag[:2]]}: converted to IOB2"] += 1
-        if label[:2] == "B-" and tag[:2] in ("I-", "E-", "L-"):
-            issues[f"{tag[:2]} tags that begin an entity: read as B-"] += 1
-    entities = [(start, end, map_type(kind, types, issues)) for start, end, kind in decode_entities(labels)]
-    return iob2_labels(len(labels), [e for e in entities if e[2]])
 
 
 # CAS and ESSAI: TreeTagger's tags for French, and what the files have beside them by mistake.

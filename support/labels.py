@@ -85,6 +85,18 @@ def to_iob2(labels):
     return out
 
 
+def convert_tags(tags, types, issues):
+    """The tags of a sentence, of any scheme, as IOB2 with the task's types. What is not IOB2 is counted."""
+    labels = to_iob2(tags)
+    for tag, label in zip(tags, labels):
+        if SCHEMES.get(tag[:2]):
+            issues[f"tags of {SCHEMES[tag[:2]]}: converted to IOB2"] += 1
+        if label[:2] == "B-" and tag[:2] in ("I-", "E-", "L-"):
+            issues[f"{tag[:2]} tags that begin an entity: read as B-"] += 1
+    entities = [(start, end, map_type(kind, types, issues)) for start, end, kind in decode_entities(labels)]
+    return iob2_labels(len(labels), [e for e in entities if e[2]])
+
+
 def check_label(label, scheme, where):
     """The scheme of some labels and one more: "" while all are O, B-X and I-X (IOB1 or IOB2), else BIOES or BILOU.
 
