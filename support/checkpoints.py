@@ -22,7 +22,7 @@ from support.tensors import is_plain_finite, read_safetensors, read_torch, weigh
 # ---------------------------------------------------------------- names
 
 
-EMBEDDINGS = {
+EMBEDDINGS = {  # in all families
     "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
     "token_type": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
 }  # fmt: skip
@@ -41,7 +41,6 @@ class Family(NamedTuple):
     decoder: str
     keys: dict  # {our name: key of config.json}
     padded_positions: bool = False  # RoBERTa's positions begin after the padding token's
-    embeddings: dict = EMBEDDINGS  # {ours: theirs}
     mlm_activation: str = ""  # of the vocabulary head, if it is not the encoder's
     constants: dict = {}  # what else its config.json says, always
 
@@ -101,7 +100,7 @@ def checkpoint_tensor_names(config, parameters):
     Args: config: a model.Config. parameters: names of our parameters. Heads of our own keep their names.
     """
     family = FAMILIES[config.family]
-    modules = {f"encoder.{ours}": [theirs] for ours, theirs in family.embeddings.items()}
+    modules = {f"encoder.{ours}": [theirs] for ours, theirs in EMBEDDINGS.items()}
     modules |= {"mlm_dense": [family.mlm_dense], "mlm_norm": [family.mlm_norm]}
     for i in range(config.layers):
         parts = {ours: f"{family.layer}.{i}.{theirs}" for ours, theirs in family.layer_parts.items()}
@@ -116,7 +115,7 @@ def checkpoint_tensor_names(config, parameters):
 def canonical_tensor_name(name, family):
     """A tensor's name without what wrapped the model, its family's prefix, and LayerNorm's oldest names."""
     name = name.replace("_orig_mod.", "").replace("module.", "")
-    while not name.startswith(family.layer) and (found := [x for x in PREFIXES if x and name.startswith(x)]):
+    while not name.startswith(family.layer) and (found := [x for x in PREFIXES if name.startswith(x)]):
         name = name.removeprefix(max(found, key=len))
     return re.sub(r"\.(gamma|beta)$", lambda m: {"gamma": ".weight", "beta": ".bias"}[m[1]], name)
 
@@ -142,12 +141,10 @@ def read_config(folder):
             raise UserError(f"{path}: {key} = {d[key]!r} is not supported, only {only!r}")
     family = FAMILIES[name]
     values = DEFAULTS | {"pad_token_id": int(family.padded_positions)}
-    if "type_vocab_size" in family.keys:
-        values["type_vocab_size"] = 2
-    for ours, key in family.keys.items():
-        if d.get(key) is None and ours not in values:
-            raise UserError(f"{path}: no {key} in it")
-        values[ours] = values[ours] if d.get(key) is None else d[key]
+    values["type_vocab_size"] = 2 if "type_vocab_size" in family.keys else 0
+    values |= {ours: d[key] for ours, key in family.keys.items() if d.get(key) is not None}
+    if missing := [key for ours, key in family.keys.items() if ours not in values]:
+        raise UserError(f"{path}: no {missing[0]} in it")
     if family.padded_positions:
         if type(values["max_positions"]) is not int or type(values["pad_token_id"]) is not int:
             raise UserError(f"{path}: not a model configuration (a size is no number)")
@@ -174,7 +171,7 @@ def read_weights(folder, config, shapes, with_heads, log):
         log(f"{folder}: its fixed sinusoidal positions become trainable")
     family, names = FAMILIES[config.family], checkpoint_tensor_names(config, shapes)
     weights, types, positions = read_tensors(folder, family), None, names["encoder.position.weight"][0]
-    token_types = family.embeddings["token_type"] + ".weight"
+    token_types = EMBEDDINGS["token_type"] + ".weight"
     remove_tied_copies(folder, family, weights, with_heads)
     for title, group in head_groups(names).items():
         present = [theirs for ours in group for theirs in names[ours] if theirs in weights]
@@ -211,7 +208,7 @@ def head_groups(names):
 
 def remove_tied_copies(folder, family, weights, with_heads):
     """Drops the copies of word embeddings and bias that some files have for the vocabulary head; they must be equal."""
-    word = family.embeddings["word"] + ".weight"
+    word = EMBEDDINGS["word"] + ".weight"
     for copy_name, name in ((f"{family.decoder}.weight", word), (f"{family.decoder}.bias", family.mlm_bias)):
         if copy_name == name or copy_name not in weights:
             continue
@@ -229,17 +226,13 @@ def check_weights(folder, weights, expected, log):
     unused = sorted(name for name in weights if name not in expected and IGNORED.match(name))
     if unused:
         log(f"{folder}: not used: {', '.join(unused)}")
+    found = {name: tuple(weights[name].shape) for name in expected if name in weights}
+    wrong = {name: shape for name, shape in found.items() if shape != expected[name]}
     issues = {
         "missing": [name for name in expected if name not in weights],
         "left over": [name for name in weights if name not in expected and name not in unused],
-        "wrong shape": [
-            f"{name} {tuple(weights[name].shape)} where config.json says {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in weights and tuple(weights[name].shape) != tuple(shape)
-        ],
-        "not plain finite numbers": [
-            name for name in expected if name in weights and not is_plain_finite(weights[name])
-        ],
+        "wrong shape": [f"{name} {shape} where config.json says {expected[name]}" for name, shape in wrong.items()],
+        "not plain finite numbers": [name for name in found if not is_plain_finite(weights[name])],
     }
     if any(issues.values()):
         listed = [f"{what}: {', '.join(x[:20])}{' ...' * (len(x) > 20)} ({len(x)})" for what, x in issues.items() if x]
@@ -287,13 +280,13 @@ def write(folder, config, parameters, token_types, more_config=None):
     if family.mlm_bias in weights and family.decoder + ".bias" != family.mlm_bias:
         # Some versions of other libraries take it from the copy alone.
         weights[family.decoder + ".bias"] = weights[family.mlm_bias]
-    positions = f"{family.prefix}{family.embeddings['position']}.weight"
+    positions = f"{family.prefix}{EMBEDDINGS['position']}.weight"
     weights[positions] = F.pad(weights[positions], (0, 0, config.position_offset, 0))
     d = {"architectures": [family.masked_lm], "model_type": config.family, "initializer_range": 0.02}
     d |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     d[family.keys["max_positions"]] += config.position_offset
     if config.type_vocab_size:
-        weights[f"{family.prefix}{family.embeddings['token_type']}.weight"] = token_types
+        weights[f"{family.prefix}{EMBEDDINGS['token_type']}.weight"] = token_types
     write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
     write_json(folder / "config.json", d | family.constants | config.extra_config | (more_config or {}))
 

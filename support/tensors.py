@@ -10,12 +10,15 @@ import torch
 
 from configs import UserError
 from support.files import read_json
+from support.forms import find_misfit
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first is taken where there are both
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+TENSOR = {"dtype": str, "shape": [None], "data_offsets": (int, int), str: None}  # in a header, as find_misfit has it
 
 
 def weight_files(folder):
@@ -54,8 +57,7 @@ def read_torch(path):
 def read_safetensors(path):
     """{name: tensor} of a .safetensors file: 8 bytes of header length, a JSON header, the tensors one after another.
 
-    Every number of the header is checked before it is used. The tensors must fill the file, without holes and without
-    sharing bytes. Raises: UserError.
+    The tensors must fill the file, without holes and without sharing bytes. Raises: UserError.
     """
 
     def damaged(what):
@@ -69,24 +71,22 @@ def read_safetensors(path):
         try:
             header = json.loads(f.read(length).decode("utf-8"))
             header.pop("__metadata__", None)
-            entries = [(*e["data_offsets"], name, e["dtype"], e["shape"]) for name, e in header.items()]
-            entries.sort(key=lambda e: e[:2])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        except (ValueError, TypeError, AttributeError, RecursionError) as e:
             raise damaged(f"the header cannot be read: {type(e).__name__}") from None
+        if misfit := find_misfit(header, {str: TENSOR}):
+            raise damaged(f"in its header {misfit}")
         out, position = {}, 0
-        for entry in entries:
-            if len(entry) != 5 or type(entry[3]) is not str or type(entry[4]) is not list:
-                raise damaged("an entry of the header does not describe a tensor")
-            begin, end, name, dtype, shape = entry
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (offset, end), dtype, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
             if dtype not in DTYPES:
                 raise damaged(f"{name}: numbers of type {dtype[:20]} are not supported")
-            if len(shape) > 8 or any(type(x) is not int or not 0 <= x < 2**63 for x in (begin, end, *shape)):
-                raise damaged(f"{name}: a size or a place in the file is impossible")
+            if len(shape) > 8 or any(type(x) is not int or not 0 <= x < 2**63 for x in shape):
+                raise damaged(f"{name}: its shape is impossible")
             size = math.prod(shape) * DTYPES[dtype].itemsize
-            if begin != position or end > n_bytes - length or end - begin != size:
-                raise damaged(f"{name}: bytes {begin:,} to {end:,} are not its place in the file")
-            if begin < end:  # tensors without elements are of no use to anyone here
-                out[name] = torch.frombuffer(bytearray(f.read(end - begin)), dtype=DTYPES[dtype]).view(shape)
+            if offset != position or end > n_bytes - length or end - offset != size:
+                raise damaged(f"{name}: bytes {offset:,} to {end:,} are not its place in the file")
+            if size:  # tensors without elements are of no use to anyone here
+                out[name] = torch.frombuffer(bytearray(f.read(size)), dtype=DTYPES[dtype]).view(shape)
             position = end
         if position != n_bytes - length:
             raise damaged(f"{n_bytes - length - position:,} bytes behind the last tensor")

@@ -15,13 +15,7 @@ from configs import UserError
 from support.files import progress, read_bytes, read_json, reject_lfs_pointer, write_atomic, write_json
 
 ROBERTA_NAMES = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
-BERT_NAMES = {
-    "pad": "[PAD]",
-    "unk": "[UNK]",
-    "cls": "[CLS]",
-    "sep": "[SEP]",
-    "mask": "[MASK]",
-}  # ids 0 to 4, if trained
+BERT_NAMES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # 0 to 4, if trained
 
 HOW_TO_GET_ONE = """vocab.txt, or vocab.json with merges.txt, would do too, if no tokens were added to them.
   With the transformers library, installed anywhere, this writes a tokenizer.json into the folder DIR:
