@@ -13,7 +13,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 import configs
-from configs import UserError
 from support import rrf
 from support.arrays import memory_map
 from support.files import atomic_directory, check_output, read_bytes, write_atomic
@@ -41,10 +40,7 @@ def read_release(umls, langs, s, cache, relations, log):
         s: settings (semantic_types, semgroups, skip_bad_rows). cache: the folder that holds the tables of languages.
         relations: the codes of REL to keep. log: prints a line.
     """
-    for name in ("MRSTY", "MRCONSO", "MRREL"):
-        if not rrf.find_rrf(umls, name):
-            hint = rrf.missing_files_hint(umls)
-            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
+    rrf.check_files(umls, "MRSTY", "MRCONSO", "MRREL")
     semgroups = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
     source, found, skipped, nci = describe_source(umls, s, semgroups), {}, Counter(), Counter()
     for lang in langs:

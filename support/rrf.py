@@ -39,40 +39,39 @@ FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks
 def find_rrf(umls, name):
     """The files of NAME in a release folder or its META: [NAME.RRF], [NAME.RRF.gz], or its .gz parts; [] if none."""
     for folder in (Path(umls), Path(umls, "META")):
-        if (folder / f"{name}.RRF").is_file():
-            return [folder / f"{name}.RRF"]
-        if (folder / f"{name}.RRF.gz").is_file():
-            return [folder / f"{name}.RRF.gz"]
-        if parts := sorted(folder.glob(f"{name}.RRF.*.gz")):
-            return parts
+        for pattern in (f"{name}.RRF", f"{name}.RRF.gz", f"{name}.RRF.*.gz"):
+            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+                return found
     return []
 
 
-def missing_files_hint(umls):
-    """What to do with a release folder that lacks its files, as the end of an error message."""
-    found = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
-    packed = sorted(str(p) for p in found if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
-    return f"unpack {packed[0]} first (.nlm files are .zip files too)" if packed else "unpack the release there"
+def check_files(umls, *names):
+    """Raises UserError if a release folder lacks one of these files."""
+    for name in names:
+        if not find_rrf(umls, name):
+            found = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
+            packed = sorted(str(p) for p in found if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
+            what = f"{packed[0]} first (.nlm files are .zip files too)" if packed else "the release there"
+            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; unpack {what}")
 
 
 def read_rrf(umls, name, parse_block, skipped=None, nci=None):
     """Yields parse_block(rows) for each block of Rows of NAME.RRF, in order. Two threads parse.
 
     Args:
-        umls: the release folder. name: a key of COLUMNS. parse_block: a function of Rows.
-        skipped: a Counter. Malformed rows are left out and counted there by file. None: they are errors.
-        nci: a Counter by file of the rows left out because the NCI Metathesaurus, not the UMLS, numbers their concept.
+        umls: the release folder. name: a key of COLUMNS. skipped: a Counter by file of malformed rows, which are left
+        out; None: they are errors. nci: a Counter by file of the rows of concepts with NCI Metathesaurus ids.
 
     Raises: UserError with file, row and column, or if MRFILES.RRF states more rows.
     """
     paths = find_rrf(umls, name)
     where = paths[0] if len(paths) == 1 else f"{paths[0]} (and the parts after it)"
-    first_line = n_found = n_rows = 0
-    for result, rows in _parse_in_threads(paths, name, parse_block):
+    offset = n_found = n_rows = 0
+    for result, rows in parse_in_threads(paths, name, parse_block):
         first_fault_of_row = dict(reversed(rows.faults))
         for line, fault in sorted(first_fault_of_row.items()):
-            report_bad_row(skipped, f"{name}.RRF", f"{where}, row {first_line + line + 1}{fault}")
-        first_line, n_found, n_rows = first_line + rows.n_lines, n_found + rows.n_found, n_rows + len(rows.start)
+            report_bad_row(skipped, f"{name}.RRF", f"{where}, row {offset + line + 1}{fault}")
+        offset, n_found, n_rows = offset + rows.n_lines, n_found + rows.n_found, n_rows + len(rows.start)
         n_nci = len({line for lines in rows.nci_lines for line in lines.tolist()} - first_fault_of_row.keys())
         if nci is not None and n_nci:
             nci[f"{name}.RRF"] += n_nci
@@ -80,23 +79,29 @@ def read_rrf(umls, name, parse_block, skipped=None, nci=None):
     if n_rows == 0:
         well_formed = " well-formed" if skipped and skipped[f"{name}.RRF"] else ""
         raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
-    n_stated = stated_rows(paths[0].parent, name)
-    if n_stated is not None and n_found != n_stated:
-        report_other_rows(skipped, f"{name}.RRF", where, n_found, n_stated)
+    check_row_count(skipped, paths[0].parent, name, where, n_found)
 
 
-def stated_rows(folder, name):
-    """How many rows the MRFILES.RRF of a folder states for NAME.RRF; None if it is not there, or does not say.
+def check_row_count(skipped, folder, name, where, n_found):
+    """Fewer rows than the MRFILES.RRF of a folder states are an error, or counted in `skipped`. More are only said.
 
     It states bytes too, but a copy with other line ends has others.
     """
     row_of_file = re.compile(rf"^{name}\.RRF\|(?:[^|\n]*\|){{3}}([0-9]{{1,15}})\|", re.M | re.I)
     texts = [read_utf8(path) for path in find_rrf(folder, "MRFILES") if path.parent == folder]
-    found = next(filter(None, map(row_of_file.search, texts)), None)
-    return int(found[1]) if found else None
+    stated = next(filter(None, map(row_of_file.search, texts)), None)
+    if not stated or (n_missing := int(stated[1]) - n_found) == 0:
+        return
+    message = f"{where}: {n_found:,} rows, and MRFILES.RRF beside it states {int(stated[1]):,}"
+    if n_missing > 0 and skipped is None:
+        advice = "copy the file again; if rows were left out on purpose, remove MRFILES.RRF"
+        raise UserError(f"{message}: {advice} (--skip_bad_rows counts the missing ones and goes on)")
+    if n_missing > 0:
+        skipped[f"{name}.RRF"] += n_missing
+    tqdm.write(message, file=sys.stderr)
 
 
-def _parse_in_threads(paths, name, parse_block):
+def parse_in_threads(paths, name, parse_block):
     """Yields (parse_block(rows), rows) of each block in order; a few blocks are in flight, not the whole file."""
 
     def parse(block, cut):
@@ -272,23 +277,9 @@ def is_utf8(block):
 
 
 def report_bad_row(skipped, file, message):
-    """A malformed row is an error; with --skip_bad_rows it is left out, counted, and the first five are shown.
-
-    skipped: the Counter by file of --skip_bad_rows, or None.
-    """
+    """A malformed row is an error (skipped is None), or counted by file in `skipped`; the first five are shown."""
     if skipped is None:
         raise UserError(f"{message}; repair the file or fetch it again (--skip_bad_rows leaves such rows out)")
     skipped[file] += 1
     if skipped[file] <= 5:
         tqdm.write(f"{message}; left out", file=sys.stderr)
-
-
-def report_other_rows(skipped, file, where, n_found, n_stated):
-    """Fewer rows than MRFILES.RRF states are an error, or counted and said as by report_bad_row. More are only said."""
-    message = f"{where}: {n_found:,} rows, and MRFILES.RRF beside it states {n_stated:,}"
-    if n_found < n_stated and skipped is None:
-        advice = "copy the file again; if rows were left out on purpose, remove MRFILES.RRF"
-        raise UserError(f"{message}: {advice} (--skip_bad_rows counts the missing ones and goes on)")
-    if n_found < n_stated:
-        skipped[file] += n_stated - n_found
-    tqdm.write(message, file=sys.stderr)

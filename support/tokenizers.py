@@ -46,18 +46,14 @@ def load(folder, new_tokens=(), max_entries=None):
         lower_case(tokenizer)
     tokenizer.no_truncation()  # some files come with both switched on
     tokenizer.no_padding()
-    if max_entries is not None and vocab_size(tokenizer) > max_entries:
-        raise UserError(
-            f"{folder}: its tokenizer has {vocab_size(tokenizer):,} entries, its weights {max_entries:,}; "
-            "the files are not of one checkpoint"
-        )
-    if new_tokens:
-        add_special_tokens(tokenizer, new_tokens)
-        ids = tokenizer.get_vocab(with_added_tokens=True).values()
-        if len(set(ids)) < len(ids):  # the library numbers new tokens by how many there are, whatever the largest id is
-            raise UserError(
-                f"{folder}: its vocabulary has holes or repeats, so new tokens would share ids with old ones"
-            )
+    n_entries = vocab_size(tokenizer)
+    if max_entries is not None and n_entries > max_entries:
+        sizes = f"its tokenizer has {n_entries:,} entries, its weights {max_entries:,}"
+        raise UserError(f"{folder}: {sizes}; the files are not of one checkpoint")
+    add_special_tokens(tokenizer, new_tokens)
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if new_tokens and len(set(ids)) < len(ids):  # the library numbers new tokens from the number of old ones on
+        raise UserError(f"{folder}: its vocabulary has holes or repeats, so new tokens would share ids with old ones")
     return tokenizer
 
 
@@ -85,14 +81,11 @@ def read_files(folder):
             path = folder / "vocab.json"
             tokenizer = byte_level_bpe(path, folder / "merges.txt", config)
         else:
-            raise UserError(
-                f"{folder}: no tokenizer.json there (nor what one can be made from). {HOW_TO_GET_ONE}{folder}"
-            )
+            missing = "no tokenizer.json there (nor what one can be made from)"
+            raise UserError(f"{folder}: {missing}. {HOW_TO_GET_ONE}{folder}")
         if path.name != "tokenizer.json" and (lost := lost_tokens(folder, config, tokenizer.get_vocab())):
-            raise UserError(
-                f"{folder}: no tokenizer.json there, and {path.name} lacks the added token {lost[0]!r}. "
-                f"{HOW_TO_GET_ONE}{folder}"
-            )
+            missing = f"no tokenizer.json there, and {path.name} lacks the added token {lost[0]!r}"
+            raise UserError(f"{folder}: {missing}. {HOW_TO_GET_ONE}{folder}")
         missing = [role for role, i in special_ids(tokenizer).items() if i is None]
         if missing:
             lacking = ", ".join(f"neither {BERT_NAMES[role]} nor {ROBERTA_NAMES[role]}" for role in missing)
@@ -163,16 +156,22 @@ def wordpiece(path, config, lowered):
                 f"{path} has capitals, such as {capitals[0]!r}, and nothing says whether texts are put in lower case; "
                 'write {"do_lower_case": false} (or true) into a tokenizer_config.json beside it'
             )
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(
+    normalizer = normalizers.BertNormalizer(
         lowercase=True if lowercase is None else lowercase,
         strip_accents=config.get("strip_accents"),  # None: as lowercase is
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [token for role in ROBERTA_NAMES if (token := BERT_NAMES[role]) in words]
+    return bert_tokenizer({w: i for i, w in enumerate(words)}, normalizer, special)
+
+
+def bert_tokenizer(vocab, normalizer, special):
+    """A WordPiece tokenizer. Args: vocab: {token: id}. special: the special tokens of it."""
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens([token for role in ROBERTA_NAMES if (token := BERT_NAMES[role]) in words])
-    if {"[CLS]", "[SEP]"} <= set(words):
+    add_special_tokens(tokenizer, special)
+    if {"[CLS]", "[SEP]"} <= vocab.keys():
         add_cls_sep(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     return tokenizer
 
@@ -232,12 +231,7 @@ def train_wordpiece(texts, vocab_size, cased, new_tokens):
         limit_alphabet=len(letters), continuing_subword_prefix="##", show_progress=False,
     )  # fmt: skip
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = Tokenizer(models.WordPiece(bpe.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    add_cls_sep(tokenizer, "[CLS]", "[SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
-    add_special_tokens(tokenizer, specials)
-    return tokenizer
+    return bert_tokenizer(bpe.get_vocab(), normalizer, specials)
 
 
 # ---------------------------------------------------------------- used
@@ -250,9 +244,11 @@ def vocab_size(tokenizer):
 
 def special_ids(tokenizer):
     """{"pad", "cls", "sep", "mask", "unk": id}, by BERT's names or RoBERTa's; None where there is neither."""
-    names = {role: (BERT_NAMES[role], name) for role, name in ROBERTA_NAMES.items()}
-    ids = {role: [i for i in map(tokenizer.token_to_id, pair) if i is not None] for role, pair in names.items()}
-    return {role: found[0] if found else None for role, found in ids.items()}
+    ids = {}
+    for role, name in ROBERTA_NAMES.items():
+        bert_id, roberta_id = tokenizer.token_to_id(BERT_NAMES[role]), tokenizer.token_to_id(name)
+        ids[role] = roberta_id if bert_id is None else bert_id
+    return ids
 
 
 def encode(tokenizer, texts, what):

@@ -1,12 +1,11 @@
 """A UMLS release -> the tables of a knowledge graph, one set for each language; cache.py keeps them.
 
-Read here: which concepts have a name in a language (MRCONSO, and MRRANK for the order of names), what they are
-(MRSTY and the table of semantic groups), and how they are related (MRREL). data.py makes the graph of these tables.
+They are the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
+groups), and their relations (MRREL). data.py makes the graph of them.
 """
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +18,6 @@ from support.rrf import prefix8, read_rrf
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
 MAX_RANK = 4095
-
-
 LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
     "en": ("ENG", "English"), "fr": ("FRE", "French"), "es": ("SPA", "Spanish"), "it": ("ITA", "Italian"),
     "eu": ("BAQ", "Basque"), "de": ("GER", ""), "pt": ("POR", ""), "nl": ("DUT", ""), "cs": ("CZE", ""),
@@ -67,9 +64,7 @@ def lat_code(lang):
 
 
 def parse_languages(text):
-    """What the user typed -> our codes.
-
-    'fr', 'FRE' and 'french' give ['fr'], 'en,fr' gives ['en', 'fr'], and 'multi' gives en, fr and es, as in the paper.
+    """Our codes for what the user typed: ['fr'] for fr, FRE or french, ['en', 'fr'] for en,fr; en, fr, es for multi.
 
     Raises: UserError if a language is not known, or none is given.
     """
@@ -113,14 +108,10 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
         good = (cui >= 0) & (tui >= 0)
         rows, cui, tui = rows.filter(good), cui[good], tui[good]
         one_of_each = rows.filter(np.sort(np.unique(tui, return_index=True)[1]))
-        tree_numbers = zip(one_of_each.strings("TUI").to_pylist(), one_of_each.strings("STN").to_pylist())
-        return cui, tui, dict(tree_numbers)
+        return cui, tui, dict(zip(one_of_each.strings("TUI").to_pylist(), one_of_each.strings("STN").to_pylist()))
 
-    cuis, tuis, depth = [], [], {}
-    for cui, tui, tree_numbers in read_rrf(umls, "MRSTY", parse_block, skipped, nci):
-        cuis.append(cui)
-        tuis.append(tui)
-        depth |= tree_numbers
+    cuis, tuis, tree_numbers = zip(*read_rrf(umls, "MRSTY", parse_block, skipped, nci))
+    depth = {tui: stn for of_block in tree_numbers for tui, stn in of_block.items()}
     # The kept types in order of preference, so that the least deep one is the smallest number of a concept.
     by_depth = sorted(depth, key=lambda tui: (len(depth[tui]), depth[tui], tui))
     kept_types = [tui for tui in by_depth if tui in kept or group_of.get(tui) in kept]
@@ -171,17 +162,13 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
         atoms = {name: atoms_of(rows.filter(at), cui[at], aui[at], rank) for name, at in zip(lats, of_lats)}
         return atoms, np.unique(lat)
 
-    found, codes_found = {lat: [] for lat in lats}, set()
-    for atoms, codes in read_rrf(umls, "MRCONSO", parse_block, skipped, nci):
-        codes_found.update(codes.tolist())
-        for lat in lats:
-            found[lat].append(atoms[lat])
-    for lat in lats:
-        if prefix8(lat) not in codes_found:
-            names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes_found)
-            path = rrf.find_rrf(umls, "MRCONSO")[0]
-            raise UserError(f"{path}: no row in language {lat}; it has {' '.join(sorted(names))}")
-    return [sort_terms(*zip(*found.pop(lat))) for lat in lats], has_row
+    atoms, codes = zip(*read_rrf(umls, "MRCONSO", parse_block, skipped, nci))
+    codes = np.unique(np.concatenate(codes))
+    if missing := [lat for lat in lats if prefix8(lat) not in codes]:
+        names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes)
+        path = rrf.find_rrf(umls, "MRCONSO")[0]
+        raise UserError(f"{path}: no row in language {missing[0]}; it has {' '.join(sorted(names))}")
+    return [sort_terms(*zip(*(of_block.pop(lat) for of_block in atoms))) for lat in lats], has_row
 
 
 def read_ranks(umls, skipped=None):
@@ -201,21 +188,19 @@ def read_codes(umls, sources):
 
     Rows of MRCONSO with SUPPRESS other than N are left out.
 
-    Args: sources: {SAB: what to write before its CODE}, as in {"MSH": "", "OMIM": "OMIM:"}.
+    Args: sources: {SAB: prefix of its ids}, as in {"MSH": "", "OMIM": "OMIM:"}.
     Raises: UserError if no row is of these sources.
     """
-    names = {prefix8(sab): before for sab, before in sources.items()}
+    prefixes = {prefix8(sab): prefix for sab, prefix in sources.items()}
 
     def parse_block(rows):
-        cui, of_sources = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*names])
+        cui, of_sources = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*prefixes])
         keep = (cui >= 0) & of_sources & (rows.prefix8("SUPPRESS") == prefix8("N"))
         rows, cui = rows.filter(keep), cui[keep]
         codes = zip(rows.prefix8("SAB").tolist(), rows.strings("CODE").to_pylist(), cui.tolist())
-        return {(names[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
+        return {(prefixes[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
 
-    if not rrf.find_rrf(umls, "MRCONSO"):
-        hint = rrf.missing_files_hint(umls)
-        raise UserError(f"MRCONSO.RRF is neither in {umls} nor in {Path(umls, 'META')}; {hint}")
+    rrf.check_files(umls, "MRCONSO")
     if not (found := set().union(*read_rrf(umls, "MRCONSO", parse_block))):
         advice = "take the full release, or a subset of MetamorphoSys with these sources"
         raise UserError(f"{rrf.find_rrf(umls, 'MRCONSO')[0]}: no row of the sources {' '.join(sources)}; {advice}")
