@@ -1,8 +1,4 @@
-"""Documents to train on, and which texts overlap with others (contamination).
-
-texts, issues = read_e3c("E3C-Corpus", "fr", ["3"])
-overlaps = find_overlaps(texts, test_texts)
-"""
+"""Documents to train on, and which texts overlap with others (contamination)."""
 
 import json
 import re
@@ -29,8 +25,8 @@ MIN_NGRAMS = 5  # distinct n-grams of a text: with fewer, an overlap cannot be d
 def read_e3c(folder, lang, layers):
     """Texts of data_collection/<Language>/layer<n>/*.json of the E3C corpus.
 
-    Files without a text, or that are not JSON, are left out. Files named for another language than their folder's (in
-    French half of them, twins of the others) are read like the rest. Both are counted, neither is an error.
+    Files without a text, or that are not JSON, are left out and counted. Files named for another language than their
+    folder's (in French half of them, twins of the others) are counted and read like the rest.
 
     Returns: (texts, Counter of issues). Raises: UserError if a folder is not there or empty.
     """
@@ -38,17 +34,15 @@ def read_e3c(folder, lang, layers):
     if not name:
         raise UserError(f"E3C has no documents in language {lang}; give E3C=none to build without documents")
     texts, issues = [], Counter()
-    for layer in layers:
-        collection = Path(folder, "data_collection")
-        place = collection / name / f"layer{layer}"
-        if collection.is_dir() and not (collection / name).is_dir():
-            raise UserError(f"no {name} in {collection}; give E3C=none (--e3c none) to build without documents")
+    collection = Path(folder, "data_collection")
+    if collection.is_dir() and not (collection / name).is_dir():
+        raise UserError(f"no {name} in {collection}; give E3C=none (--e3c none) to build without documents")
+    for place in (collection / name / f"layer{layer}" for layer in layers):
         if not place.is_dir():
             raise UserError(f"{place} not found; E3C must point to the folder that holds data_collection/")
-        files = sorted(place.glob("*.json"))
-        if not files:
+        if not (files := sorted(place.glob("*.json"))):
             raise UserError(f"{place} holds no .json file; E3C must point to the corpus")
-        for path in progress(f"E3C {name} layer {layer}", files):
+        for path in progress(f"E3C {name} {place.name}", files):
             try:
                 text = clean_text(json.loads(read_bytes(path).decode("utf-8-sig"))["text"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -72,12 +66,19 @@ def read_text(path, skipped=None):
         raise UserError(f"{path}: neither a file nor a folder with .txt files; --text names documents to train on")
     with progress(f"text {path.name}", sum(f.stat().st_size for f in files), "B") as bar:
         for file in files:
-            is_json = path.is_file() and is_json_lines(file, first_line(file))
             with open(file, "rb") as f:
+                first_line = next(filter(bytes.strip, split_rows(f)), b"").decode("utf-8", "replace")
+                is_json = path.is_file() and is_json_lines(file, first_line)
+                f.seek(0)
                 for row, content in enumerate([f.read()] if path.is_dir() else split_rows(f), 1):
                     bar.update(len(content) + 1)
-                    text = decode_document(content, file, row, skipped, is_json)
-                    issues["empty texts"] += text == ""
+                    try:
+                        text = decode_utf8(content, file, row).removeprefix("\ufeff" * (row == 1)).strip()
+                        text = clean_text(parse_json_line(text, file, row)["text"]) if text and is_json else text
+                    except UserError as e:
+                        report_bad_row(skipped, file.name, str(e))
+                        continue
+                    issues["empty texts"] += not text
                     texts += [text] if text else []
     return texts, issues
 
@@ -109,22 +110,6 @@ def read_lines(path, what, example):
         return text.removesuffix("\n").split("\n") if text else []
     rows = enumerate(split_rows(standard_input(what, example)), 1)
     return [decode_utf8(line, STANDARD_INPUT, row) for row, line in rows]
-
-
-def first_line(file):
-    """The first line of a file that is not blank, "" if there is none."""
-    with open(file, "rb") as f:
-        return next(filter(bytes.strip, split_rows(f)), b"").decode("utf-8", "replace")
-
-
-def decode_document(content, file, row, skipped, is_json):
-    """The text of one document of --text; None, reported, if it is malformed."""
-    content = content.removeprefix(b"\xef\xbb\xbf") if row == 1 else content
-    try:
-        text = decode_utf8(content, file, row).strip()
-        return clean_text(parse_json_line(text, file, row)["text"]) if text and is_json else text
-    except UserError as e:
-        report_bad_row(skipped, file.name, str(e))
 
 
 def decode_utf8(content, file, row):
@@ -173,9 +158,9 @@ def replace_surrogates(text):
 def word_patterns():
     """Two regular expressions: of words, and of words and any other visible character alone.
 
-    A word is letters and digits. Their marks (vowel signs, accents of decomposed text) belong to it, as do joiners, and
-    other format characters (a soft hyphen) between two of its letters. An underscore and U+FEFF are part of none.
-    Python's re has no class of marks, so this one is made of ranges, which takes about 30 ms.
+    A word is letters and digits with their marks (vowel signs, accents of decomposed text), joiners, and other format
+    characters (a soft hyphen) between its letters. An underscore and U+FEFF are part of none. Python's re has no class
+    of marks, so this one is made of ranges, which takes about 30 ms.
     """
     characters = [*map(chr, [0xAD, *range(0x300, 0x20000), *range(0xE0000, 0xE1000)])]  # other planes have none
     marks = ranges(c for c in characters if unicodedata.category(c)[0] == "M")

@@ -28,18 +28,15 @@ def make_windows(documents, tokenizer, special, max_len):
     where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does. Words are
     tokenised in NFC, as vocabularies are made of it, and not each tokenizer normalises.
     """
-    room = max_len - 2
+    windows, room = [], max_len - 2
     words = [normalize("NFC", word) for d in documents for word in words_with_spaces(d)]
-    ids, lengths = tokenizers.encode(tokenizer, words, "words")
-    start = np.cumsum(lengths) - lengths
-    pieces = [ids[s : s + min(n, room)].tolist() or [special["unk"]] for s, n in zip(start, lengths)]
-    windows, first_piece = [], np.cumsum([0] + [len(d.tokens) for d in documents])
+    pieces = iter(tokenizers.encode_lists(tokenizer, words, "words"))
     for i, document in enumerate(documents):
-        words = pieces[first_piece[i] : first_piece[i + 1]]
-        begin = np.cumsum([0] + [len(w) for w in words])
-        for first, last in cut_words(begin, np.array(document.breaks, int), room):
-            window = [special["cls"], *(t for w in words[first:last] for t in w), special["sep"]]
-            windows.append(Window(i, first, window, (begin[first:last] - begin[first] + 1).tolist()))
+        words = [next(pieces)[:room] or [special["unk"]] for _ in document.tokens]
+        offset = np.cumsum([0] + [len(w) for w in words])
+        for first, end in cut_words(offset, np.array(document.breaks, int), room):
+            window = [special["cls"], *(t for w in words[first:end] for t in w), special["sep"]]
+            windows.append(Window(i, first, window, (offset[first:end] - offset[first] + 1).tolist()))
     return windows
 
 
@@ -51,21 +48,19 @@ def words_with_spaces(document):
     return [w if start == end else " " + w for w, (start, _), end in zip(document.tokens, document.spans, previous_end)]
 
 
-def cut_words(begin, breaks, room):
+def cut_words(offset, breaks, room):
     """Yields (first word, one past the last word) of each window of a document.
 
-    Args: begin: (words + 1,) position of each word's first token. breaks: words that begin a line. room: tokens.
+    Args: offset: (words + 1,) of each word in the tokens. breaks: words that begin a line. room: tokens.
     """
-    first, n_words = 0, len(begin) - 1
-    while True:
-        last = int(np.searchsorted(begin, begin[first] + room, side="right")) - 1
-        middle = int(np.searchsorted(begin, (begin[first] + begin[last]) // 2))
-        following = min(max(first + 1, middle), last)
-        if last < n_words and len(fitting := breaks[(breaks > first) & (breaks <= last)]):
-            following = last = int(fitting[-1])
-        yield first, last
-        if last == n_words:
-            return
+    first = end = 0
+    while end < len(offset) - 1:
+        end = int(np.searchsorted(offset, offset[first] + room, side="right")) - 1
+        middle = int(np.searchsorted(offset, (offset[first] + offset[end]) // 2))
+        following = min(max(first + 1, middle), end)
+        if end < len(offset) - 1 and len(fitting := breaks[(breaks > first) & (breaks <= end)]):
+            following = end = int(fitting[-1])
+        yield first, end
         first = following
 
 
