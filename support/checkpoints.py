@@ -1,8 +1,4 @@
-"""Checkpoint folders: five families' names and files <-> the values of a Config and named tensors.
-
-A folder holds config.json and the weights, as model.safetensors or pytorch_model.bin, also in parts. The families
-are DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa; a new family is one entry of FAMILIES.
-"""
+"""Checkpoint folders of five families <-> the values of a Config and named tensors. A new family is one of FAMILIES."""
 
 import re
 from pathlib import Path
@@ -20,7 +16,6 @@ from support.pooling import modules_of
 from support.tensors import is_plain_finite, read_safetensors, read_torch, weight_files, write_safetensors
 
 # ---------------------------------------------------------------- names
-
 
 EMBEDDINGS = {  # in all families
     "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
@@ -215,10 +210,8 @@ def remove_tied_copies(folder, family, weights, with_heads):
         copied = weights.pop(copy_name)
         weights.setdefault(name, copied)  # some files have the copy alone
         if with_heads and not torch.equal(copied.float(), weights[name].float()):
-            raise UserError(
-                f"{folder}: {copy_name} differs from {name}, so the vocabulary head is not tied to the word embeddings"
-                ", as it must be to continue training; finetune.py and embed can use the encoder"
-            )
+            what = "the vocabulary head is not tied to the word embeddings, as it must be to continue training"
+            raise UserError(f"{folder}: {copy_name} differs from {name}: {what}; finetune.py and embed can use the encoder")
 
 
 def check_weights(folder, weights, expected, log):
@@ -308,15 +301,11 @@ def check_initial(s, c, train, out, new_tokens):
     tokenizers.load(s.init, max_entries=c.vocab_size)
     if not has_tokenizer_of(s.init, train.folder, new_tokens):
         raise UserError(f"{train.folder} has another tokenizer than {s.init}; {how_to_build(s.init)}")
-    if c.pad_token_id != train.special["pad"]:
-        raise UserError(
-            f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {train.special['pad']}"
-        )
+    if c.pad_token_id != (pad := train.special["pad"]):
+        raise UserError(f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {pad}")
     if c.max_positions < train.seq_len:
-        raise UserError(
-            f"{s.init} has {c.max_positions} positions and {train.folder} sequences of up to {train.seq_len} tokens; "
-            "build it with a smaller --seq_len"
-        )
+        sizes = f"{c.max_positions} positions and {train.folder} sequences of up to {train.seq_len} tokens"
+        raise UserError(f"{s.init} has {sizes}; build it with a smaller --seq_len")
 
 
 def missing_ids(init, special):

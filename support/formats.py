@@ -61,12 +61,10 @@ def parse_brat_entity(where, line, text, issues):
         if is_same_text(words, fields[2]) and all(0 <= a <= b <= len(text) for a, b in shifted):
             issues["entities beside their offsets: moved"] += shift != 0
             return match[1], shifted
-    words = " ".join(text[a:b] for a, b in fragments)
+    words = " ".join(text[a:b] for a, b in fragments)[:40]
     past = f" (the text has {len(text):,} characters)" if max(map(max, fragments)) > len(text) else ""
-    raise UserError(
-        f"{where}: {match[2]} is {words[:40]!r} in the text{past}, not {fields[2][:40]!r}; "
-        "are both files of one version?"
-    )
+    fault = f"{match[2]} is {words!r} in the text{past}, not {fields[2][:40]!r}"
+    raise UserError(f"{where}: {fault}; are both files of one version?")
 
 
 def is_same_text(found, words):
@@ -257,10 +255,8 @@ def read_split(path, types, issues):
         return read_conll(path, types, issues)
     if line.lstrip().startswith("<"):
         raise UserError(f"{path}: {describe_xml(head)}")
-    raise UserError(
-        f"{path}: neither columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, and not named "
-        f".json as BioC in JSON is; it begins with {line[:60]!r}"
-    )
+    forms = "columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, nor named .json as BioC is"
+    raise UserError(f"{path}: neither {forms}; it begins with {line[:60]!r}")
 
 
 def read_head(path):

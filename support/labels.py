@@ -17,32 +17,26 @@ BREAKS_COLUMNS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]"
 
 @dataclass
 class Document:
-    """One sequence of a corpus: a document, a title or a sentence.
-
-    labels: one per token, IOB2 or a part of speech. breaks: the tokens that begin a line. group: the document that a
-    sentence belongs to, if that is known. Only a corpus with text has spans and gold. spans: character spans of the
-    tokens. gold: all entities as (type, ((start, end), ...)). They include those that labels cannot express (nested, of
-    several fragments, within a word).
-    """
+    """One sequence of a corpus: a document, a title or a sentence. Only a corpus with text has spans, gold and text."""
 
     name: str
     tokens: list
-    labels: list
-    spans: list | None = None
-    gold: list | None = None
+    labels: list  # of each token: IOB2, or a part of speech
+    spans: list | None = None  # (start, end) of each token, in characters
+    gold: list | None = None  # all entities, also those that labels cannot express: (type, ((start, end), ...))
     text: str | None = None
-    breaks: tuple = ()
-    group: str = ""
+    breaks: tuple = ()  # the tokens that begin a line
+    group: str = ""  # the document that a sentence belongs to, if that is known
 
 
 # ---------------------------------------------------------------- labels
 
 
 class LabelledEntity(NamedTuple):
-    """What labels say: an entity from one token to another."""
+    """An entity of tokens."""
 
     start: int
-    end: int  # one past the last
+    end: int
     tag: str
 
 
@@ -59,7 +53,7 @@ def decode_entities(labels):
 
 
 def strict_iob2(labels):
-    """Labels without those that belong to no entity, such as an I-X after O: every reader finds the same entities."""
+    """Labels without those that belong to no entity, such as an I-X after O."""
     return iob2_labels(len(labels), decode_entities(labels))
 
 
@@ -138,22 +132,18 @@ def align_entities(name, text, entities, types, issues):
     entities = distinct_entities(text, entities, types, issues)
     tokens = word_patterns()[1].finditer(text)
     spans = [m.span() for m in tokens if unicodedata.category(m[0][0])[0] != "C"]
-    begin, end = [a for a, _ in spans], [b for _, b in spans]
-    outer_spans = [(min(a for a, _ in f), max(b for _, b in f)) for _, f in entities]
+    starts, ends = [a for a, _ in spans], [b for _, b in spans]
     labels = ["O"] * len(spans)
-    for i in longest_without_overlap(outer_spans, len(text), issues):
-        kind, (a, b) = entities[i][0], outer_spans[i]
-        inside = range(bisect_right(end, a), bisect_left(begin, b))
-        free = [k for k in inside if labels[k] == "O"]
+    for kind, (a, b) in longest_without_overlap(entities, len(text), issues):
+        free = [k for k in range(bisect_right(ends, a), bisect_left(starts, b)) if labels[k] == "O"]
         if not free:
             issues["entities within the word of another: not labelled"] += 1
             continue
-        is_exact = (begin[free[0]], end[free[-1]]) == (a, b)
+        is_exact = (starts[free[0]], ends[free[-1]]) == (a, b)
         issues["entities that begin or end inside a word: labelled with all of it"] += not is_exact
         for k in free:
             labels[k] = ("B-" if k == free[0] else "I-") + kind
-    lines = text.replace("\r", "\n")  # a line may end with CR alone
-    breaks = tuple(k for k in range(1, len(spans)) if "\n" in lines[end[k - 1] : begin[k]])
+    breaks = tuple(k for k in range(1, len(spans)) if re.search("[\r\n]", text[ends[k - 1] : starts[k]]))
     return Document(name, [text[a:b] for a, b in spans], labels, spans, entities, text, breaks)
 
 
@@ -174,10 +164,7 @@ def distinct_entities(text, entities, types, issues):
 
 
 def join_fragments(text, spans):
-    """The fragments of an entity in the order of the text; those that overlap or have only blanks between them are one.
-
-    So an entity over a line end, of which brat makes two fragments, is one span, as the predicted entity is.
-    """
+    """The fragments of an entity, sorted; those that overlap or have only blanks between them are one, as in labels."""
     joined = []
     for a, b in sorted(spans):
         if joined and not text[joined[-1][1] : a].strip():
@@ -201,14 +188,17 @@ def trim_span(text, start, end):
     return start, start + len(stretch.strip())
 
 
-def longest_without_overlap(spans, n, issues):
-    """Which spans are labelled, in the order of the text: the longest of those that overlap."""
+def longest_without_overlap(entities, n, issues):
+    """The entities that are labelled, (type, (start, end)) in the order of the text: the longest of those that overlap.
+
+    n: characters of the text.
+    """
     taken, kept = np.zeros(n, bool), []
-    for i in sorted(range(len(spans)), key=lambda i: (spans[i][0] - spans[i][1], spans[i][0], i)):
-        a, b = spans[i]
+    outer = [(kind, (min(a for a, _ in spans), max(b for _, b in spans))) for kind, spans in entities]
+    for kind, (a, b) in sorted(outer, key=lambda entity: (entity[1][0] - entity[1][1], entity[1][0])):
         if taken[a:b].any():
             issues["entities within or across a longer one: not labelled"] += 1
         else:
             taken[a:b] = True
-            kept.append(i)
-    return sorted(kept, key=lambda i: spans[i])
+            kept.append((kind, (a, b)))
+    return sorted(kept, key=lambda entity: entity[1])

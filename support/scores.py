@@ -15,9 +15,9 @@ def precision_recall_f1(n_correct, n_predicted, n_gold):
 
 
 def predicted_entities(document, labels, pos):
-    """The units that the entity scores count, as a set of (type, ((start, end),)).
+    """Entities as a set of (type, ((start, end),)), in characters if the corpus has text, else in tokens.
 
-    They are entities, in characters if the corpus has text, else in tokens. For parts of speech each token is a unit.
+    Of parts of speech each token is one.
     """
     if pos:
         return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
@@ -32,10 +32,9 @@ def gold_entities(document, pos):
 
 def entity_types(documents, predictions, corpus):
     """The types in gold or predictions, sorted."""
-    types = set()
-    for d, p in zip(documents, predictions):
-        types |= {kind for kind, _ in gold_entities(d, corpus.pos) | predicted_entities(d, p, corpus.pos)}
-    return sorted(types)
+    pairs = zip(documents, predictions)
+    found = (gold_entities(d, corpus.pos) | predicted_entities(d, p, corpus.pos) for d, p in pairs)
+    return sorted({kind for entities in found for kind, _ in entities})
 
 
 def entity_counts(documents, predictions, corpus):
@@ -44,9 +43,9 @@ def entity_counts(documents, predictions, corpus):
     counts = np.zeros((len(documents), len(index), 3), int)
     for i, (d, p) in enumerate(zip(documents, predictions)):
         gold, found = gold_entities(d, corpus.pos), predicted_entities(d, p, corpus.pos)
-        for what, entities in enumerate((gold & found, found, gold)):
+        for column, entities in enumerate((gold & found, found, gold)):
             for kind, _ in entities:
-                counts[i, index[kind], what] += 1
+                counts[i, index[kind], column] += 1
     return counts
 
 
