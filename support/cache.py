@@ -24,8 +24,6 @@ FILES = {  # of the tables of a language: how their beginning is recognised, as 
 
 
 class Release(NamedTuple):
-    """What read_release found."""
-
     tables: list[Tables]  # of each language
     skipped: dict  # {file: malformed rows left out, and those missing of what MRFILES.RRF states}
     nci: dict  # {file: rows left out, of concepts with NCI Metathesaurus ids}
@@ -36,9 +34,7 @@ class Release(NamedTuple):
 def read_release(umls, langs, s, cache, relations, log):
     """The Release of a folder. Each RRF file is read once, and not at all if the cache holds its outcome.
 
-    Args:
-        s: settings (semantic_types, semgroups, skip_bad_rows). cache: the folder that holds the tables of languages.
-        relations: the codes of REL to keep. log: prints a line.
+    Args: s: a configs.Data. cache: the folder of tables. relations: the codes of REL to keep. log: prints a line.
     """
     rrf.check_files(umls, "MRSTY", "MRCONSO", "MRREL")
     semgroups = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))

@@ -210,8 +210,9 @@ def remove_tied_copies(folder, family, weights, with_heads):
         copied = weights.pop(copy_name)
         weights.setdefault(name, copied)  # some files have the copy alone
         if with_heads and not torch.equal(copied.float(), weights[name].float()):
-            what = "the vocabulary head is not tied to the word embeddings, as it must be to continue training"
-            raise UserError(f"{folder}: {copy_name} differs from {name}: {what}; finetune.py and embed can use the encoder")
+            fault = f"{copy_name} differs from {name}, so the vocabulary head is not tied to the word embeddings"
+            what_works = "finetune.py and embed can use the encoder"
+            raise UserError(f"{folder}: {fault}, as it must be to continue training; {what_works}")
 
 
 def check_weights(folder, weights, expected, log):

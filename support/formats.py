@@ -1,6 +1,6 @@
 """Formats of corpora, one reader each: brat, PubTator, BioC (JSON), CoNLL columns, and the columns of CAS and ESSAI.
 
-Nothing is dropped silently: `issues` counts what labels cannot express and what was repaired.
+Nothing is dropped silently: `issues`, a Counter, has what labels cannot express and what was repaired.
 """
 
 import gzip
@@ -117,10 +117,9 @@ def parse_pubtator(path):
 
 
 def read_bioc(path, types, issues):
-    """BioC as JSON -> a list of Documents. Offsets are of the document: a passage or a sentence begins at its own.
+    """BioC as JSON -> a list of Documents. Annotations are those of documents, passages and sentences.
 
-    The text is that of the passages, or of the sentences of those that have none of their own. Annotations are those of
-    documents, passages and sentences.
+    Offsets are of the document: a passage or a sentence begins at its own.
     """
     documents = []
     try:
@@ -147,7 +146,7 @@ def read_bioc(path, types, issues):
 
 
 def bioc_parts(document):
-    """The parts of a document in BioC that have its text: its passages, or the sentences of a passage without one."""
+    """Yields the parts of a document in BioC that have its text: passages, or the sentences of one without text."""
     for passage in document["passages"]:
         yield from [passage] if passage.get("text") else passage.get("sentences") or [passage]
 
@@ -260,10 +259,7 @@ def read_split(path, types, issues):
 
 
 def read_head(path):
-    """The first 64 KB of a file (or .gz) as text, without blank lines before the first other one.
-
-    None if it cannot be read: reading all of it says why.
-    """
+    """The first 64 KB of a file (or .gz) as text, without leading blank lines; None if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
             text = f.read(1 << 16).decode("utf-8-sig", "replace")
@@ -273,7 +269,7 @@ def read_head(path):
 
 
 def describe_xml(head):
-    """What to do with a file of XML, of which none is read: the corpus that has it in another form, or a conversion."""
+    """What to do with a file of XML, of which none is read."""
     for root, advice in (
         ("collection", "BioC in XML; convert it to BioC in JSON (.json), which biored and custom read, or to PubTator"),
         ("MEDDOCAN", "the XML of MEDDOCAN; --corpus meddocan reads the brat files that lie beside it"),

@@ -26,7 +26,7 @@ class Pooling(NamedTuple):
 
 
 def read_pooling(folder):
-    """The Pooling of a checkpoint folder, which may be the encoder's in the old layout (0_BERT). Raises: UserError."""
+    """The Pooling of a checkpoint folder, or of the encoder's in the old layout (0_BERT). Raises: UserError."""
     root, modules = read_modules(folder)
     max_len = tokenizers.read_input_settings(folder)["max_seq_length"]
     if modules and not max_len:  # newer folders have it in the tokenizer's file alone
@@ -59,10 +59,7 @@ def modules_of(root):
 
 
 def pooling_mode(path, is_named):
-    """What a file of pooling says: cls or mean, or others as they are named there.
-
-    Without it "", or words for an error if modules.json names it (is_named).
-    """
+    """The modes in a file of pooling; without it "", or words for an error if modules.json names it (is_named)."""
     if not path.exists():
         return f"unknown ({path.parent.name}/{path.name} is missing)" if is_named else ""
     d = read_json(path)
@@ -73,10 +70,7 @@ def pooling_mode(path, is_named):
 
 
 def inherit_pooling(init, log):
-    """The Pooling of a run, which begins with the checkpoint `init` ("": with none).
-
-    It is [CLS], unless the checkpoint has its own.
-    """
+    """The Pooling of a run: that of the checkpoint `init` with which it begins, else [CLS]."""
     own = read_pooling(init) if init else Pooling()
     if own.fault:
         log(f"{init}: {own.fault}; the run has the vector at [CLS]")

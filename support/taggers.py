@@ -26,10 +26,9 @@ def describe_tagger(config, labels, details):
 
 
 def read_tagger(folder, config):
-    """The classifier of a checkpoint folder for tokens.
+    """The classifier of a checkpoint folder for tokens: (labels, {name: float32 tensor}, tagger_settings).
 
-    Returns: (its labels, {"classifier.weight" and "classifier.bias": float32 tensor}, its read_tagger_details, with
-    defaults for a folder of another library). Raises: UserError if the folder is not that of a tagger.
+    Raises: UserError if the folder is not that of a tagger.
     """
     d, how = read_json(Path(folder, "config.json")), "finetune.py CHECKPOINT --corpus .. writes one to <results>/model"
     names = d.get("id2label")

@@ -29,10 +29,7 @@ HOW_TO_GET_ONE = """vocab.txt, or vocab.json with merges.txt, would do too, if n
 def load(folder, new_tokens=(), max_entries=None):
     """The tokenizer of a checkpoint folder.
 
-    Args:
-        new_tokens: special tokens to append, those that it lacks. max_entries: the size of the checkpoint's vocabulary,
-        which the tokenizer must not exceed.
-
+    Args: new_tokens: special tokens to append, those that it lacks. max_entries: the most that it may have.
     Raises: UserError naming the file, what is wrong with it and how to get a tokenizer.json.
     """
     folder = Path(folder)
@@ -86,8 +83,7 @@ def read_files(folder):
         if path.name != "tokenizer.json" and (lost := lost_tokens(folder, config, tokenizer.get_vocab())):
             missing = f"no tokenizer.json there, and {path.name} lacks the added token {lost[0]!r}"
             raise UserError(f"{folder}: {missing}. {HOW_TO_GET_ONE}{folder}")
-        missing = [role for role, i in special_ids(tokenizer).items() if i is None]
-        if missing:
+        if missing := [role for role, i in special_ids(tokenizer).items() if i is None]:
             lacking = ", ".join(f"neither {BERT_NAMES[role]} nor {ROBERTA_NAMES[role]}" for role in missing)
             raise UserError(f"{path}: the tokenizer has {lacking}")
         return tokenizer
@@ -102,15 +98,14 @@ def read_input_settings(folder):
 
     The file is sentence_bert_config.json, or of another family in old folders. Raises: UserError.
     """
-    for path in sorted(Path(folder).glob("sentence_*_config.json")):
-        d = read_json(path)
-        max_len, lower = d.get("max_seq_length") or 0, d.get("do_lower_case") or False
-        if type(max_len) is not int or max_len < 0:
-            raise UserError(f"{path}: max_seq_length = {max_len!r} is not a number of tokens")
-        if type(lower) is not bool:
-            raise UserError(f"{path}: do_lower_case = {lower!r} is neither true nor false")
-        return {"max_seq_length": max_len, "do_lower_case": lower}
-    return {"max_seq_length": 0, "do_lower_case": False}
+    path = next(iter(sorted(Path(folder).glob("sentence_*_config.json"))), None)
+    d = read_json(path) if path else {}
+    max_len, lower = d.get("max_seq_length") or 0, d.get("do_lower_case") or False
+    if type(max_len) is not int or max_len < 0:
+        raise UserError(f"{path}: max_seq_length = {max_len!r} is not a number of tokens")
+    if type(lower) is not bool:
+        raise UserError(f"{path}: do_lower_case = {lower!r} is neither true nor false")
+    return {"max_seq_length": max_len, "do_lower_case": lower}
 
 
 def lower_case(tokenizer):
@@ -121,10 +116,7 @@ def lower_case(tokenizer):
 
 
 def lost_tokens(folder, config, vocab):
-    """Tokens that the small files of a folder add to its vocabulary, and that it does not have.
-
-    Args: config: of tokenizer_config.json. vocab: {token: id}.
-    """
+    """Tokens that the small files of a folder add to `vocab` ({token: id}), and that it does not have."""
 
     def text(token):
         return token.get("content") if isinstance(token, dict) else token
@@ -143,19 +135,17 @@ def lost_tokens(folder, config, vocab):
 def wordpiece(path, config, lowered):
     """BERT's tokenizer from vocab.txt, with the casing and accents of tokenizer_config.json (default: uncased).
 
-    Args: lowered: whether another file says that texts are in lower case. Raises: UserError if no file says so, and the
-    vocabulary has capitals: such a model was hardly trained on texts in lower case.
+    Args: lowered: whether another file says that texts are in lower case.
+    Raises: UserError if the vocabulary has capitals, and no file says what to do with those of texts.
     """
     reject_lfs_pointer(path)
     words = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     lowercase = config.get("do_lower_case")
-    if lowercase is None and not lowered:
-        capitals = [w for w in words if w != w.lower() and w[:1] + w[-1:] not in ("[]", "<>")]
-        if capitals:
-            raise UserError(
-                f"{path} has capitals, such as {capitals[0]!r}, and nothing says whether texts are put in lower case; "
-                'write {"do_lower_case": false} (or true) into a tokenizer_config.json beside it'
-            )
+    capitals = [w for w in words if w != w.lower() and w[:1] + w[-1:] not in ("[]", "<>")]
+    if lowercase is None and not lowered and capitals:
+        what = f"has capitals, such as {capitals[0]!r}, and nothing says whether texts are put in lower case"
+        advice = 'write {"do_lower_case": false} (or true) into a tokenizer_config.json beside it'
+        raise UserError(f"{path} {what}; {advice}")
     normalizer = normalizers.BertNormalizer(
         lowercase=True if lowercase is None else lowercase,
         strip_accents=config.get("strip_accents"),  # None: as lowercase is
@@ -295,8 +285,7 @@ def encode_lists(tokenizer, texts, what):
 def save(content, folder, max_positions, type_vocab_size):
     """Writes tokenizer.json (`content`: its bytes), tokenizer_config.json and special_tokens_map.json.
 
-    Args: max_positions: tokens of the model's longest input. type_vocab_size: its token types; with fewer than two, the
-    inputs that other libraries make must have none.
+    Args: max_positions, type_vocab_size: of the model; with fewer than two types inputs of other libraries have none.
     """
     tokenizer = Tokenizer.from_str(content.decode())
     roles = {f"{role}_token": tokenizer.id_to_token(i) for role, i in special_ids(tokenizer).items()}

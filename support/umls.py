@@ -94,12 +94,10 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
     A concept is kept if one of its semantic types is. Of several kept types, the least deep one (shortest tree number
     STN, then STN, then TUI) gives the group. It is -1 for other concepts, and -2 for those without a semantic type.
 
-    Args:
-        kept: TUIs and abbreviations of groups. table: a SemGroups.txt (GRP|name|TUI|type name).
+    Args: kept: TUIs and abbreviations of groups. table: a SemGroups.txt (GRP|name|TUI|type name).
     """
     group_of, _ = read_semantic_groups(table)
-    unknown = [k for k in kept if k not in group_of and k not in group_of.values()]
-    if unknown:
+    if unknown := [k for k in kept if k not in group_of and k not in group_of.values()]:
         raise UserError(f"semantic_types: {', '.join(unknown)} not in {table}")
     groups = sorted(set(group_of.values()))
 
@@ -123,10 +121,7 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
 
 
 def read_semantic_groups(path):
-    """({TUI: abbreviation of its semantic group}, {abbreviation: name}) of a SemGroups.txt.
-
-    Raises: UserError naming file and row.
-    """
+    """({TUI: abbreviation of its group}, {abbreviation: name}) of a SemGroups.txt. Raises: UserError naming the row."""
     group_of, name_of = {}, {}
     try:
         for row, line in enumerate(read_bytes(path).decode().split("\n"), 1):
@@ -184,9 +179,7 @@ def read_ranks(umls, skipped=None):
 
 
 def read_codes(umls, sources):
-    """The codes that sources of the UMLS give its concepts: sorted pairs (id, CUI), each once.
-
-    Rows of MRCONSO with SUPPRESS other than N are left out.
+    """The codes that sources of the UMLS give its concepts in rows with SUPPRESS=N: sorted pairs (id, CUI), each once.
 
     Args: sources: {SAB: prefix of its ids}, as in {"MSH": "", "OMIM": "OMIM:"}.
     Raises: UserError if no row is of these sources.
@@ -308,21 +301,18 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log
     log(f"MRREL: {sum(map(len, keys)):,} relations")
     for line in find_gaps(group, has_row, *stands_in[:, :-1]):
         log(line)
-    out = []
-    for lang, (cui, first_term, strings), key in zip(langs, terms, keys):
-        if len(key) == 0:
-            raise UserError(
-                f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {len(cui)} concepts with a term "
-                "and a kept semantic type, none of them related; see --semantic_types, or use a larger subset"
-            )
-        out.append(Tables(lang, cui, group[cui], groups, first_term, strings, key))
-    return out
+    for lang, (cui, *_), key in zip(langs, terms, keys):
+        if not len(key):
+            what = f"{len(cui)} concepts with a term and a kept semantic type, none of them related"
+            advice = "see --semantic_types, or use a larger subset"
+            raise UserError(f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {what}; {advice}")
+    return [Tables(lang, x[0], group[x[0]], groups, *x[1:], key) for lang, x, key in zip(langs, terms, keys)]
 
 
 def find_gaps(group, has_row, in_cui1, in_cui2):
     """Yields a line for each kind of concept that whole files do not have, but files that were cut do.
 
-    Args: (N_CUIS,) arrays: group of read_semantic_types, the concepts of MRCONSO, and those of MRREL in CUI1 and CUI2.
+    Args: (N_CUIS,) arrays: group of each, and which are in MRCONSO, in CUI1 and in CUI2 of MRREL.
     """
     related = in_cui1 | in_cui2
     for what, concepts, gaps in (
