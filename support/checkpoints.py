@@ -151,15 +151,12 @@ def read_config(folder):
 
 
 def read_weights(folder, config, shapes, with_heads, log):
-    """The tensors of a checkpoint folder under our names.
+    """The tensors of a checkpoint folder under our names, without heads that it lacks.
 
-    Args:
-        config: its model.Config. shapes: {our parameter: shape} of the whole model. with_heads: False reads the encoder
-        alone. log: prints a line on what is not used, or not there.
+    The positions hold token type 0, which every input of ours has.
 
-    Returns: ({our parameter: float32 tensor}, token types (type_vocab_size, dim) or None). Heads that the checkpoint
-    lacks are left out. The positions hold token type 0, which every input of ours has.
-
+    Args: config: its model.Config. shapes: {our parameter: shape} of the whole model. log: prints a line.
+    Returns: ({our parameter: float32 tensor}, token types (type_vocab_size, dim) or None).
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
     if read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
@@ -258,12 +255,10 @@ def read_tensors(folder, family):
 def write(folder, config, parameters, token_types, more_config=None):
     """Writes config.json and model.safetensors in the layout of the family, each beside and then renamed.
 
-    Token type 0 and the positions stay folded together, in the positions, and the rows that RoBERTa has before its
-    first position are zeros: what is computed is the same.
+    Token type 0 stays in the positions. Those that RoBERTa has before its first one are zeros, and never used.
 
-    Args:
-        config: a model.Config. parameters: {our name: tensor}. token_types: (type_vocab_size, dim), less the first.
-        more_config: what else config.json says, such as describe_tagger of a token classifier.
+    Args: config: a model.Config. parameters: {our name: tensor}. token_types: (type_vocab_size, dim), less the first.
+    more_config: what else config.json says, such as describe_tagger.
     """
     folder, family, weights = Path(folder), FAMILIES[config.family], {}
     folder.mkdir(parents=True, exist_ok=True)

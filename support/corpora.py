@@ -161,10 +161,7 @@ TABLE_5_NOTE = (
 
 
 def read_corpus(name, folder):
-    """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent.
-
-    Raises: UserError if the corpus is unknown, a split is missing or broken, or the folder is not there.
-    """
+    """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent. Raises: UserError."""
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py list)")
     corpus = CORPORA[name]
@@ -194,10 +191,7 @@ def read_corpus(name, folder):
 
 
 def find_split(folder, split, patterns):
-    """The file or folder of a split: the first pattern that is there, in `folder` or one below; None if none is.
-
-    Raises: UserError if there are several of a pattern.
-    """
+    """The file or folder of a split, in `folder` or one below; None if there is none. Raises: UserError for several."""
     for pattern in patterns:
         for below in ("", "*/"):
             places = {p for place in pattern.split("|") for p in Path(folder).glob(below + place)}
@@ -211,10 +205,7 @@ def find_split(folder, split, patterns):
 
 
 def corpus_folder(name, folder):
-    """The folder of a corpus itself; of E3C, which is cloned as a whole, the one language that is in `folder`.
-
-    Raises: UserError with the folders to choose from if there are several.
-    """
+    """The folder of a corpus; of a clone of E3C the language in it. Raises: UserError naming those to choose from."""
     if name != "e3c" or not folder or Path(folder, "train.txt").is_file():
         return folder
     found = sorted(p.parent for p in Path(folder).rglob("train.txt") if p.with_name("test.txt").is_file())
@@ -239,12 +230,10 @@ def language_of(name, folder):
 
 
 def read_texts(place):
-    """The texts of an evaluation corpus or of a part of it, whatever its format: what pre-training must not see.
+    """The texts of a corpus, a file or folder, that pre-training must not see. Raises: UserError if it holds none.
 
-    Annotations are not parsed. So tags of other schemes, and files that lie beside a corpus, do not stop a build.
-
-    Args: place: a file or folder, as in data.py build --exclude. Returns: the text of each document; of columns each
-    sentence, and all sentences of a file as one.
+    Of columns these are each sentence, and all as one. Annotations are not parsed. So tags of other schemes, and files
+    that lie beside a corpus, do not stop a build.
     """
     place, texts = Path(place), []
     suffixes = {*TEXT_SUFFIXES, *(f".{name}" for names in SPLIT_NAMES.values() for name in names)}  # eng.testa

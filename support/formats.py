@@ -238,10 +238,7 @@ def read_cas(folder, name, issues):
 
 
 def read_split(path, types, issues):
-    """The Documents of a file or folder, in the form that it has: brat, BioC, PubTator or columns.
-
-    A file has columns if the last column of its first row is a label. Raises: UserError for one of no known form.
-    """
+    """The Documents of a file or folder in brat, BioC, PubTator or columns. Raises: UserError for another form."""
     if path.is_dir():
         return read_brat(path, types, issues)
     if path.suffix.lower() == ".json":
@@ -250,6 +247,7 @@ def read_split(path, types, issues):
     if PUBTATOR_TEXT.match(head):
         return read_pubtator(path, types, issues)
     line = re.split("[\r\n]", head, maxsplit=1)[0]
+    # Columns: the last one of the first row is a label.
     if not line or line.startswith(COLUMNS_MARK) or LABEL.fullmatch(line.split("\t" if "\t" in line else " ")[-1]):
         return read_conll(path, types, issues)
     if line.lstrip().startswith("<"):

@@ -189,10 +189,7 @@ def trim_span(text, start, end):
 
 
 def longest_without_overlap(entities, n, issues):
-    """The entities that are labelled, (type, (start, end)) in the order of the text: the longest of those that overlap.
-
-    n: characters of the text.
-    """
+    """(type, (start, end)) of each entity to be labelled in a text of n characters: the longest where they overlap."""
     taken, kept = np.zeros(n, bool), []
     outer = [(kind, (min(a for a, _ in spans), max(b for _, b in spans))) for kind, spans in entities]
     for kind, (a, b) in sorted(outer, key=lambda entity: (entity[1][0] - entity[1][1], entity[1][0])):

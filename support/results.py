@@ -135,10 +135,7 @@ def result_signature(s, encoder, tokenizer, max_len, train, test):
 
 
 def read_earlier_scores(out, signature, seeds):
-    """{seed: its scores} in a results folder, to which new seeds are added.
-
-    Raises: UserError if they are of another signature, or of none.
-    """
+    """{seed: its scores} in a results folder, to which new seeds are added. Raises: as read_results_of."""
     record = read_results_of(out / "scores.json", signature, SCORES | {"runs": [WHOLE_SEED]}, out)
     runs = {r["seed"]: r for r in record.get("runs", ())}
     if runs:

@@ -121,7 +121,7 @@ def parse_in_threads(paths, name, parse_block):
 def read_blocks(paths):
     """Yields (whole rows as bytes with PADDING around them, whether the file ends within the last row).
 
-    paths: one file, or the parts of one, which may be cut anywhere, also within a row.
+    paths: one file, or its parts, which may be cut anywhere.
     """
     rest = b""
     with progress(paths[0].name, sum(p.stat().st_size for p in paths), "B") as bar:
@@ -175,10 +175,7 @@ class Rows:
         self.pipes, self.selection = pipes.reshape(-1, width), slice(None)
 
     def _leave_out_malformed(self, pipes, ends, cut, utf8):
-        """Keeps the rows of the right number of columns and of valid UTF-8, and records the faults of the others.
-
-        Returns: the positions of `|` of the rows that are kept.
-        """
+        """Keeps rows of the right number of columns and of valid UTF-8; notes other faults. Returns: their pipes."""
         width = len(self.columns)
         ends = ends - (self.bytes[ends - 1] == ord("\r"))  # Windows line ends
         self.n_found = np.count_nonzero(ends > self.start)

@@ -15,10 +15,7 @@ def precision_recall_f1(n_correct, n_predicted, n_gold):
 
 
 def predicted_entities(document, labels, pos):
-    """Entities as a set of (type, ((start, end),)), in characters if the corpus has text, else in tokens.
-
-    Of parts of speech each token is one.
-    """
+    """A set of (type, ((start, end),)), in characters if there is text, else in tokens. pos: each token is one."""
     if pos:
         return {(label, ((i, i + 1),)) for i, label in enumerate(labels)}
     spans = document.spans or [(i, i + 1) for i in range(len(labels))]
@@ -66,9 +63,7 @@ def type_scores(types, counts):
 
 
 def f1_intervals(documents, paper_f1, counts):
-    """{"paper" and "entity": [low, high]}: 95 % bootstrap confidence intervals of the F1, in per cent.
-
-    Sequences of one document are resampled together.
+    """{"paper" and "entity": [low, high]}: 95 % bootstrap intervals of the F1, in per cent, with documents resampled.
 
     Args: paper_f1: (documents,) the paper's F1 of each sequence. counts: of entity_counts.
     """

@@ -247,9 +247,7 @@ def print_corpora():
 def print_scores(runs, constant, unit, pos):
     """Prints the scores of all seeds of a results folder as a table: mean ± deviation, interval, baseline, each type.
 
-    Args:
-        runs: of a scores.json. constant: the label of the baseline. unit: what the intervals resample. pos: whether
-        labels are parts of speech.
+    Args: runs: of a scores.json. constant: the label of the baseline. unit: of resampling. pos: for parts of speech.
     """
 
     def row(name, threes, *rest):
@@ -276,10 +274,7 @@ def print_scores(runs, constant, unit, pos):
 
 
 def print_advice(predicted_labels, scores, s, dim):
-    """Says which seeds predict one label alone, or find no entity, and why that is likely.
-
-    Args: predicted_labels: {seed: a set}. scores: {seed: its scores}. s: a configs.Finetune. dim: of the encoder.
-    """
+    """Says which seeds predict one label alone, or find no entity, and why. predicted_labels, scores: of each seed."""
     single_label = {seed: [*labels][0] for seed, labels in predicted_labels.items() if len(labels) == 1}
     n_gold = {seed: sum(n for *_, n in scores[seed]["labels"].values()) for seed in predicted_labels}
     no_entity = [k for k in predicted_labels if k not in single_label and n_gold[k] and scores[k]["entity"][2] == 0]

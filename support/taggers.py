@@ -26,10 +26,7 @@ def describe_tagger(config, labels, details):
 
 
 def read_tagger(folder, config):
-    """The classifier of a checkpoint folder for tokens: (labels, {name: float32 tensor}, tagger_settings).
-
-    Raises: UserError if the folder is not that of a tagger.
-    """
+    """(labels, {name: float32 tensor} of the classifier, tagger_settings). Raises: UserError if a folder has none."""
     d, how = read_json(Path(folder, "config.json")), "finetune.py CHECKPOINT --corpus .. writes one to <results>/model"
     names = d.get("id2label")
     if type(names) is not dict:

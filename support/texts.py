@@ -27,7 +27,6 @@ def read_e3c(folder, lang, layers):
 
     Files without a text, or that are not JSON, are left out and counted. Files named for another language than their
     folder's (in French half of them, twins of the others) are counted and read like the rest.
-
     Returns: (texts, Counter of issues). Raises: UserError if a folder is not there or empty.
     """
     name = LANGUAGES.get(lang, ("", ""))[1]

@@ -94,11 +94,8 @@ def read_files(folder):
 
 
 def read_input_settings(folder):
-    """What a folder of sentence-transformers says of its input: {"max_seq_length": 0 if nothing, "do_lower_case"}.
-
-    The file is sentence_bert_config.json, or of another family in old folders. Raises: UserError.
-    """
-    path = next(iter(sorted(Path(folder).glob("sentence_*_config.json"))), None)
+    """{"max_seq_length": 0 if not said, "do_lower_case"} of a folder of sentence-transformers. Raises: UserError."""
+    path = next(iter(sorted(Path(folder).glob("sentence_*_config.json"))), None)  # bert, in old folders other families
     d = read_json(path) if path else {}
     max_len, lower = d.get("max_seq_length") or 0, d.get("do_lower_case") or False
     if type(max_len) is not int or max_len < 0:
@@ -264,10 +261,9 @@ def encode(tokenizer, texts, what):
 
 
 def encode_names(tokenizer, names, what):
-    """Names or single words, as encode has texts, with a space before each, as in the middle of a text.
+    """encode of names or single words with a space before each, as in the middle of a text.
 
-    To a byte-level BPE "liver" and " liver" are different words, and the second is the one it mostly met. To others
-    they are one.
+    To a byte-level BPE "liver" and " liver" are different words, and the second is the one it mostly met.
     """
     return encode(tokenizer, [" " + name for name in names], what)
 

@@ -64,10 +64,7 @@ def lat_code(lang):
 
 
 def parse_languages(text):
-    """Our codes for what the user typed: ['fr'] for fr, FRE or french, ['en', 'fr'] for en,fr; en, fr, es for multi.
-
-    Raises: UserError if a language is not known, or none is given.
-    """
+    """Our codes for what the user typed: ['fr'] for fr, FRE or french; en, fr and es for multi. Raises: UserError."""
     names = re.sub(r"\bmulti\b", "en,fr,es", text, flags=re.I).split(",")
     return list(dict.fromkeys(language_code(name.strip()) for name in names))
 
@@ -142,8 +139,7 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
     the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF, then TS=P, then the rest. Among equals
     the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
 
-    Returns: (that list, (N_CUIS,) bool: which concepts have a row in MRCONSO, of any language).
-    Raises: UserError if a language has no row, naming those that the release has.
+    Returns: (that list, (N_CUIS,) bool: the concepts of MRCONSO). Raises: UserError if a language has no row.
     """
     rank, has_row = read_ranks(umls, skipped), np.zeros(N_CUIS, bool)
 
@@ -179,10 +175,9 @@ def read_ranks(umls, skipped=None):
 
 
 def read_codes(umls, sources):
-    """The codes that sources of the UMLS give its concepts in rows with SUPPRESS=N: sorted pairs (id, CUI), each once.
+    """The ids that sources give concepts in rows with SUPPRESS=N: sorted pairs (id, CUI), each once. Raises: UserError.
 
-    Args: sources: {SAB: prefix of its ids}, as in {"MSH": "", "OMIM": "OMIM:"}.
-    Raises: UserError if no row is of these sources.
+    sources: {SAB: prefix of its ids}, as in {"MSH": "", "OMIM": "OMIM:"}.
     """
     prefixes = {prefix8(sab): prefix for sab, prefix in sources.items()}
 
@@ -247,9 +242,7 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     are the given relations with SUPPRESS=N, both concepts with a term in the language. A concept is related to itself
     only by SY, and only if the language has two strings for it, or there would be nothing to read.
 
-    Args:
-        terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
-
+    Args: terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
     Returns: (a list of (E,) int64, (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
     """
     stands_in = np.zeros((2, N_CUIS + 1), bool)  # the last one for "no concept", -1
