@@ -175,9 +175,9 @@ def read_weights(folder, config, shapes, with_heads, log):
         weights = {name: tensor for name, tensor in weights.items() if name not in present}
     expected = {}
     for ours, theirs in names.items():
-        rows, *columns = shapes[ours]
-        rows = rows + config.position_offset if theirs == [positions] else rows // len(theirs)
-        expected |= {name: (rows, *columns) for name in theirs}
+        size, *width = shapes[ours]
+        size = size + config.position_offset if theirs == [positions] else size // len(theirs)
+        expected |= {name: (size, *width) for name in theirs}
     if config.type_vocab_size:
         expected[token_types] = (config.type_vocab_size, config.dim)
     check_weights(folder, weights, expected, log)
@@ -258,7 +258,7 @@ def write(folder, config, parameters, token_types, more_config=None):
     Token type 0 stays in the positions. Those that RoBERTa has before its first one are zeros, and never used.
 
     Args: config: a model.Config. parameters: {our name: tensor}. token_types: (type_vocab_size, dim), less the first.
-    more_config: what else config.json says, such as describe_tagger.
+    more_config: other keys of config.json.
     """
     folder, family, weights = Path(folder), FAMILIES[config.family], {}
     folder.mkdir(parents=True, exist_ok=True)

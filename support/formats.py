@@ -205,16 +205,16 @@ def read_tagged(path, issues):
         if len(fields) < 5 or not all(map(NUMBER.fullmatch, fields[:2])):
             issues["lines of fewer than five columns: left out"] += 1
             continue
-        at = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
-        if at is None and "@card@" not in fields[4:]:
+        index = next((k for k in range(4, len(fields)) if fields[k] in TAGS), None)
+        if index is None and "@card@" not in fields[4:]:
             raise UserError(f"{path}, row {row}: no part of speech in column 5 or later: {line[:60]!r}")
-        end = at - 1 if at else 3 + fields[3 : fields.index("@card@", 4)].count("000")
+        end = index - 1 if index else 3 + fields[3 : fields.index("@card@", 4)].count("000")
         issues["words joined again from several columns"] += end > 3
         number = int(fields[0])
         issues["sentence numbers that come again later: one sentence"] += number != last and number in sentences
         words, tags = sentences.setdefault(number, ([], []))
         words.append(" ".join(fields[2 : max(end, 3)]))
-        tags.append(fields[at] if at else "NUM")
+        tags.append(fields[index] if index else "NUM")
         last = number
     return sentences
 

@@ -63,8 +63,8 @@ def pooling_mode(path, is_named):
     if not path.exists():
         return f"unknown ({path.parent.name}/{path.name} is missing)" if is_named else ""
     d = read_json(path)
-    of_keys = [key.removeprefix("pooling_mode_") for key in d if key.startswith("pooling_mode_") and d[key]]
-    modes = d.get("pooling_mode") or of_keys or ["mean"]
+    flags = [key.removeprefix("pooling_mode_") for key in d if key.startswith("pooling_mode_") and d[key]]
+    modes = d.get("pooling_mode") or flags or ["mean"]
     names = {"cls_token": "cls", "mean_tokens": "mean"}
     return " and ".join(names.get(str(x), str(x)) for x in (modes if type(modes) is list else [modes]))
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs import UserError
-from support import checkpoints, taggers, tokenizers
+from support import taggers
 from support.corpora import corpus_folder, language_of
-from support.files import atomic_directory, check_output, name_of, read_utf8, write_atomic
+from support.files import check_output, name_of, read_utf8, write_atomic
 from support.forms import find_misfit
 from support.texts import replace_surrogates
 
@@ -177,16 +177,7 @@ def keep_best_tagger(folder, scores, seed, classifier, tokenizer, details):
     if is_known and before != seed and rank(before) < rank(seed):
         seed = before
     else:
-        save_tagger(folder, classifier, tokenizer, details | {"seed": seed})
+        taggers.save_tagger(folder, classifier, tokenizer, details | {"seed": seed})
     if "dev" in scores[seed]:
         return {"seed": seed, "chosen": f"the best on the dev split: entity F1 {scores[seed]['dev']['entity'][2]:.2f}"}
     return {"seed": seed, "chosen": "the lowest seed, as the corpus has no dev split"}
-
-
-def save_tagger(folder, classifier, tokenizer, details):
-    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole."""
-    c = classifier.encoder.config
-    with atomic_directory(folder, taggers.TAGGER_FILES) as new:
-        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
-        description = taggers.describe_tagger(c, classifier.labels, details)
-        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, description)

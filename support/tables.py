@@ -135,7 +135,7 @@ def score_table(part, found, metric, number, with_paper):
     columns = {}
     for i, corpus in enumerate(corpora):
         runs = found.get((language, corpus), {})
-        baselines = {r["constant_baseline"] for of_run in runs.values() for r in of_run}
+        baselines = {r["constant_baseline"] for seeds in runs.values() for r in seeds}
         for j, score in enumerate(part["columns"]):
             k = ("P", "R", "F1").index(score)
             values = {name: [r[metric][k] for n in row["runs"] for r in runs.get(n, ())] for name, row in rows.items()}
@@ -159,16 +159,15 @@ def write_tables(folder, with_paper):
     others = sorted({language for language, _ in found} - in_paper)
     parts = [{"language": lang, "corpora": [], "columns": ["P", "R", "F1"], "rows": []} for lang in others]
     layouts["others"] = {"title": "Corpora that are in no other table", "parts": parts}
+    brackets = " In brackets: the paper's figures." if with_paper else ""
     captions = {
-        "paper": "The paper's metric, averaged over sequences, in per cent."
-        + (" In brackets: the paper's figures." if with_paper else ""),
+        "paper": "The paper's metric, averaged over sequences, in per cent." + brackets,
         "entity": "Strict entity-level micro scores (parts of speech: token accuracy), in per cent.",
     }
     pages = {"knowledge": [*KNOWLEDGE_HEAD, *knowledge_tables(folder)]}
     for number, layout in layouts.items():
-        page = pages[number] = [
-            f"# Table {number}: {layout['title']}" if number.isdecimal() else f"# {layout['title']}"
-        ]
+        name = f"Table {number}: " if number.isdecimal() else ""
+        page = pages[number] = [f"# {name}{layout['title']}"]
         for metric, caption in captions.items():
             page.append(f"{caption} Mean ± deviation over the seeds; **best**, <u>second</u>; –: not run.")
             paper = with_paper and metric == "paper"
@@ -268,8 +267,8 @@ def print_scores(runs, constant, unit, pos):
     n_gold = {kind: n for r in runs for kind, (*_, n) in r["labels"].items()}
     for kind in sorted(n_gold):
         row(f"  {kind}", [r["labels"][kind] for r in runs if kind in r["labels"]], "", f"{n_gold[kind]:,}")
-    of_seeds = ", mean of those of the seeds" if len(runs) > 1 else ""
-    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{of_seeds}")
+    mean = ", mean of those of the seeds" if len(runs) > 1 else ""
+    print(f"95 % interval: of the F1, by bootstrap with {unit} resampled{mean}")
     print(f"constant: the F1 of always {constant}")
 
 

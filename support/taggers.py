@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from configs import UserError
+from support import checkpoints, tokenizers
 from support.checkpoints import FAMILIES, read_tensors
-from support.files import read_json
+from support.files import atomic_directory, read_json
 from support.labels import check_label, check_type
 from support.tensors import is_plain_finite
 
@@ -14,15 +15,20 @@ TAGGER_FILES = {  # of a tagger's folder, which is replaced as a whole: how ours
 }  # fmt: skip
 
 
-def describe_tagger(config, labels, details):
-    """What config.json says of a token classifier: its class, its labels, and `details` of our own (kgi_tagger)."""
-    return {
-        "architectures": [FAMILIES[config.family].masked_lm.replace("MaskedLM", "TokenClassification")],
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "kgi_tagger": details,
-    }
+def save_tagger(folder, classifier, tokenizer, details):
+    """Writes a checkpoint folder that other libraries open for token classification; it replaces another as a whole.
+
+    details: the object kgi_tagger of its config.json.
+    """
+    c, labels = classifier.encoder.config, classifier.labels
+    more_config = {
+        "architectures": [FAMILIES[c.family].masked_lm.replace("MaskedLM", "TokenClassification")],
+        "num_labels": len(labels), "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)}, "kgi_tagger": details,
+    }  # fmt: skip
+    with atomic_directory(folder, TAGGER_FILES) as new:
+        tokenizers.save(tokenizer.to_str().encode(), new, c.max_positions, c.type_vocab_size)
+        checkpoints.write(new, c, classifier.state_dict(), classifier.encoder.token_types, more_config)
 
 
 def read_tagger(folder, config):

@@ -106,7 +106,7 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
         return cui, tui, dict(zip(one_of_each.strings("TUI").to_pylist(), one_of_each.strings("STN").to_pylist()))
 
     cuis, tuis, tree_numbers = zip(*read_rrf(umls, "MRSTY", parse_block, skipped, nci))
-    depth = {tui: stn for of_block in tree_numbers for tui, stn in of_block.items()}
+    depth = {tui: stn for block in tree_numbers for tui, stn in block.items()}
     # The kept types in order of preference, so that the least deep one is the smallest number of a concept.
     by_depth = sorted(depth, key=lambda tui: (len(depth[tui]), depth[tui], tui))
     kept_types = [tui for tui in by_depth if tui in kept or group_of.get(tui) in kept]
@@ -144,14 +144,14 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
     rank, has_row = read_ranks(umls, skipped), np.zeros(N_CUIS, bool)
 
     def parse_block(rows):
-        cui, lat = rows.parse_cui("CUI"), rows.prefix8("LAT")
-        rows, cui, languages = rows.filter(cui >= 0), cui[cui >= 0], lat[cui >= 0]
+        cui, codes = rows.parse_cui("CUI"), rows.prefix8("LAT")
+        rows, cui, languages = rows.filter(cui >= 0), cui[cui >= 0], codes[cui >= 0]
         has_row[cui] = True
         aui = rows.parse_id("AUI", "A", 7, 8)
         keep = (aui >= 0) & (group[cui] >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
-        of_lats = [np.flatnonzero(keep & (languages == prefix8(name))) for name in lats]
-        atoms = {name: atoms_of(rows.filter(at), cui[at], aui[at], rank) for name, at in zip(lats, of_lats)}
-        return atoms, np.unique(lat)
+        indices = {lat: np.flatnonzero(keep & (languages == prefix8(lat))) for lat in lats}
+        atoms = {lat: parse_atoms(rows.filter(i), cui[i], aui[i], rank) for lat, i in indices.items()}
+        return atoms, np.unique(codes)
 
     atoms, codes = zip(*read_rrf(umls, "MRCONSO", parse_block, skipped, nci))
     codes = np.unique(np.concatenate(codes))
@@ -159,7 +159,7 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
         names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes)
         path = rrf.find_rrf(umls, "MRCONSO")[0]
         raise UserError(f"{path}: no row in language {missing[0]}; it has {' '.join(sorted(names))}")
-    return [sort_terms(*zip(*(of_block.pop(lat) for of_block in atoms))) for lat in lats], has_row
+    return [sort_terms(*zip(*(block.pop(lat) for block in atoms))) for lat in lats], has_row
 
 
 def read_ranks(umls, skipped=None):
@@ -182,8 +182,8 @@ def read_codes(umls, sources):
     prefixes = {prefix8(sab): prefix for sab, prefix in sources.items()}
 
     def parse_block(rows):
-        cui, of_sources = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*prefixes])
-        keep = (cui >= 0) & of_sources & (rows.prefix8("SUPPRESS") == prefix8("N"))
+        cui, has_source = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*prefixes])
+        keep = (cui >= 0) & has_source & (rows.prefix8("SUPPRESS") == prefix8("N"))
         rows, cui = rows.filter(keep), cui[keep]
         codes = zip(rows.prefix8("SAB").tolist(), rows.strings("CODE").to_pylist(), cui.tolist())
         return {(prefixes[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
@@ -195,7 +195,7 @@ def read_codes(umls, sources):
     return sorted(found)
 
 
-def atoms_of(rows, cui, aui, rank):
+def parse_atoms(rows, cui, aui, rank):
     """Rows of MRCONSO in one language -> (cui, priority, string) of those with a name; low priorities come first."""
     start, end = rows.span("STR")
     keep = end > start  # an empty string is no name
@@ -272,7 +272,7 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
         return keys
 
     keys = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
-    return [sort_unique(np.concatenate(of_lang)) for of_lang in keys], stands_in
+    return [sort_unique(np.concatenate(blocks)) for blocks in keys], stands_in
 
 
 def sort_unique(keys):

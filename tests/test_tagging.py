@@ -21,7 +21,6 @@ from beyond.tagged import Entity, TaggedText, read_texts
 from configs import UserError
 from support import checkpoints, corpora, files, formats, taggers, tokenizers
 from support.labels import align_entities
-from support.results import save_tagger
 from support.scores import precision_recall_f1
 from support.tensors import read_safetensors, write_safetensors
 from support.windows import Window, make_windows, words_with_spaces
@@ -251,7 +250,7 @@ def test_the_folder_is_a_token_classifier_of_the_family(family, tmp_path):
     classifier = finetune.TokenClassifier(models.Encoder(c), labels, 0, torch.device("cpu"), None).eval()
     torch.nn.init.normal_(classifier.classifier.bias)
     details = {"max_len": 16, "has_text": True, "pos": False, "precision": "bf16"}
-    save_tagger(tmp_path / "model", classifier, tokenizer, details)
+    taggers.save_tagger(tmp_path / "model", classifier, tokenizer, details)
     d = json.loads((tmp_path / "model" / "config.json").read_text())
     assert d["architectures"] == [NAMES[family][0]] and d["num_labels"] == 3
     assert d["id2label"] == {"0": "O", "1": "B-x", "2": "I-x"} and d["label2id"] == {"O": 0, "B-x": 1, "I-x": 2}
@@ -300,7 +299,7 @@ def test_labels_of_every_scheme_and_their_probabilities(scheme, tmp_path, capsys
     classifier = finetune.TokenClassifier(encoder, labels, 0, torch.device("cpu"), None)
     torch.nn.init.normal_(classifier.classifier.weight)
     details = {"max_len": 64, "has_text": True, "pos": False, "precision": "fp32"}
-    save_tagger(tmp_path / "model", classifier, tokenizer, details)
+    taggers.save_tagger(tmp_path / "model", classifier, tokenizer, details)
     if scheme != "ours":
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         del config["kgi_tagger"]
