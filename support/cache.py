@@ -24,6 +24,8 @@ FILES = {  # of the tables of a language: how their beginning is recognised, as 
 
 
 class Release(NamedTuple):
+    """The tables of a release, and what is known of them."""
+
     tables: list[Tables]  # of each language
     skipped: dict  # {file: malformed rows left out, and those missing of what MRFILES.RRF states}
     nci: dict  # {file: rows left out, of concepts with NCI Metathesaurus ids}

@@ -12,6 +12,7 @@ from configs import UserError
 from support.texts import word_patterns
 
 SCHEMES = {"B-": "", "I-": "", "E-": "BIOES", "S-": "BIOES", "L-": "BILOU", "U-": "BILOU"}  # B- and I- are of all
+WITHOUT_BLANKS = re.compile(r"\S(.*\S)?", re.S)  # of a stretch of text
 BREAKS_COLUMNS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")
 
 
@@ -154,7 +155,7 @@ def distinct_entities(text, entities, types, issues):
         if not (kind := map_type(kind, types, issues)):
             continue
         joined = join_fragments(text, spans)
-        fragments = tuple(trim_span(text, a, b) for a, b in joined if text[a:b].strip())
+        fragments = tuple(m.span() for a, b in joined if (m := WITHOUT_BLANKS.search(text, a, b)))
         issues["entities with blanks at an end: trimmed"] += fragments != joined
         issues["entities marked twice: counted once"] += (kind, fragments) in distinct
         distinct[kind, fragments] = None
@@ -179,13 +180,6 @@ def map_type(kind, types, issues):
     if types is None or kind in types:
         return types[kind] if types else kind
     issues[f"entities of type {kind}: left out"] += 1
-
-
-def trim_span(text, start, end):
-    """(start, end) of a stretch of text without the blanks at its ends."""
-    stretch = text[start:end]
-    start += len(stretch) - len(stretch.lstrip())
-    return start, start + len(stretch.strip())
 
 
 def longest_without_overlap(entities, n, issues):

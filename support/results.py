@@ -121,7 +121,7 @@ def check_results(s, out):
 
 
 def result_signature(s, encoder, tokenizer, max_len, train, test):
-    """What the scores of a seed depend on, but the device: results of one folder have one signature."""
+    """All that the scores of a seed depend on, but the device: results of one folder have one signature."""
     weights = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
     for name, tensor in encoder.state_dict().items():
         weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
