@@ -228,12 +228,10 @@ def read_cas(folder, name, issues):
     known = {tuple(words) for words, _ in sentences.values()}
     documents = [Document(str(number), words, tags) for number, (words, tags) in sorted(sentences.items())]
     for number, (words, tags) in sorted(second.items()):
-        if number not in sentences:
-            documents.append(Document(str(number), words, tags))
-        elif words != sentences[number][0]:  # not the same sentence after all
-            issues["numbers with other words in the second file: kept if new"] += 1
-            if tuple(words) not in known:
-                documents.append(Document(f"{number}'", words, tags))
+        is_other = number in sentences and words != sentences[number][0]  # not the same sentence after all
+        issues["numbers with other words in the second file: kept if new"] += is_other
+        if number not in sentences or (is_other and tuple(words) not in known):
+            documents.append(Document(f"{number}'" if is_other else str(number), words, tags))
     return documents
 
 

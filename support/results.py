@@ -32,7 +32,7 @@ SCORES = {  # the form of a scores.json, as far as tables read it; older files h
 }  # fmt: skip
 WHOLE_SEED = SEED | {
     "macro": THREE, "labels": {str: (*THREE, int)}, "interval": {"paper": (percent,) * 2, "entity": (percent,) * 2},
-    "constant_baseline_entity": percent, str: {"entity": THREE},  # "dev", if the corpus has a dev split
+    "constant_baseline_entity": percent, str: {"entity": THREE, str: None},  # "dev", if the corpus has such a split
 }  # fmt: skip
 
 

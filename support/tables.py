@@ -213,18 +213,17 @@ def is_result(cell):
     return cell not in ("", "–") and not cell.startswith("– [")
 
 
-def print_table(table, most=120):
-    """Prints a table in aligned columns; columns that do not fit into `most` characters come below the others."""
+def print_table(table):
+    """Prints a table in aligned columns; columns that do not fit into 120 characters come below the others."""
     table = [[re.sub(r"\*|</?u>", "", cell) for cell in row] for row in table]
     print(f"\n{table[0][0]}")
     width = [max(len(row[i]) for row in table[1:] + table[:1] * (i > 0)) + 2 for i in range(len(table[0]))]
     offset = 1
     while offset < len(width):
         end = offset + 1
-        while end < len(width) and width[0] + sum(width[offset : end + 1]) <= most:
+        while end < len(width) and width[0] + sum(width[offset : end + 1]) <= 120:
             end += 1
-        for i, row in enumerate(table):
-            name = "" if i == 0 else row[0]
+        for name, row in zip(["", *(row[0] for row in table[1:])], table):
             print(f"  {name:<{width[0] - 2}}" + "".join(f"{row[k]:>{width[k]}}" for k in range(offset, end)))
         offset = end
 

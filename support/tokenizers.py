@@ -121,11 +121,10 @@ def lost_tokens(folder, config, vocab):
     added = [(token, str(i)) for token, i in read_json(folder / "added_tokens.json").items()]
     added += [(text(token), i) for i, token in (config.get("added_tokens_decoder") or {}).items()]
     lost = [token for token, i in added if str(vocab.get(token)) != i]
-    for d in (config, read_json(folder / "special_tokens_map.json")):
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            tokens = d.get(key) or ()
-            tokens = tokens.values() if isinstance(tokens, dict) else tokens
-            lost += [token for token in map(text, tokens) if token not in vocab]
+    places = config, read_json(folder / "special_tokens_map.json")
+    for tokens in (d.get(f"{kind}_special_tokens") or () for d in places for kind in ("additional", "extra")):
+        tokens = tokens.values() if isinstance(tokens, dict) else tokens
+        lost += [token for token in map(text, tokens) if token not in vocab]
     return lost
 
 
@@ -204,9 +203,8 @@ def train_wordpiece(texts, vocab_size, cased, new_tokens):
     Args: new_tokens: special tokens beside [PAD], [UNK], [CLS], [SEP], [MASK].
     """
     texts, specials = list(texts), [*BERT_NAMES.values(), *new_tokens]
-    normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)]
-    )
+    case = normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
+    normalizer = normalizers.Sequence([normalizers.NFC(), case])
     words = {word for batch in texts for text in batch for word in text.split()}
     count = Counter(normalizer.normalize_str(" ".join(words)))  # over distinct words: the text itself takes long
     letters = sorted(c for c in count if not c.isspace())
