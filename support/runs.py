@@ -87,24 +87,20 @@ class StopSignal:
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
 
 
-def memory_advice(rank, tokens, seq_len):
-    """What to do if memory ran out in a step. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
-    advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
-    if tokens // 2 < seq_len:  # a micro-batch of one sequence cannot be halved
-        advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
-    return f"rank {rank}: out of memory with micro-batches of {tokens:,} tokens; {advice}"
-
-
 @contextmanager
 def out_of_memory_named(run):
-    """Has a run that is out of memory end in a line that says what to do, from whatever rank it is."""
+    """Ends a run that is out of memory with a line that says what to do, from any rank: the others do not know."""
     try:
         yield
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
-        message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
-        sys.exit(f"{program_name()}: error: {message}")  # the others do not know
+        tokens = run.batches.max_tokens
+        advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
+        if tokens // 2 < run.train.seq_len:  # a micro-batch of one sequence cannot be halved
+            advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
+        what = f"rank {run.ranks.rank}: out of memory with micro-batches of {tokens:,} tokens"
+        sys.exit(f"{program_name()}: error: {what}; {advice}")
 
 
 # ---------------------------------------------------------------- the run folder
@@ -228,20 +224,16 @@ def signature_change(content, now):
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
-            return (
-                f"{key} has changed"
-                if key in ("data", "init", "objectives")
-                else f"{key} was {before.get(key)}, now {value}"
-            )
+            is_hash = key in ("data", "init", "objectives")
+            return f"{key} has changed" if is_hash else f"{key} was {before.get(key)}, now {value}"
     return ""
 
 
 def check_signature(path, content, now):
     """Raises UserError if a checkpoint is of a run with other settings or data. now: the signature of this run."""
     if change := signature_change(content, now):
-        raise UserError(
-            f"cannot resume {path}: {change}; use the same settings, another --out, or delete {path.parent}"
-        )
+        advice = f"use the same settings, another --out, or delete {path.parent}"
+        raise UserError(f"cannot resume {path}: {change}; {advice}")
 
 
 def refuse_foreign_folder(out, records, n_damaged):
@@ -312,9 +304,8 @@ def save_checkpoint(run):
     run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
     if run.saved < 0:
         at_latest = f", at the latest after {run.s.save_minutes:g} minutes" if run.s.save_minutes else ""
-        run.ranks.print(
-            f"checkpoint: saved in {time.monotonic() - began:.1f} s, every {run.save_every:,} steps{at_latest}"
-        )
+        seconds = time.monotonic() - began
+        run.ranks.print(f"checkpoint: saved in {seconds:.1f} s, every {run.save_every:,} steps{at_latest}")
     run.saved, run.saved_at = run.state.step, time.monotonic()
 
 
@@ -372,17 +363,14 @@ def export_checkpoint(run):
 
 def is_exported(run):
     """Whether the run folder holds the model of its last checkpoint: all of it, and none is older."""
-    names = (*EXPORTED, "model.safetensors", "modules.json", RUN_FILE)
-    saved = (run.out / CHECKPOINT).stat().st_mtime_ns
-    return (
-        all((run.out / name).exists() for name in names) and (run.out / "model.safetensors").stat().st_mtime_ns >= saved
-    )
+    paths = [run.out / name for name in (CHECKPOINT, "model.safetensors", *EXPORTED, "modules.json", RUN_FILE)]
+    is_complete = all(path.exists() for path in paths)
+    return is_complete and paths[0].stat().st_mtime_ns <= paths[1].stat().st_mtime_ns
 
 
 def stop_diverged(run, what):
     """Ends a run whose numbers are no longer finite. Its last checkpoint stays."""
     path = run.out / CHECKPOINT
     kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
-    raise UserError(
-        f"step {run.state.step:,}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out"
-    )
+    advice = "Try a lower --lr or --precision fp32, with another --out"
+    raise UserError(f"step {run.state.step:,}: {what}; {kept}. {advice}")
