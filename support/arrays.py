@@ -7,13 +7,7 @@ import pyarrow as pa
 
 
 def splitmix64(*keys):
-    """A 64-bit hash of integers (SplitMix64, one round a key), element by element over arrays.
-
-    Args:
-        keys: integers or integer arrays that broadcast together.
-
-    Returns: uint64, of the broadcast shape.
-    """
+    """A 64-bit hash of integers (SplitMix64, one round a key), or of arrays that broadcast together: uint64."""
     x = np.uint64(0)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -29,16 +23,10 @@ def hash_uniform(*keys):
     return (splitmix64(*keys) >> np.uint64(11)) * 2.0**-53
 
 
-def concat_ranges(start, length):
-    """The positions start[i], start[i] + 1, ... (length[i] of them) for all i, one range after another.
-
-    Args:
-        start, length: (n,) int64.
-
-    Returns: (length.sum(),) int64.
-    """
+def concat_ranges(offset, length):
+    """The indices offset[i], offset[i] + 1, ... (length[i] of them) for all i, one range after another; all int64."""
     end = np.cumsum(length)
-    return np.repeat(start - (end - length), length) + np.arange(end[-1] if len(end) else 0)
+    return np.repeat(offset - (end - length), length) + np.arange(end[-1] if len(end) else 0)
 
 
 def bootstrap(groups, values, n):

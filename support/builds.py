@@ -217,15 +217,13 @@ def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):
     """What a data set was built from and holds: manifest.json, but for the hashes. Raises: UserError if it is empty."""
     for split in ("train", "valid"):
         if not any(n for c in counts.values() for n in c[split].values()):
-            raise UserError(
-                f"the {split} split would be empty; use a larger release, sizes above 0 or another --valid_fraction"
-            )
+            advice = "use a larger release, sizes above 0 or another --valid_fraction"
+            raise UserError(f"the {split} split would be empty; {advice}")
     source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
     return {
         "name": name, "languages": langs, "version": VERSION, "settings": manifest_settings(s),
         "special": special, "vocab_size": tokenizers.vocab_size(tokenizer),
-        "source_bytes": {path.name: path.stat().st_size for path in source_files},
-        "counts": counts,
+        "source_bytes": {path.name: path.stat().st_size for path in source_files}, "counts": counts,
     }  # fmt: skip
 
 

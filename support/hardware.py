@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import time
 from contextlib import nullcontext
 
@@ -53,8 +52,7 @@ def choose_device(name, precision):
 
 def check_kernels():
     """Raises UserError if this build of torch has no kernels for the GPU, which the first of them would find out."""
-    major, minor = torch.cuda.get_device_capability()
-    built_for = torch.cuda.get_arch_list()
+    (major, minor), built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     # Kernels run on later GPUs of the same major version; PTX (compute_..) is compiled for any later one.
     numbers = [(a.split("_")[0], int(re.sub(r"\D", "", a))) for a in built_for]
     capability = 10 * major + minor
@@ -69,8 +67,7 @@ def check_kernels():
 def compiler_message(error):
     """One line about an error of COMPILER_ERRORS."""
     inner = getattr(error, "inner_exception", error)  # what torch's own exception is about
-    line = (str(inner).splitlines() or [type(inner).__name__])[0]
-    line = line.rstrip(".")
+    line = (str(inner).splitlines() or [type(inner).__name__])[0].rstrip(".")
     return line if len(line) <= 200 else f"{line[:120]} ... {line[-60:]}"
 
 
@@ -125,7 +122,7 @@ def peak_memory(device):
     """The most bytes taken so far: of the GPU by tensors, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def estimate_memory(c, n_parameters):
