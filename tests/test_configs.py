@@ -99,7 +99,7 @@ def test_arguments_come_in_any_order(tmp_path):
 def test_lists_flags_and_underscores():
     s = parse("data.py", "build", "--semantic_types", "DISO", "T016", "--cased", "false", "--keep-duplicates")
     assert (s.semantic_types, s.cased, s.keep_duplicates, s.skip_bad_rows) == (["DISO", "T016"], False, True, False)
-    s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--micro-tokens", "1000")
+    s = parse("kgi.py", "--tasks", "mlm", "ep", "lp", "--alphas", "1", "0", "0.5", "--max-tokens", "1000")
     assert (s.tasks, s.alphas, s.max_tokens) == (["mlm", "ep", "lp"], [1.0, 0.0, 0.5], 1000)
     assert parse("kgi.py", "--tasks=mlm").tasks == ["mlm"]
     s = parse("finetune.py", "x", "--untrained", "--lr", "1e-4")
