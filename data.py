@@ -618,9 +618,9 @@ def build(s):
     # Check inputs first; the slow work comes later.
     langs = umls.parse_languages(s.lang)
     umls_folder, e3c_folder = builds.find_sources(s)
-    name, out = builds.choose_output(s, langs)
+    name, out, before = builds.choose_output(s, langs)
     tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
-    before = builds.print_replacement(s, out, log)
+    builds.print_replacement(s, out, before, log)
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
 

@@ -133,10 +133,10 @@ def read_tokenizer(folder):
         raise UserError(f"{path} is not the tokenizer this data set was built with; build the data set again")
     try:
         n_entries = tokenizers.vocab_size(Tokenizer.from_buffer(content))
+        if n_entries != manifest["vocab_size"]:
+            raise ValueError(f"{n_entries:,} entries")
     except Exception as e:  # the tokenizers library raises plain Exception
         raise UserError(f"{path}: damaged ({e}); build the data set again") from None
-    if n_entries != manifest["vocab_size"]:
-        raise UserError(f"{path}: damaged ({n_entries:,} entries); build the data set again")
     return content
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -158,14 +158,11 @@ def find_fault(content, like):
 
     That of a run with other settings needs to say no more than these: check_signature is about to refuse it.
     """
-    if misfit := find_misfit(content, dict.fromkeys(like)):
+    state_form = form_of(like["state"])
+    parts = {"signature": signature_fault, "state": state_form | {"sums": None}}
+    if misfit := find_misfit(content, dict.fromkeys(like) | parts):
         return misfit
-    signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
-    if type(signature) is not dict or not is_plain(signature):
-        return "signature does not hold the settings of a run"
-    form = form_of(like["state"])
-    if misfit := find_misfit(state, form | {"sums": None}, "state"):
-        return misfit
+    state, optimizer = content["state"], content["optimizer"]
     if not max(state["skipped"], state["overflows"]) <= state["step"] <= state["steps"]:
         return f"state is at step {state['step']} of {state['steps']}"
     if signature_change(content, like["signature"]):
@@ -176,7 +173,7 @@ def find_fault(content, like):
     is_new = found == {} and state["step"] == state["skipped"]
     scaler = content["scaler"] or {}  # empty if that run had none
     return (
-        find_misfit(state["sums"], form["sums"], "sums in state")
+        find_misfit(state["sums"], state_form["sums"], "sums in state")
         or find_misfit(content["model"], form_of(like["model"]), "model")
         or find_misfit(found, {} if is_new else form_of(dict(enumerate(moments))), "state of the optimizer")
         or find_misfit(scaler, form_of(torch.amp.GradScaler("cpu").state_dict()) if scaler else {}, "scaler")
@@ -211,10 +208,12 @@ def number_fault(value):
     return "" if type(value) in (int, float) and abs(value) < 1e300 else f"is {ascii(value)[:20]}"
 
 
-def is_plain(value):
-    """Whether a value is of those that a file of settings has: two of them can be compared."""
-    parts = [*value, *value.values()] if type(value) is dict else value if type(value) is list else ()
-    return type(value) in (dict, list, str, int, float, bool, type(None)) and all(map(is_plain, parts))
+def signature_fault(value):
+    """What is wrong with a value where there was a signature; "" if nothing. Two that JSON holds can be compared."""
+    with suppress(TypeError, ValueError, RecursionError):
+        if type(value) is dict and json.dumps(value):
+            return ""
+    return "does not hold the settings of a run"
 
 
 def signature_change(content, now):
