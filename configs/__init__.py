@@ -96,6 +96,7 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
+WINDOWS, LAYOUTS, SWITCHES = ("random", "first"), ("auto", "padded", "packed"), ("auto", "on", "off")
 
 
 class Settings:
@@ -128,10 +129,7 @@ class Data(Settings):
     valid_fraction: float = setting(0.05, "share of concept pairs and documents held out", "sizes", 1e-6, most=0.5)
     max_relations: int = setting(10, "relations of the longest path", "sizes", least=2, most=50)
     seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", "tokens", least=16, most=MAX_SEQ_LEN)
-    windows: str = setting(
-        "random", "document tokens to train on: another window each epoch, or the first", "tokens",
-        choices=("random", "first"),
-    )  # fmt: skip
+    windows: str = setting("random", "of a long document: another each epoch, or the first", "tokens", choices=WINDOWS)
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; default: train one", "tokens")
     vocab_size: int = setting(30_522, "entries of a trained vocabulary (DistilBERT's)", "tokens", 100, most=10**6)
     cased: bool = setting(True, "keep upper case in a trained vocabulary (accents always stay)", "tokens")
@@ -171,14 +169,8 @@ class Train(Settings):
     max_tokens: int = setting(0, "tokens of a micro-batch; 0: what fits the GPU, 2048 on CPU", "machine", most=10**7)
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
-    layout: str = setting(
-        "auto", "rows of one example, padded, or packed with several; auto: packed on a GPU", "machine",
-        choices=("auto", "padded", "packed"),
-    )  # fmt: skip
-    compile: str = setting(
-        "auto", "torch.compile of the encoder; auto: with packed rows from capability 8.0 on", "machine",
-        choices=("auto", "on", "off"),
-    )  # fmt: skip
+    layout: str = setting("auto", "one example a row, or several; auto: packed on a GPU", "machine", choices=LAYOUTS)
+    compile: str = setting("auto", "the encoder; auto: packed, capability 8.0 or more", "machine", choices=SWITCHES)
     bf16_stream: bool = setting(False, "residual stream in bf16, with statistics in float32", "machine")
     attention_dropout: bool = setting(True, "dropout of attention; false lets faster kernels run", "machine")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")

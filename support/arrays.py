@@ -30,10 +30,7 @@ def concat_ranges(offset, length):
 
 
 def bootstrap(groups, values, n):
-    """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
-
-    groups: the document of each sequence.
-    """
+    """Sums of values (sequences, k) over n samples, with replacement, of groups (the document of each): (n, k)."""
     index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     sums = np.zeros((len(index), values.shape[1]))
     np.add.at(sums, [index[g] for g in groups], values)

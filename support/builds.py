@@ -41,10 +41,7 @@ def print_replacement(s, out, before, log):
 
 
 def print_replaced(s, out, before, manifest, log):
-    """Says which runs were trained on a data set that is no longer there.
-
-    Args: s, before: as print_replacement has them. manifest: of the data set in its place.
-    """
+    """Says which runs were trained on a data set (before: its manifest) that another has replaced (manifest)."""
     if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
         log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs have changed")
 
@@ -155,10 +152,7 @@ def report_left_out(release, skipped, log):
 
 
 def count_language(lang, graph, writers, names, issues, log):
-    """What the manifest says of a language, and a line on each split.
-
-    Args: lang: its index. writers: {split: ExampleWriter}. names: of the tasks.
-    """
+    """The counts of a language (lang: its index) for the manifest, and a line on each split. names: of the tasks."""
     counts = {split: writer.counts(lang, names) for split, writer in writers.items()}
     for split in writers:
         log(f"{graph.lang} {split}: {sum(counts[split].values()):,} examples")

@@ -307,10 +307,5 @@ def tokenizer_of(folder):
     return Tokenizer.from_str(read_tokenizer(folder).decode()).to_str()
 
 
-def has_tokenizer_of(checkpoint, folder, new_tokens):
-    """Whether a data set was built with the tokenizer of a checkpoint (with the new tokens, if it had none)."""
-    return tokenizer_of(folder) == tokenizers.load(checkpoint, new_tokens).to_str()
-
-
 def how_to_build(checkpoint):
     return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"

@@ -90,12 +90,9 @@ def tune_malloc():
 
 
 def measure_matmul_flops(device, dtype, repeat=3):
-    """Floating-point operations a second of a product of two square matrices: what the machine can do at most.
-
-    The state of the global random generator stays as it is.
-    """
+    """Floating-point operations a second of a product of two square matrices: what the machine can do at most."""
     n = 8192 if device.type == "cuda" else 2048
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)  # not the global one, which a run has seeded
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32, generator=generator)
     best = math.inf
     for _ in range(repeat):
@@ -160,10 +157,9 @@ def check_model_fits(n_parameters, device):
         available, ranks = torch.cuda.get_device_properties(device).total_memory, 1
     if needed * ranks > available:
         each = f" on each of {ranks} ranks" if ranks > 1 else ""
-        raise UserError(
-            f"the model is too large for the memory: {n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train"
-            f"{each}, and there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
-        )
+        what = f"{n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train{each}"
+        advice = f"there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
+        raise UserError(f"the model is too large for the memory: {what}, and {advice}")
 
 
 # ---------------------------------------------------------------- the encoder on a device

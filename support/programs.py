@@ -25,10 +25,7 @@ class Launch(NamedTuple):
 
 
 def read_launch():
-    """The Launch that torchrun or configs/slurm.sh has put into the environment; without them this process is alone.
-
-    Raises: UserError naming the variable.
-    """
+    """The Launch that torchrun or configs/slurm.sh put into the environment, else of one process. Raises: UserError."""
 
     def read(name, default):
         text = os.environ.get(name, str(default))

@@ -143,9 +143,9 @@ def announce_validation(run, rows):
     length = np.minimum(np.diff(run.valid.offsets)[rows] + 2, run.valid.seq_len)  # with [CLS] and [SEP]
     flops = hardware.training_flops(run.model.encoder.config, length, 0.15 * length.sum()) / 3  # forward alone
     seconds = flops / (VALID_MFU * run.matmul_flops)
-    of_tokens = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
+    note = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
     what = f"{len(rows):,} held-out examples before the first step"
-    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{of_tokens}")
+    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{note}")
 
 
 def print_validation_time(run, n, seconds, last):

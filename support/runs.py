@@ -65,13 +65,10 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Has SIGTERM, SIGUSR1 and Ctrl-C ask the run to save its last finished step and end; a second exits immediately.
-
-    number: of the signal that came, 0 before.
-    """
+    """On SIGTERM, SIGUSR1 or Ctrl-C: drop the unfinished step, save, exit. A second signal exits immediately."""
 
     def __init__(self):
-        self.number, self.is_main_process = 0, read_launch().rank == 0
+        self.number, self.is_main_process = 0, read_launch().rank == 0  # number: of the signal, 0 before
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
@@ -132,10 +129,10 @@ def read_checkpoint(path):
 
 
 def find_checkpoint(out, like):
-    """The last checkpoint of a run folder that is whole: (path, content, what is wrong with a later one).
+    """The latest intact checkpoint of a run folder: (path, content, what is wrong with a later one).
 
     Path and content are None if there is none. like: the checkpoint that this run would write now.
-    Raises: UserError if none of them is whole.
+    Raises: UserError if none of them is intact.
     """
     faults = []
     for path in (out / CHECKPOINT, out / PREVIOUS):
@@ -183,7 +180,7 @@ def find_fault(content, like):
 def form_of(like):
     """The form, as find_misfit has it, of a value like this one: same keys, lengths and shapes, and finite numbers.
 
-    Whole numbers are not negative. What is None may be anything.
+    Whole numbers are not negative.
     """
     if isinstance(like, dict):
         return {key: form_of(x) for key, x in like.items()}
@@ -191,8 +188,6 @@ def form_of(like):
         return tuple(map(form_of, like))
     if isinstance(like, torch.Tensor):
         return partial(tensor_fault, like)
-    if like is None:
-        return None
     return type(like) if type(like) in (bool, int) else number_fault
 
 
@@ -309,7 +304,7 @@ def save_checkpoint(run):
 
 
 def resume(run):
-    """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
+    """Resumes from the latest intact checkpoint, if there is one; lines of metrics.jsonl after it are dropped."""
     path, content, faults = find_checkpoint(run.out, checkpoint_content(run))
     metrics = run.out / "metrics.jsonl"
     records, n_damaged = reports.read_metrics(metrics)
