@@ -56,7 +56,7 @@ class Graph(umls.Tables):
     C are the concepts 0..N-1, R is RELATIONS, and E is the set of triples (h, r, t): (h, PAR, t) says that h is a
     parent of t. The fields of umls.Tables hold the strings of each concept, the preferred term first, and one semantic
     group, that of its least deep type. It serves stratification and both kinds of negatives, though section 3.1 lets a
-    concept have several. The rest is made from them.
+    concept have several.
 
     Attributes:
         h, r, t: (E,) the triples, sorted. strata: (E,) the stratum of each.
@@ -72,8 +72,8 @@ class Graph(umls.Tables):
         """Whether (h, r, t), or its inverse, is a triple of the graph (bool array)."""
         found = np.zeros(np.shape(h), bool)
         for key in (umls.triple_key(h, r, t), umls.triple_key(t, INVERSE[r], h)):
-            at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-            found |= self.keys[at] == key
+            index = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
+            found |= self.keys[index] == key
         return found
 
     def stratum(self, h, t):
@@ -92,8 +92,8 @@ def in_validation(cui_a, cui_b, seed, fraction):
     """Whether the unordered concept pair is held out for validation (bool array).
 
     It is a function of the pair alone, so that the inverse of a triple, every relation of the pair and every task, in
-    every language, are on the same side of the split. The paper reports no such split. Examples for it are drawn beside
-    Table 1's numbers.
+    every language, are on the same side of the split. The paper reports no such split: its examples come on top of
+    Table 1's counts.
     """
     out = np.empty(len(cui_a), bool)
     block = 1 << 15  # small enough for the cache: seven times as fast
@@ -199,16 +199,16 @@ class Sample(NamedTuple):
         i, k = np.nonzero(self.relations >= 0)
         return self.concepts[i, k], self.relations[i, k], self.concepts[i, k + 1]
 
-    def sequences(self, graph, names, relation_ids, max_tokens):
-        """Yields (kind, CUIs, token ids) of each example, of max_tokens tokens with the [CLS] and [SEP] to come.
+    def sequences(self, graph, names, relation_ids, seq_len):
+        """Yields (kind, CUIs, token ids) of each example, [CLS] and [SEP] not yet among them.
 
-        Args: names: {term: its token ids}. relation_ids: the token ids of RELATIONS.
+        Args: names: {term: its token ids}. relation_ids: the token ids of RELATIONS. seq_len: most tokens of one.
         """
         join = join_triple if self.relations.shape[1] == 1 else join_path
         columns = (self.kind, graph.cui[self.concepts], self.relations, self.terms)
         for kind, cuis, relations, terms in zip(*(x.tolist() for x in columns)):
             named = [names[term] for term in terms if term >= 0]
-            ids, n_concepts = join(named, [relation_ids[r] for r in relations if r >= 0], max_tokens - 2)
+            ids, n_concepts = join(named, [relation_ids[r] for r in relations if r >= 0], seq_len - 2)
             yield kind, cuis[:n_concepts], ids
 
 
@@ -324,8 +324,8 @@ def choose_tail_terms(rng, graph, h, r, t):
 
 def mask_tails(tokens):
     """ "We perform entity prediction by masking the tokens associated with the concept t": all become [MASK]."""
-    n_relations = np.cumsum(tokens.relation >= 0)
-    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]  # those up to its [CLS]
+    n_relations = np.cumsum(tokens.relation >= 0)  # up to each token, at first from the beginning of the batch
+    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]  # less those before its own [CLS]
     targets = np.flatnonzero(tokens.inside & (n_relations > 0) & (tokens.relation < 0))
     return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
 
@@ -346,20 +346,19 @@ def sample_link_prediction(rng, graph, split, n, s):
     first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * s.max_relations + 1), np.int64)
     shares = graph.counts[:, :SY].sum(axis=1)
     for _ in range(6):  # walks that meet a dead end or repeat another are replaced by new ones
-        n_before = len(first)
+        n_before = len(walks)
         if n_before >= n or len(edges) == 0:
             break
-        missing = n - n_before
-        starts = stratified_sample(rng, first_triples, shares, 2 * missing + 1000, reuse=True)
-        wanted = rng.integers(2, s.max_relations + 1, len(starts))
-        new = np.concatenate(random_walks(rng, graph, edges, starts, wanted, s.max_relations), axis=1)
-        long_enough = new[:, 2] >= 0
-        walks, first = np.concatenate([walks, new[long_enough]]), np.concatenate([first, starts[long_enough]])
+        new_first = stratified_sample(rng, first_triples, shares, 2 * (n - n_before) + 1000, reuse=True)
+        wanted = rng.integers(2, s.max_relations + 1, len(new_first))
+        new = np.concatenate(random_walks(rng, graph, edges, new_first, wanted, s.max_relations), axis=1)
+        long_enough = new[:, 2] >= 0  # two relations
+        walks, first = np.concatenate([walks, new[long_enough]]), np.concatenate([first, new_first[long_enough]])
         distinct = np.unique(splitmix64(*walks.T), return_index=True)[1]
         walks, first = walks[distinct], first[distinct]
-        if len(first) - n_before < missing // 20:
+        if len(walks) - n_before < (n - n_before) // 20:
             break  # there are hardly any others
-    chosen = stratified_sample(rng, StratumIndex(np.arange(len(first)), graph.strata[first], len(shares)), shares, n)
+    chosen = stratified_sample(rng, StratumIndex(np.arange(len(walks)), graph.strata[first], len(shares)), shares, n)
     concepts, relations = np.split(walks[chosen], [s.max_relations + 1], axis=1)
     terms = np.where(concepts >= 0, graph.first_term[concepts], -1)
     return Sample(concepts, relations, terms, np.full(len(chosen), TRUE))
@@ -371,7 +370,7 @@ def random_walks(rng, graph, edges, first, length, max_relations):
     Args: edges: indices of the triples to walk on, sorted.
     Returns: (concepts (n, max_relations + 1), relations (n, max_relations)) int64, -1 after the end.
     """
-    first_edge = np.concatenate([[0], np.cumsum(np.bincount(graph.h[edges], minlength=len(graph.cui)))])
+    offset = np.concatenate([[0], np.cumsum(np.bincount(graph.h[edges], minlength=len(graph.cui)))])
     concepts = np.full((len(first), max_relations + 1), -1, np.int64)
     relations = np.full((len(first), max_relations), -1, np.int64)
     concepts[:, 0], relations[:, 0], concepts[:, 1] = graph.h[first], graph.r[first], graph.t[first]
@@ -379,10 +378,10 @@ def random_walks(rng, graph, edges, first, length, max_relations):
     for step in range(1, max_relations):
         pending, moved = alive[length[alive] > step], []
         for _ in range(8):
-            here = concepts[pending, step]
-            degree = first_edge[here + 1] - first_edge[here]
-            at = first_edge[here] + (rng.random(len(pending)) * degree).astype(np.int64)
-            edge = edges[np.minimum(at, len(edges) - 1)]
+            here = concepts[pending, step]  # its edges are edges[offset[here] : offset[here + 1]]
+            degree = offset[here + 1] - offset[here]
+            index = offset[here] + (rng.random(len(pending)) * degree).astype(np.int64)
+            edge = edges[np.minimum(index, len(edges) - 1)]
             is_new = (concepts[pending, : step + 1] != graph.t[edge][:, None]).all(axis=1)
             good = (degree > 0) & is_new
             concepts[pending[good], step + 1] = graph.t[edge[good]]
@@ -414,10 +413,9 @@ def sample_triple_classification(rng, graph, split, n, s):
     """
     n_groups, shares = len(graph.groups), graph.counts.sum(axis=1)
     different_groups = np.arange(n_groups**2) // n_groups != np.arange(n_groups**2) % n_groups
-    has_relations = np.zeros(len(graph.group), bool)
-    has_relations[graph.h], has_relations[graph.t] = True, True
-    concepts = StratumIndex(np.flatnonzero(has_relations), graph.group[has_relations], n_groups)
-    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9
+    connected = np.flatnonzero(np.bincount(np.concatenate([graph.h, graph.t])))
+    concepts = StratumIndex(connected, graph.group[connected], n_groups)
+    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9  # so that there is always another relation
     first_strategy = partial(corrupt_entities, graph=graph, concepts=concepts)
     second_strategy = partial(corrupt_relation, graph=graph, frequency=frequency)
 
@@ -427,9 +425,7 @@ def sample_triple_classification(rng, graph, split, n, s):
     i = stratified_sample(rng, split.true, shares, first.shape[1] + second.shape[1])
     positives = np.stack([graph.h[i], graph.r[i], graph.t[i]])
     h, r, t = np.concatenate([positives, first, second], axis=1)
-    kind = np.repeat(
-        [TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], [positives.shape[1], first.shape[1], second.shape[1]]
-    )
+    kind = np.repeat([TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], [len(i), first.shape[1], second.shape[1]])
     return name_triples(rng, graph, h, r, t, kind)
 
 
@@ -546,30 +542,30 @@ class PretrainingDataset:
         micro-batch and rank.
         """
         tokens, length = self.gather_tokens(rows, splitmix64(seed, epochs, rows), mlm_probability)
-        task = self.task[rows].astype(np.int64)
-        task_of_token, ids, labels = np.repeat(task, length), tokens.ids.copy(), np.full(len(tokens.ids), IGNORE)
-        for number, kind in enumerate(TASKS):
-            index = np.flatnonzero(task_of_token == number)
-            targets, inputs, answers = kind.mask(tokens.take(index))
+        task_index = self.task[rows].astype(np.int64)
+        token_task, ids, labels = np.repeat(task_index, length), tokens.ids.copy(), np.full(len(tokens.ids), IGNORE)
+        for i, task in enumerate(TASKS):
+            index = np.flatnonzero(token_task == i)
+            targets, inputs, answers = task.mask(tokens.take(index))
             ids[index[targets]], labels[index[targets]] = inputs, answers
-        n_targets = np.bincount(task_of_token[labels != IGNORE], minlength=len(TASKS))
-        offset, heads = np.cumsum(length) - length, tuple(kind.head for kind in TASKS)
-        return MaskedBatch(ids, labels, offset, length, task, n_targets, heads, self.special["pad"])
+        n_targets = np.bincount(token_task[labels != IGNORE], minlength=len(TASKS))
+        offset, heads = np.cumsum(length) - length, tuple(task.head for task in TASKS)
+        return MaskedBatch(ids, labels, offset, length, task_index, n_targets, heads, self.special["pad"])
 
     def gather_tokens(self, rows, key, mlm_probability):
         """(Tokens of all tasks, length of each example): the stored tokens between [CLS] and [SEP].
 
-        Of a document that is too long, the key draws another window of seq_len - 2 tokens in each epoch. Other examples
-        are not longer. Args: key: a hash for each example.
+        A document that is longer has another window of seq_len - 2 tokens in each epoch, as the key draws it. No other
+        example is longer. Args: key: a hash for each example.
         """
         stored = self.offsets[rows + 1] - self.offsets[rows]
         length = np.minimum(stored, self.seq_len - 2) + 2
         window = (hash_uniform(key, WINDOW) * (stored + 3 - length)).astype(np.int64)
-        example, first = np.repeat(np.arange(len(rows)), length), np.cumsum(length) - length
-        position = np.arange(len(example)) - first[example]
+        example, offset = np.repeat(np.arange(len(rows)), length), np.cumsum(length) - length
+        position = np.arange(len(example)) - offset[example]
         index = (self.offsets[rows] + window - 1)[example] + position  # the -1 is for [CLS]
         ids = self.ids[np.clip(index, 0, len(self.ids) - 1)].astype(np.int64)
-        ids[first], ids[first + length - 1] = self.special["cls"], self.special["sep"]
+        ids[offset], ids[offset + length - 1] = self.special["cls"], self.special["sep"]
         arrays = ids, position, length[example], self.relation_of_token[ids], self.kind[rows][example], key[example]
         return Tokens(*arrays, self.special, self.ordinary, mlm_probability), length
 
@@ -602,14 +598,14 @@ class EpochSampler:
 
     def __call__(self, step):
         """(positions, epochs) of effective batch `step`, counted from 0: two int64 arrays (batch_size,)."""
-        at = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = at // self.n
+        index = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = index // self.n
         self.permutations = {e: p for e, p in self.permutations.items() if e >= epochs[0]}
-        positions = np.empty(len(at), np.int64)
+        positions = np.empty(len(index), np.int64)
         for e in np.unique(epochs).tolist():
             if e not in self.permutations:
                 self.permutations[e] = np.random.default_rng([self.seed, e]).permutation(self.n)
-            positions[epochs == e] = self.permutations[e][at[epochs == e] % self.n]
+            positions[epochs == e] = self.permutations[e][index[epochs == e] % self.n]
         return positions, epochs
 
 
@@ -622,9 +618,9 @@ def build(s):
     # Check inputs first; the slow work comes later.
     langs = umls.parse_languages(s.lang)
     umls_folder, e3c_folder = builds.find_sources(s)
-    name, out = builds.choose_output(s, langs)
+    name, out, before = builds.choose_output(s, langs)
     tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
-    before = builds.print_replacement(s, out, log)
+    builds.print_replacement(s, out, before, log)
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
 
@@ -639,7 +635,7 @@ def build(s):
     log("samples drawn" + f", tables kept in {out.parent / 'tables'}" * bool(release.unsaved))
 
     # Token ids, as rows of the two files.
-    strings = [used_strings(g, of_lang) for g, of_lang in zip(graphs, samples)]
+    strings = [used_strings(g, lang_samples) for g, lang_samples in zip(graphs, samples)]
     if tokenizer is None:
         corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
         tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
@@ -650,10 +646,8 @@ def build(s):
 
     counts = {}
     for i, g in enumerate(graphs):
-        shares = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
-        counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log) | {
-            "distribution": shares
-        }
+        counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
+        counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
     special = special_token_ids(tokenizer)
     manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
     datasets.write_dataset(out, writers, tokenizer, manifest)
@@ -680,7 +674,7 @@ def sample_tasks(graph, split, s, log):
 def used_strings(graph, samples):
     """{term: string} of the terms that samples use; the others are never decoded. samples: {split: {task: Sample}}."""
     used = np.zeros(len(graph.terms), bool)
-    for sample in (x for of_split in samples.values() for x in of_split.values()):
+    for sample in (x for split_samples in samples.values() for x in split_samples.values()):
         used[sample.terms[sample.terms >= 0]] = True
     terms = np.flatnonzero(used)
     return dict(zip(terms.tolist(), graph.terms.take(pa.array(terms)).to_pylist()))
@@ -718,21 +712,20 @@ def show(s):
     tokenizer = Tokenizer.from_buffer(datasets.read_tokenizer(s.dataset))
     print_dataset_tables(dataset.manifest, TASKS)
     rng = np.random.default_rng(0)
-    for index, task in enumerate(TASKS):
-        rows = dataset.rows[dataset.task[dataset.rows] == index]
+    for index in np.unique(dataset.task).tolist():
+        rows = dataset.rows[dataset.task == index]
         by_kind = [rows[dataset.kind[rows] == kind] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
         n_shown = (1, 1, 1) if index == TC else (3, 0, 0)
         rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(by_kind, n_shown)])
         batch = dataset.masked_batch(rows, np.zeros(len(rows), np.int64), 0, configs.Train.mlm_probability)
-        if len(rows):
-            print(task.title)
+        print(TASKS[index].title)
         for row, offset, length in zip(rows, batch.offset, batch.length):
             ids, labels = (x[offset : offset + length] for x in (batch.ids, batch.labels))
             answer = describe_targets(index, labels[labels != IGNORE].tolist(), dataset.kind[row], tokenizer)
             for line in (tokenizer.decode(ids.tolist(), skip_special_tokens=False), f"-> {answer}"):
                 line = line[:600] + " ..." if len(line) > 600 else line
                 print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
-        print(end="\n" if len(rows) else "")
+        print()
     print_next(("python kgi.py --data {}", s.dataset))
 
 

@@ -52,8 +52,7 @@ def alphas(n):
     The more examples a task has, the less each counts. The paper's sums run from 0 to 3 but speak of "each UMLS-based
     task": over those three alone the alphas sum to 1, the weight of MLM, as "the same weighting" asks. The 2 is the
     number of tasks less one. So it also holds for an ablation, which has two tasks; a task alone has the weight 1.
-
-    Args: n: training examples of each task, 0 for a task that is left out.
+    n holds 0 for a task that is left out.
     """
     total, n_other_tasks = sum(n), sum(x > 0 for x in n) - 1
     return [(total - x) / (n_other_tasks * total) if n_other_tasks > 0 and x else float(x > 0) for x in n]
@@ -117,12 +116,12 @@ class Batches:
 
     def lay_out(self, batch):
         """This rank's share of a MaskedBatch, as layouts.MicroBatches of the layout that suits the device."""
-        share, kind = (self.ranks.rank, self.ranks.world_size), self.ranks.device.type
+        share, device = (self.ranks.rank, self.ranks.world_size), self.ranks.device.type
         if self.is_packed:
-            row_length = ceil_div(self.dataset.seq_len, 8) * 8  # what attention kernels like
-            found = layouts.packed(batch, self.max_tokens, row_length, layouts.ROW_MULTIPLE[kind], *share)
+            row_length = ceil_div(self.dataset.seq_len, 8) * 8  # attention kernels like multiples of 8
+            found = layouts.packed(batch, self.max_tokens, row_length, layouts.ROW_MULTIPLE[device], *share)
         else:
-            found = layouts.padded(batch, self.max_tokens, layouts.MAX_PADDING[kind], *share)
+            found = layouts.padded(batch, self.max_tokens, layouts.MAX_PADDING[device], *share)
         return [micro_batch.to("cpu", pin=self.on_gpu) for micro_batch in found]
 
 
@@ -224,9 +223,8 @@ def check_settings(s):
         raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}{hint}")
     s.tasks = [name for name in TASK_NAMES if name in (s.tasks or TASK_NAMES)]
     if s.time_budget and s.steps:
-        raise UserError(
-            f"time_budget = {s.time_budget} and steps = {s.steps}: give one of them (--steps 0 if a file has it)"
-        )
+        both = f"time_budget = {s.time_budget} and steps = {s.steps}"
+        raise UserError(f"{both}: give one of them (--steps 0 if a file has it)")
     if s.time_budget:
         configs.budget_seconds(s.time_budget)  # refuses what is no length of time
     if "mlm" in s.tasks and s.mlm_probability < 0.005:
@@ -344,8 +342,8 @@ def forward_backward(run, micro_batches, batch):
         is_last = i == len(micro_batches) - 1
         stop_if_asked(run, is_last)
         seed_dropout(run, i)
-        exchange = nullcontext() if ranks.world_size == 1 or is_last else run.ddp.no_sync()
-        with exchange:
+        # The ranks exchange gradients once, after their last micro-batch.
+        with nullcontext() if ranks.world_size == 1 or is_last else run.ddp.no_sync():
             with hardware.autocast(ranks.device, ranks.dtype):
                 loss_and_correct = run.ddp(hardware.to_device(micro_batch, ranks.device, run.compiled))
             loss = (loss_and_correct[:, 0] * scale).sum()
@@ -387,9 +385,8 @@ def update(run, lr):
     state.skipped += overflow
     state.overflows = state.overflows + 1 if overflow else 0
     if state.overflows == MAX_OVERFLOWS:
-        runs.stop_diverged(
-            run, f"the gradients overflowed fp16 {MAX_OVERFLOWS} times, in the end scaled by {scale_before:g}"
-        )
+        what = f"the gradients overflowed fp16 {MAX_OVERFLOWS} times, in the end scaled by {scale_before:g}"
+        runs.stop_diverged(run, what)
 
 
 def collect(run, sums, micro_batches, batch):
@@ -502,7 +499,6 @@ def warm_up(run):
     for _ in range(2 * (run.ranks.world_size > 1)):
         forward_backward(run, micro_batches[:1], batch)
     run.optimizer.zero_grad(set_to_none=True)
-    run.batches.prefetched = {}
 
 
 def fit_steps_to_budget(run, validating, last):
@@ -519,7 +515,6 @@ def fit_steps_to_budget(run, validating, last):
     while len(took) < 2 or (len(took) * min(took) < min(60, 0.02 * budget) and sum(took) < budget):
         took.append(max(1e-3, timed(run, training_step, run, 0.0)[1]))  # not without end on any clock
     run.start_over()
-    run.batches.prefetched = {}
     a_step = statistics.median(took[1:])  # the first warms caches up
     saving = timed(run, runs.save_checkpoint, run)[1]
     left = 0.9 * budget - run.ranks.mean(time.monotonic() - run.began) - last - saving

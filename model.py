@@ -92,6 +92,7 @@ class EncoderLayer(nn.Module):
         """x (n, L, dim); mask as attention takes it -> (n, L, dim), in the dtype of x."""
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        # In each head: softmax(q k^T / sqrt(d)) v, d = dim / heads, with -inf added where the mask hides a token.
         y = attention(q, k, v, mask, self.attention_dropout if self.training else 0.0)
         y = self.out(y.transpose(1, 2).reshape(n, length, dim))
         x = self.norm1(x + dropout(y, self.dropout, self.training)).to(x.dtype)

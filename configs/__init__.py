@@ -23,8 +23,11 @@ class UserError(Exception):
     """An error that the user can correct: shown as a short message, without a traceback."""
 
 
+ROOT, CALLED = Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve()
+
+
 def end_quietly(*_):
-    """Ends a program at Ctrl-C, as files.run_command does."""
+    """Ends a program at Ctrl-C, as programs.run_command does."""
     os._exit(130)
 
 
@@ -36,8 +39,7 @@ def program_name():
 
 def missing_environment():
     """What this Python lacks to run the programs, and what to do about it; "" if nothing."""
-    is_made = Path(__file__).resolve().parents[1].joinpath(".venv", ".ready").exists()
-    setup = "source .venv/bin/activate" if is_made else "make setup; source .venv/bin/activate"
+    setup = "make setup; " * (not Path(ROOT, ".venv", ".ready").exists()) + "source .venv/bin/activate"
     if sys.version_info < (3, 11):  # noqa: UP036
         return f"Python 3.11 or later is needed, and this is {sys.version.split()[0]}; first: {setup}"
     packages = ("torch", "tokenizers", "numpy", "pyarrow", "seqeval", "sklearn", "tqdm")
@@ -47,7 +49,6 @@ def missing_environment():
 
 # The programs import this module first. What they import after it takes seconds, and Ctrl-C ended in a traceback there;
 # so did a Python without the packages.
-ROOT, CALLED = Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve()
 is_program = CALLED.suffix == ".py" and CALLED.parent in (ROOT, ROOT / "beyond")
 if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_quietly)
@@ -95,6 +96,7 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
+WINDOWS, LAYOUTS, SWITCHES = ("random", "first"), ("auto", "padded", "packed"), ("auto", "on", "off")
 
 
 class Settings:
@@ -124,21 +126,12 @@ class Data(Settings):
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)
     ep_examples: int = setting(100_000, "entity-prediction examples a language (Table 1)", "sizes", most=10**9)
     lp_paths: int = setting(100_000, "link-prediction paths a language (Table 1)", "sizes", most=10**6)
-    valid_fraction: float = setting(
-        0.05, "share of concept pairs and documents held out for validation", "sizes", least=1e-6, most=0.5
-    )
+    valid_fraction: float = setting(0.05, "share of concept pairs and documents held out", "sizes", 1e-6, most=0.5)
     max_relations: int = setting(10, "relations of the longest path", "sizes", least=2, most=50)
     seq_len: int = setting(256, "tokens of the longest sequence (Table 8)", "tokens", least=16, most=MAX_SEQ_LEN)
-    windows: str = setting(
-        "random",
-        "document tokens to train on: another window each epoch, or the first",
-        "tokens",
-        choices=("random", "first"),
-    )  # fmt: skip
+    windows: str = setting("random", "of a long document: another each epoch, or the first", "tokens", choices=WINDOWS)
     tokenizer: str = setting("", "folder of a checkpoint whose tokenizer to use; default: train one", "tokens")
-    vocab_size: int = setting(
-        30_522, "entries of a trained WordPiece vocabulary (DistilBERT's)", "tokens", least=100, most=10**6
-    )
+    vocab_size: int = setting(30_522, "entries of a trained vocabulary (DistilBERT's)", "tokens", 100, most=10**6)
     cased: bool = setting(True, "keep upper case in a trained vocabulary (accents always stay)", "tokens")
 
 
@@ -163,9 +156,7 @@ class Train(Settings):
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
     dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
     tasks: list[str] = setting([], "tasks to train (Table 6 leaves one out); default: mlm ep lp tc", "objective")
-    alphas: list[float] = setting(
-        [], "weights in equation (2) of the tasks after MLM; default: as in section 4.1", "objective"
-    )
+    alphas: list[float] = setting([], "weights of the tasks after MLM; default: as in section 4.1", "objective")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
     epochs: float = setting(64.0, "passes over the training examples", "schedule", least=1e-6)
     steps: int = setting(0, "optimizer steps; overrides epochs when above 0", "schedule")
@@ -175,23 +166,13 @@ class Train(Settings):
     warmup: float = setting(0.5, "steps up to the peak (Table 8: 10,770); below 1: a share of the run", "schedule")
     weight_decay: float = setting(0.01, "AdamW weight decay (torch's default)", "schedule")
     clip: float = setting(1.0, "largest gradient norm (not in the paper); 0: no clipping", "schedule")
-    max_tokens: int = setting(
-        0, "padded tokens of a micro-batch; 0: what fits into the GPU, 2048 on CPU", "machine", most=10**7
-    )
+    max_tokens: int = setting(0, "tokens of a micro-batch; 0: what fits the GPU, 2048 on CPU", "machine", most=10**7)
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
-    layout: str = setting(
-        "auto", "rows of one example, padded, or packed with several; auto: packed on a GPU", "machine",
-        choices=("auto", "padded", "packed"),
-    )  # fmt: skip
-    compile: str = setting(
-        "auto", "torch.compile of the encoder; auto: with packed rows from capability 8.0 on", "machine",
-        choices=("auto", "on", "off"),
-    )  # fmt: skip
+    layout: str = setting("auto", "one example a row, or several; auto: packed on a GPU", "machine", choices=LAYOUTS)
+    compile: str = setting("auto", "the encoder; auto: packed, capability 8.0 or more", "machine", choices=SWITCHES)
     bf16_stream: bool = setting(False, "residual stream in bf16, with statistics in float32", "machine")
-    attention_dropout: bool = setting(
-        True, "dropout of attention probabilities; false lets faster kernels run", "machine"
-    )
+    attention_dropout: bool = setting(True, "dropout of attention; false lets faster kernels run", "machine")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
     valid_examples: int = setting(2000, "examples of validations before the last, which has all", "output", least=1)
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")
@@ -265,6 +246,5 @@ def check_schedule(s, steps, n_examples):
     if warmup_steps(s, steps) >= steps > 1:
         length = f"{s.epochs:g} epochs of {n_examples:,} examples"
         length = f"in {s.time_budget}" if s.time_budget else f"steps = {s.steps}" if s.steps else length
-        raise UserError(
-            f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length}); give a share, such as --warmup 0.5"
-        )
+        what = f"warmup = {s.warmup:g} steps, but the run has only {steps} ({length})"
+        raise UserError(f"{what}; give a share, such as --warmup 0.5")

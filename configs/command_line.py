@@ -14,14 +14,9 @@ from configs import TABLES, UserError, program_name
 def parse(argv, doc, commands, default=None):
     """The command and the settings of `[COMMAND] [config.toml ...] [ARGUMENT ...] [--key value ...]`.
 
-    Args:
-        argv: the arguments. doc: the program's description, for --help. commands: {name: (function, settings class)}.
-        default: the command where none is named.
-
-    Returns: (function, settings), the settings an instance of the command's class.
-
-    Raises: UserError for an unknown command or key, a wrong value, or a file that cannot be read. SystemExit(0) after
-    --help.
+    Args: doc: the program's description, for --help. commands: {name: (function, settings class)}. default: the command
+    where none is named. Returns: (function, its settings). Raises: UserError for an unknown command or key, a wrong
+    value, or a file that cannot be read; SystemExit(0) after --help.
     """
     argv = list(argv)
     name = argv.pop(0) if argv and argv[0] in commands else default
@@ -32,12 +27,12 @@ def parse(argv, doc, commands, default=None):
         sys.exit(0)
     function, cls = commands[name]
     parser = build_parser(name, cls, commands, is_default=name == default)
-    configs = [arg for arg in argv if arg.endswith(".toml") and not arg.startswith("--")]
-    if configs and not tables_of(cls):
-        raise UserError(f"{configs[0]}: settings of this command are for the command line, not for files")
-    given = parser.parse_intermixed_args(normalise([arg for arg in argv if arg not in configs], cls))
+    files = [arg for arg in argv if arg.endswith(".toml") and not arg.startswith("--")]
+    if files and not tables_of(cls):
+        raise UserError(f"{files[0]}: settings of this command are for the command line, not for files")
+    given = parser.parse_intermixed_args(normalise([arg for arg in argv if arg not in files], cls))
     tables = {table: {} for table in TABLES}
-    for path in configs:
+    for path in files:
         for table, values in read_toml(path).items():
             tables[table] |= values
     for table, known in TABLES.items():
@@ -45,7 +40,7 @@ def parse(argv, doc, commands, default=None):
     values = {key: value for table in tables_of(cls) for key, value in tables[table].items()} | vars(given)
     check_values(values, cls)
     settings = cls(**values)
-    settings.files, settings.given, settings.tables = configs, {*values}, tables
+    settings.files, settings.given, settings.tables = files, {*values}, tables
     return function, settings
 
 
@@ -77,14 +72,13 @@ def build_parser(name, cls, commands, is_default):
         topic = m["group"] or "settings"
         if topic not in groups:
             groups[topic] = parser.add_argument_group(topic)
-        default = field.default_factory() if is_list else field.default
-        shown = " ".join(map(str, default)) if is_list else "" if default is False else str(default)
-        note = f" [{shown}]" if shown else ""
-        metavar = "{" + ",".join(m["choices"]) + "}" if m["choices"] else METAVARS[kind]
-        nargs = "+" if is_list else None
+        default = " ".join(map(str, field.default_factory())) if is_list else field.default
+        shown = "" if default is False else str(default)
         groups[topic].add_argument(
-            f"--{field.name}", type=partial(convert, kind), nargs=nargs, metavar=metavar, help=m["help"] + note
-        )
+            f"--{field.name}", type=partial(convert, kind), nargs="+" if is_list else None,
+            metavar="{" + ",".join(m["choices"]) + "}" if m["choices"] else METAVARS[kind],
+            help=m["help"] + f" [{shown}]" * bool(shown),
+        )  # fmt: skip
     return parser
 
 
@@ -95,7 +89,7 @@ def describe_commands(commands):
 
 
 def normalise(argv, cls):
-    """Arguments as argparse wants them: --micro-tokens is --max_tokens, and a lone flag means true."""
+    """Arguments as argparse wants them: --max-tokens is --max_tokens, and a lone flag means true."""
     fields = {f.name: f for f in dataclasses.fields(cls) if "argument" not in f.metadata}
     out = []
     for arg, following in zip(argv, [*argv[1:], ""]):

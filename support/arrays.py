@@ -8,13 +8,7 @@ import pyarrow as pa
 
 
 def splitmix64(*keys):
-    """A 64-bit hash of integers (SplitMix64, one round a key), element by element over arrays.
-
-    Args:
-        keys: integers or integer arrays that broadcast together.
-
-    Returns: uint64, of the broadcast shape.
-    """
+    """A 64-bit hash of integers (SplitMix64, one round a key), or of arrays that broadcast together: uint64."""
     x = np.uint64(0)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -30,23 +24,14 @@ def hash_uniform(*keys):
     return (splitmix64(*keys) >> np.uint64(11)) * 2.0**-53
 
 
-def concat_ranges(start, length):
-    """The positions start[i], start[i] + 1, ... (length[i] of them) for all i, one range after another.
-
-    Args:
-        start, length: (n,) int64.
-
-    Returns: (length.sum(),) int64.
-    """
+def concat_ranges(offset, length):
+    """The indices offset[i], offset[i] + 1, ... (length[i] of them) for all i, one range after another; all int64."""
     end = np.cumsum(length)
-    return np.repeat(start - (end - length), length) + np.arange(end[-1] if len(end) else 0)
+    return np.repeat(offset - (end - length), length) + np.arange(end[-1] if len(end) else 0)
 
 
 def bootstrap(groups, values, n):
-    """Sums of values (sequences, k) over n samples of documents with replacement: (n, k).
-
-    groups: the document of each sequence.
-    """
+    """Sums of values (sequences, k) over n samples, with replacement, of groups (the document of each): (n, k)."""
     index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     sums = np.zeros((len(index), values.shape[1]))
     np.add.at(sums, [index[g] for g in groups], values)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,16 +25,12 @@ def start_log():
     return lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
 
 
-def print_replacement(s, out, log):
+def print_replacement(s, out, before, log):
     """Says which settings of the data set in `out` a build changes, and which runs were trained on it, in time.
 
-    Args: s: a configs.Data. Returns: the manifest of the data set that is there, None if there is none.
+    Args: s: a configs.Data. before: the manifest of the data set that is there, or None.
     """
-    try:
-        before = read_manifest(out)
-    except UserError:  # there is none, or it is damaged
-        return None
-    old, settings = before["settings"], manifest_settings(s)
+    old, settings = before["settings"] if before else {}, manifest_settings(s)
     changes = [key for key, value in settings.items() if old.get(key, value) != value]
     said = [f"{key} was {old[key]}, now {settings[key]}" for key in changes]
     said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
@@ -41,14 +38,10 @@ def print_replacement(s, out, log):
         log(f"{out} is replaced at the end of this build: {'; '.join(said)}")
     if said and (runs := runs_on(s, before)):
         log(f"{', '.join(runs)}: trained on the data set that is there now; to keep it, choose another --out")
-    return before
 
 
 def print_replaced(s, out, before, manifest, log):
-    """Says which runs were trained on a data set that is no longer there.
-
-    Args: s: a configs.Data. before: as print_replacement returned it. manifest: of the data set in its place.
-    """
+    """Says which runs were trained on a data set (before: its manifest) that another has replaced (manifest)."""
     if before and before["sha256"] != manifest["sha256"] and (runs := runs_on(s, before)):
         log(f"{', '.join(runs)}: trained on what was in {out} before; cannot resume, and held-out pairs have changed")
 
@@ -57,12 +50,9 @@ def runs_on(s, manifest):
     """The folders under runs/, and the one that the config of a build names, of runs on a data set."""
     named, found = s.tables.get("train", {}).get("out"), {}
     for place in [*sorted(Path("runs").glob("*")), *([Path(named)] if named else [])]:
-        try:
-            said = read_run(place)
-        except UserError:
-            continue
-        if said and said["sha256"] == manifest["sha256"]:
-            found[str(place)] = None
+        with suppress(UserError):
+            if read_run(place).get("sha256") == manifest["sha256"]:
+                found[str(place)] = None
     return [*found]
 
 
@@ -88,7 +78,10 @@ def find_sources(s):
 
 
 def choose_output(s, langs):
-    """(name of the data set, its folder). Raises: UserError if something else is there, or nothing can be written."""
+    """(name of the data set, its folder, the manifest of one that it replaces or None).
+
+    Raises: UserError if something else is in the folder, or nothing can be written there.
+    """
     name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
     if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
         name += f"-{name_of(s.tokenizer)}"
@@ -96,15 +89,15 @@ def choose_output(s, langs):
     if s.text and len(langs) > 1 and "{lang}" not in s.text:
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
     check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
-    try:
-        existing = read_manifest(out)["languages"]
-    except UserError:  # there is none, or one to be replaced
-        existing = langs
-    if existing != langs:
-        raise UserError(f"{out} holds a data set of language {' '.join(existing)}, not {s.lang}; choose another --out")
+    before = None
+    with suppress(UserError):  # there is none, or it is damaged
+        before = read_manifest(out)
+    if before and before["languages"] != langs:
+        there = " ".join(before["languages"])
+        raise UserError(f"{out} holds a data set of language {there}, not {s.lang}; choose another --out")
     if not os.access(next(p for p in Path(os.path.realpath(out)).parents if p.exists()), os.W_OK):
         raise UserError(f"{out}: the folder cannot be written to; choose another --out")
-    return name, out
+    return name, out, before
 
 
 # ---------------------------------------------------------------- documents
@@ -159,10 +152,7 @@ def report_left_out(release, skipped, log):
 
 
 def count_language(lang, graph, writers, names, issues, log):
-    """What the manifest says of a language, and a line on each split.
-
-    Args: lang: its index. writers: {split: ExampleWriter}. names: of the tasks.
-    """
+    """The counts of a language (lang: its index) for the manifest, and a line on each split. names: of the tasks."""
     counts = {split: writer.counts(lang, names) for split, writer in writers.items()}
     for split in writers:
         log(f"{graph.lang} {split}: {sum(counts[split].values()):,} examples")
@@ -217,15 +207,13 @@ def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):
     """What a data set was built from and holds: manifest.json, but for the hashes. Raises: UserError if it is empty."""
     for split in ("train", "valid"):
         if not any(n for c in counts.values() for n in c[split].values()):
-            raise UserError(
-                f"the {split} split would be empty; use a larger release, sizes above 0 or another --valid_fraction"
-            )
+            advice = "use a larger release, sizes above 0 or another --valid_fraction"
+            raise UserError(f"the {split} split would be empty; {advice}")
     source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
     return {
         "name": name, "languages": langs, "version": VERSION, "settings": manifest_settings(s),
         "special": special, "vocab_size": tokenizers.vocab_size(tokenizer),
-        "source_bytes": {path.name: path.stat().st_size for path in source_files},
-        "counts": counts,
+        "source_bytes": {path.name: path.stat().st_size for path in source_files}, "counts": counts,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import configs
 from configs import UserError
 from support import tokenizers
-from support.datasets import has_tokenizer_of, how_to_build
+from support.datasets import how_to_build, tokenizer_of
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 from support.pooling import modules_of
 from support.tensors import is_plain_finite, read_safetensors, read_torch, weight_files, write_safetensors
@@ -295,7 +295,7 @@ def check_initial(s, c, train, out, new_tokens):
         if getattr(s, size) not in (getattr(configs.Train, size), getattr(c, size)):
             raise UserError(f"{size} = {getattr(s, size)}, but {s.init} has {getattr(c, size)}; leave it out")
     tokenizers.load(s.init, max_entries=c.vocab_size)
-    if not has_tokenizer_of(s.init, train.folder, new_tokens):
+    if tokenizer_of(train.folder) != tokenizers.load(s.init, new_tokens).to_str():
         raise UserError(f"{train.folder} has another tokenizer than {s.init}; {how_to_build(s.init)}")
     if c.pad_token_id != (pad := train.special["pad"]):
         raise UserError(f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {pad}")

@@ -31,26 +31,17 @@ FILES = {  # of a data set: how their beginning is recognised, as check_output h
 VERSION = 2  # of the form of a data set; 1, without a number, had examples with [CLS] and [SEP]
 RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json, as find_misfit has it; str: None lets other keys in
-    "name": str,
-    "languages": [str],
-    "version": int,
-    "settings": {"seq_len": int, str: None},
+    "name": str, "languages": [str], "version": int, "settings": {"seq_len": int, str: None},
     "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7, str: None},
-    "vocab_size": int,
-    "malformed_rows_left_out": {str: int},
-    "nci_rows_left_out": {str: int},
-    "counts": {
-        str: {
-            "train": {str: int}, "valid": {str: int}, "terms": int, "cuis": int, "relations": int, "megabytes": float,
-            str: None,
-            "distribution": {
-                "columns": [str], "groups": {str: [float]}, "relations": {str: [float]},
-                "largest_deviation": {str: (float, str)}, str: None,
-            },
-        }
-    },
-    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str, str: None},
-    str: None,
+    "vocab_size": int, "malformed_rows_left_out": {str: int}, "nci_rows_left_out": {str: int},
+    "counts": {str: {
+        "train": {str: int}, "valid": {str: int}, "terms": int, "cuis": int, "relations": int, "megabytes": float,
+        "distribution": {
+            "columns": [str], "groups": {str: [float]}, "relations": {str: [float]},
+            "largest_deviation": {str: (float, str)}, str: None,
+        }, str: None,
+    }},
+    "sha256": {"train.arrow": str, "valid.arrow": str, "tokenizer.json": str, str: None}, str: None,
 }  # fmt: skip
 
 
@@ -64,9 +55,8 @@ def read_manifest(folder, task_names=()):
         manifest = json.loads(read_bytes(path).decode())
         version = manifest.get("version", 1) if type(manifest) is dict else VERSION
         if type(version) is int and version != VERSION:
-            raise UserError(
-                f"{folder} is a data set of form {version}, and this is a program for {VERSION}; build it again"
-            )
+            said = f"{folder} is a data set of form {version}, and this is a program for {VERSION}"
+            raise UserError(f"{said}; build it again")
         check_manifest(manifest, task_names)
         return manifest
     except (FileNotFoundError, NotADirectoryError):
@@ -143,10 +133,10 @@ def read_tokenizer(folder):
         raise UserError(f"{path} is not the tokenizer this data set was built with; build the data set again")
     try:
         n_entries = tokenizers.vocab_size(Tokenizer.from_buffer(content))
+        if n_entries != manifest["vocab_size"]:
+            raise ValueError(f"{n_entries:,} entries")
     except Exception as e:  # the tokenizers library raises plain Exception
         raise UserError(f"{path}: damaged ({e}); build the data set again") from None
-    if n_entries != manifest["vocab_size"]:
-        raise UserError(f"{path}: damaged ({n_entries:,} entries); build the data set again")
     return content
 
 
@@ -220,14 +210,13 @@ class ExampleWriter:
     def n_bytes(self, lang):
         """What the examples of a language take on disk."""
         columns = self.arrays()
-        of_lang = columns["lang"] == lang
-        n_numbers = columns["n_cuis"][of_lang].sum() + columns["n_ids"][of_lang].sum()
-        return int(19 * of_lang.sum() + 4 * n_numbers)
+        is_lang = columns["lang"] == lang
+        n_numbers = (columns["n_cuis"] + columns["n_ids"])[is_lang].sum()
+        return int(19 * is_lang.sum() + 4 * n_numbers)
 
     def write(self, f):
-        columns, arrays = self.arrays(), []
-        for name in ("task", "lang", "kind"):
-            arrays.append(pa.array(columns[name].astype(np.uint8)))
+        columns = self.arrays()
+        arrays = [pa.array(columns[name].astype(np.uint8)) for name in ("task", "lang", "kind")]
         for name in ("cuis", "ids"):
             offsets = np.concatenate([[0], np.cumsum(columns[f"n_{name}"])])
             arrays.append(pa.LargeListArray.from_arrays(offsets, pa.array(columns[name].astype(np.int32))))
@@ -265,15 +254,13 @@ def find_data(folder, checkpoint="", new_tokens=()):
         return found[0]
     if found:
         raise UserError(f"several data sets found; choose one with --data: {', '.join(map(str, found))}")
+    advice = "no data set under datasets/; build one with 'make data LANG=fr', or give --data (of 'make demo': demo/fr)"
     if checkpoint:
-        raise UserError(
+        advice = (
             f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
-            f"(evaluate and map can do with another one, given as --data){faults}"
+            "(evaluate and map can do with another one, given as --data)"
         )
-    raise UserError(
-        "no data set under datasets/; build one with 'make data LANG=fr', or give --data (of 'make demo': demo/fr)"
-        f"{faults}"
-    )
+    raise UserError(advice + faults)
 
 
 def data_of_run(run):
@@ -304,10 +291,9 @@ def read_run(folder):
     """
     path = Path(folder, RUN_FILE)
     said = read_json(path) if path.is_file() else {}
-    form = {"data": str, "sha256": {str: str}, "finetune": {str: None}, str: None}
-    if said and (misfit := find_misfit(said, form)):
-        raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
     if said:
+        if misfit := find_misfit(said, {"data": str, "sha256": {str: str}, "finetune": {str: None}, str: None}):
+            raise UserError(f"{path}: not what a run writes ({misfit}); without it the defaults hold")
         command_line.check_types(path, "finetune", said["finetune"])
         command_line.check_values(said["finetune"], configs.Finetune)
     return said
@@ -324,19 +310,14 @@ def take_settings_of_run(s):
 
 def write_run(folder, data, manifest, finetune):
     """Writes what read_run reads. finetune: {setting: value} of [finetune], of which those of the training are kept."""
-    of_training = {f.name for f in fields(configs.Finetune) if f.metadata.get("group") == "training"}
-    kept = {key: value for key, value in finetune.items() if key in of_training}
+    training = {f.name for f in fields(configs.Finetune) if f.metadata.get("group") == "training"}
+    kept = {key: value for key, value in finetune.items() if key in training}
     write_json(Path(folder, RUN_FILE), {"data": str(data), "sha256": manifest["sha256"], "finetune": kept})
 
 
 def tokenizer_of(folder):
     """The tokenizer of a data set, as a text that can be compared."""
     return Tokenizer.from_str(read_tokenizer(folder).decode()).to_str()
-
-
-def has_tokenizer_of(checkpoint, folder, new_tokens):
-    """Whether a data set was built with the tokenizer of a checkpoint (with the new tokens, if it had none)."""
-    return tokenizer_of(folder) == tokenizers.load(checkpoint, new_tokens).to_str()
 
 
 def how_to_build(checkpoint):

@@ -36,10 +36,7 @@ class Ranks:
 
     def all_reduce_sum(self, numbers):
         """A list of numbers, summed over all ranks."""
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return total.tolist()
+        return self.all_reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
 
     def all_reduce(self, tensor):
         """A tensor, summed over all ranks in place."""

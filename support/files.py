@@ -66,7 +66,7 @@ def read_json(path, kind=dict):
     """The object in a JSON file, or the list where kind is list; empty if there is no such file. Raises: UserError."""
     try:
         reject_lfs_pointer(path)
-        content = json.loads(read_bytes(path).decode("utf-8"))
+        content = json.loads(read_bytes(path).decode())
         if type(content) is not kind:
             raise ValueError("not an object" if kind is dict else "not a list")
         return content
@@ -317,18 +317,12 @@ def is_part_of(path, out):
 @contextmanager
 def made_folder(folder):
     """Makes a folder and those above it. If the block fails, those of them that are empty are removed again."""
-    made = []
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        for place in (*reversed(folder.parents), folder):
-            try:
-                place.mkdir()
-                made.append(place)
-            except OSError:
-                if not place.is_dir():
-                    raise
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for place in reversed(made):
+        for place in made:
             with suppress(OSError):
                 place.rmdir()
         raise
@@ -387,9 +381,6 @@ def write_all(f, content, name="standard output"):
 
 def reject_lfs_pointer(path):
     """Raises UserError if Git LFS left a pointer in the place of the file."""
-    if (
-        Path(path).is_file()
-        and Path(path).stat().st_size < 1000
-        and read_bytes(path).startswith(b"version https://git-lfs")
-    ):
+    path = Path(path)
+    if path.is_file() and path.stat().st_size < 1000 and read_bytes(path).startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS, not the file: run 'git lfs pull' there")

@@ -19,19 +19,14 @@ def find_misfit(value, form, name=""):
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{shown} is no object"
-        keys = [key for key in form if key is not str]
-        if missing := [key for key in keys if key not in value]:
+        if missing := [key for key in form if key not in value and key is not str]:
             return f"no {missing[0]} in {shown}"
-        others = [key for key in value if key not in form]
-        if others and str not in form:
-            return f"{others[0]} in {shown} is unknown"
-        parts = [
-            (value[key], form.get(key, form.get(str)), f"{key} in {name}" if name else key) for key in keys + others
-        ]
-    elif type(form) is tuple and (type(value) is not list or len(value) != len(form)):
-        return f"{shown} is no list of {len(form)}"
-    elif type(value) is not list:
-        return f"{shown} is no list"
+        unknown = [key for key in value if key not in form]
+        if unknown and str not in form:
+            return f"{unknown[0]} in {shown} is unknown"
+        parts = [(x, form.get(key, form.get(str)), f"{key} in {name}" if name else key) for key, x in value.items()]
+    elif type(value) is not list or (type(form) is tuple and len(value) != len(form)):
+        return f"{shown} is no list" + f" of {len(form)}" * (type(form) is tuple)
     else:
         parts = [(x, form[0] if type(form) is list else form[i], name) for i, x in enumerate(value)]
     return next((misfit for part in parts if (misfit := find_misfit(*part))), "")

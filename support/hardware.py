@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import time
 from contextlib import nullcontext
 
@@ -53,8 +52,7 @@ def choose_device(name, precision):
 
 def check_kernels():
     """Raises UserError if this build of torch has no kernels for the GPU, which the first of them would find out."""
-    major, minor = torch.cuda.get_device_capability()
-    built_for = torch.cuda.get_arch_list()
+    (major, minor), built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     # Kernels run on later GPUs of the same major version; PTX (compute_..) is compiled for any later one.
     numbers = [(a.split("_")[0], int(re.sub(r"\D", "", a))) for a in built_for]
     capability = 10 * major + minor
@@ -69,8 +67,7 @@ def check_kernels():
 def compiler_message(error):
     """One line about an error of COMPILER_ERRORS."""
     inner = getattr(error, "inner_exception", error)  # what torch's own exception is about
-    line = (str(inner).splitlines() or [type(inner).__name__])[0]
-    line = line.rstrip(".")
+    line = (str(inner).splitlines() or [type(inner).__name__])[0].rstrip(".")
     return line if len(line) <= 200 else f"{line[:120]} ... {line[-60:]}"
 
 
@@ -93,12 +90,9 @@ def tune_malloc():
 
 
 def measure_matmul_flops(device, dtype, repeat=3):
-    """Floating-point operations a second of a product of two square matrices: what the machine can do at most.
-
-    The state of the global random generator stays as it is.
-    """
+    """Floating-point operations a second of a product of two square matrices: what the machine can do at most."""
     n = 8192 if device.type == "cuda" else 2048
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)  # not the global one, which a run has seeded
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32, generator=generator)
     best = math.inf
     for _ in range(repeat):
@@ -125,7 +119,7 @@ def peak_memory(device):
     """The most bytes taken so far: of the GPU by tensors, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def estimate_memory(c, n_parameters):
@@ -163,10 +157,9 @@ def check_model_fits(n_parameters, device):
         available, ranks = torch.cuda.get_device_properties(device).total_memory, 1
     if needed * ranks > available:
         each = f" on each of {ranks} ranks" if ranks > 1 else ""
-        raise UserError(
-            f"the model is too large for the memory: {n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train"
-            f"{each}, and there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
-        )
+        what = f"{n_parameters:,} parameters take {needed / 1e9:,.0f} GB to train{each}"
+        advice = f"there are {available / 1e9:,.0f} GB; give fewer --layers or a smaller --dim and --ffn"
+        raise UserError(f"the model is too large for the memory: {what}, and {advice}")
 
 
 # ---------------------------------------------------------------- the encoder on a device

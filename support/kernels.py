@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from support.arrays import ceil_div
+
 TANH_GELU = functools.partial(F.gelu, approximate="tanh")
 ACTIVATIONS = {
     "gelu": F.gelu, "gelu_python": F.gelu, "relu": F.relu, "gelu_new": TANH_GELU, "gelu_pytorch_tanh": TANH_GELU,
@@ -29,7 +31,7 @@ def dropout(x, p, training):
     """F.dropout; on the CPU from 16 random bits an element, as its own generator takes a fifth of a step."""
     if x.device.type != "cpu" or not training or p == 0:
         return F.dropout(x, p, training)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    bits = torch.empty(ceil_div(x.numel(), 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     keep = torch.empty_like(x, requires_grad=False)
     torch.ge(bits[: x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=keep)
     return x * keep.mul_(1 / (1 - p))

@@ -1,6 +1,6 @@
 """A masked batch -> micro-batches: examples of like length, padded, or rows into which several examples are packed.
 
-The layout changes the speed, and which units dropout drops, and nothing else.
+The layout affects only speed and dropout masks.
 """
 
 from dataclasses import dataclass, replace
@@ -109,9 +109,9 @@ def place_examples(batch, examples, row, offset, shape, is_packed):
     """The MicroBatch of some examples of a batch (data.MaskedBatch), each from position `offset` of its row on."""
     length = batch.length[examples]
     index = concat_ranges(row * shape[1] + offset, length)  # of each token in the rows, one after another
-    of_batch = concat_ranges(batch.offset[examples], length)
+    batch_index = concat_ranges(batch.offset[examples], length)
     ids, segment = np.full(shape, batch.pad), np.zeros(shape, np.int32)
-    ids.ravel()[index] = batch.ids[of_batch]
+    ids.ravel()[index] = batch.ids[batch_index]
     segment.ravel()[index] = np.repeat(np.arange(1, len(examples) + 1), length)
     position = None
     if is_packed:
@@ -119,7 +119,7 @@ def place_examples(batch, examples, row, offset, shape, is_packed):
         position.ravel()[index] = concat_ranges(np.zeros(len(length), np.int64), length)
     mask = segment if is_packed else None if segment.all() else segment > 0
 
-    labels, example = batch.labels[of_batch], np.repeat(examples, length)
+    labels, example = batch.labels[batch_index], np.repeat(examples, length)
     targets = np.flatnonzero(labels != IGNORE)
     task = batch.task[example[targets]]
     targets = targets[np.argsort(task, kind="stable")]

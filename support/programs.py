@@ -26,26 +26,21 @@ class Launch(NamedTuple):
 
 
 def read_launch():
-    """The Launch that torchrun or configs/slurm.sh has put into the environment; without them this process is alone.
+    """The Launch that torchrun or configs/slurm.sh put into the environment, else of one process. Raises: UserError."""
 
-    Raises: UserError naming the variable.
-    """
-    values = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        text = os.environ.get(name)
-        if text is not None and not re.fullmatch("[0-9]{1,6}", text):
+    def read(name, default):
+        text = os.environ.get(name, str(default))
+        if not re.fullmatch("[0-9]{1,6}", text):
             raise UserError(f"{name} = '{text}' in the environment is no number from 0 on; unset it, or use torchrun")
-        values[name] = None if text is None else int(text)
-    rank, world_size, local_rank, local_world_size = values.values()
-    rank, world_size, local_rank = rank or 0, 1 if world_size is None else world_size, local_rank or 0
-    local_world_size = local_rank + 1 if local_world_size is None else local_world_size
-    for name, value, of, n in (
-        ("", rank, "WORLD_SIZE", world_size),
-        ("LOCAL_", local_rank, "LOCAL_WORLD_SIZE", local_world_size),
-    ):
+        return int(text)
+
+    rank, world_size, local_rank = read("RANK", 0), read("WORLD_SIZE", 1), read("LOCAL_RANK", 0)
+    launch = Launch(rank, world_size, local_rank, read("LOCAL_WORLD_SIZE", local_rank + 1))
+    for name, value, n in (("", rank, world_size), ("LOCAL_", local_rank, launch.local_world_size)):
         if value >= n:
-            raise UserError(f"{name}RANK = {value} in the environment is not below {of} = {n}; start with torchrun")
-    return Launch(rank, world_size, local_rank, local_world_size)
+            what = f"{name}RANK = {value} in the environment is not below {name}WORLD_SIZE = {n}"
+            raise UserError(f"{what}; start with torchrun")
+    return launch
 
 
 def is_first_here():
@@ -92,9 +87,8 @@ def end_process(status):
 
 def is_out_of_memory(error):
     """Whether an exception says that memory ran out; torch.OutOfMemoryError is a RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)))
+    said = isinstance(error, RuntimeError) and re.search("out of memory|allocate memory|ALLOC_FAILED", str(error))
+    return isinstance(error, MemoryError) or bool(said)
 
 
 def out_of_memory_message(error):

@@ -68,7 +68,7 @@ def print_dataset_tables(manifest, tasks):
     for file, n in manifest["malformed_rows_left_out"].items():
         print(f"\n{file}: {n:,} malformed or missing rows left out")
     for file, n in manifest["nci_rows_left_out"].items():
-        print(f"\n{file}: {n:,} rows left out, of concepts with NCI Metathesaurus ids (CL and digits)")
+        print(f"\n{file}: {n:,} rows left out, of concepts with NCI Metathesaurus ids (CL...)")
     print()
 
 
@@ -143,9 +143,9 @@ def announce_validation(run, rows):
     length = np.minimum(np.diff(run.valid.offsets)[rows] + 2, run.valid.seq_len)  # with [CLS] and [SEP]
     flops = hardware.training_flops(run.model.encoder.config, length, 0.15 * length.sum()) / 3  # forward alone
     seconds = flops / (VALID_MFU * run.matmul_flops)
-    of_tokens = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
+    note = "; the accuracy of ep is of tokens" if "ep" in run.s.tasks else ""
     what = f"{len(rows):,} held-out examples before the first step"
-    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{of_tokens}")
+    run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{note}")
 
 
 def print_validation_time(run, n, seconds, last):
@@ -194,12 +194,11 @@ def log_training(run, lr, eta):
 
 def log_validation(run, losses):
     """A line of the console and of metrics.jsonl about a validation: loss and accuracy of each task."""
-    run.state.validated = run.state.step
-    write_metrics(run, {"step": run.state.step, "valid": losses})
-    parts = [
-        f"step {run.state.step:>6}/{run.state.steps}",
-        f"valid {losses['loss']:.3f}" if losses else "valid: no targets",
-    ]
+    state = run.state
+    state.validated = state.step
+    write_metrics(run, {"step": state.step, "valid": losses})
+    valid = f"valid {losses['loss']:.3f}" if losses else "valid: no targets"
+    parts = [f"step {state.step:>6}/{state.steps}", valid]
     for name in run.names:
         if f"{name}_loss" in losses:
             parts.append(f"{name} {losses[f'{name}_loss']:.3f} ({100 * losses[f'{name}_accuracy']:.1f} %)")
@@ -234,22 +233,19 @@ def model_card(folder, init, config, manifest, weights, values, titles):
     licence = " (for the UMLS, that of the US National Library of Medicine)" if has_graph else ""
     lines = ["---", "language:", *(f"- {lang}" for lang in languages)]
     lines += ["pipeline_tag: fill-mask"] * ("mlm" in config.extra_config["kgi_tasks"])
-    lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * has_graph, "---", ""]
-    lines += [f"# {name_of(folder)}", ""]
+    lines += ["tags:", "- biomedical", *["- umls", "- knowledge-graph"] * has_graph]
     lines += [
+        "---", "", f"# {name_of(folder)}", "",
         f"This is a UMLS-KGI-BERT (Mannion et al., ClinicalNLP 2023). It {beginning} on {' and on '.join(sources)}. "
         f"The encoder opens with any library that reads the layout `{config.family}`. `tokenizer.json` holds the "
-        f"relation tokens. What the model was trained on has licences of its own{licence}.",
-        "",
-    ]
+        f"relation tokens. What the model was trained on has licences of its own{licence}.", "",
+    ]  # fmt: skip
     columns = ["terms", "CUIs", "relations"] * has_graph
-    lines += markdown_table(
-        ["language", *columns, *(f"{titles[name]} examples" for name in counted)],
-        [
-            [lang, *(f"{n[x.lower()]:,}" for x in columns), *(f"{n['train'][name]:,}" for name in counted)]
-            for lang, n in manifest["counts"].items()
-        ],
-    )
+    heads = ["language", *columns, *(f"{titles[name]} examples" for name in counted)]
+    lines += markdown_table(heads, [
+        [lang, *(f"{n[x.lower()]:,}" for x in columns), *(f"{n['train'][name]:,}" for name in counted)]
+        for lang, n in manifest["counts"].items()
+    ])  # fmt: skip
     sizes = {"layers": config.layers, "heads": config.heads, "hidden size": config.dim, "feed-forward": config.ffn}
     sizes |= {"vocabulary": config.vocab_size, "positions": config.max_positions}
     weights = ", ".join(f"{name.upper()} {weights[name]:.3f}" for name in titles)
@@ -259,9 +255,8 @@ def model_card(folder, init, config, manifest, weights, values, titles):
         step, valid = validations[-1]["step"], validations[-1]["valid"]
         rows = [
             [title + of_tokens(name), f"{valid[f'{name}_loss']:.3f}", f"{100 * valid[f'{name}_accuracy']:.1f} %"]
-            for name, title in titles.items()
-            if f"{name}_loss" in valid and f"{name}_accuracy" in valid
-        ]
+            for name, title in titles.items() if f"{name}_loss" in valid and f"{name}_accuracy" in valid
+        ]  # fmt: skip
         lines += markdown_table([f"held out, at step {step:,}", "loss", "accuracy"], rows)
     return replace_surrogates("\n".join(lines))
 

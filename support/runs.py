@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,13 +65,10 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Has SIGTERM, SIGUSR1 and Ctrl-C ask the run to save its last finished step and end; a second exits immediately.
-
-    number: of the signal that came, 0 before.
-    """
+    """On SIGTERM, SIGUSR1 or Ctrl-C: drop the unfinished step, save, exit. A second signal exits immediately."""
 
     def __init__(self):
-        self.number, self.is_main_process = 0, read_launch().rank == 0
+        self.number, self.is_main_process = 0, read_launch().rank == 0  # number: of the signal, 0 before
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.handle)
 
@@ -87,24 +84,20 @@ class StopSignal:
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
 
 
-def memory_advice(rank, tokens, seq_len):
-    """What to do if memory ran out in a step. Args: tokens: of a micro-batch. seq_len: of the longest sequence."""
-    advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
-    if tokens // 2 < seq_len:  # a micro-batch of one sequence cannot be halved
-        advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
-    return f"rank {rank}: out of memory with micro-batches of {tokens:,} tokens; {advice}"
-
-
 @contextmanager
 def out_of_memory_named(run):
-    """Has a run that is out of memory end in a line that says what to do, from whatever rank it is."""
+    """Ends a run that is out of memory with a line that says what to do, from any rank: the others do not know."""
     try:
         yield
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
-        message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
-        sys.exit(f"{program_name()}: error: {message}")  # the others do not know
+        tokens = run.batches.max_tokens
+        advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
+        if tokens // 2 < run.train.seq_len:  # a micro-batch of one sequence cannot be halved
+            advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
+        what = f"rank {run.ranks.rank}: out of memory with micro-batches of {tokens:,} tokens"
+        sys.exit(f"{program_name()}: error: {what}; {advice}")
 
 
 # ---------------------------------------------------------------- the run folder
@@ -136,10 +129,10 @@ def read_checkpoint(path):
 
 
 def find_checkpoint(out, like):
-    """The last checkpoint of a run folder that is whole: (path, content, what is wrong with a later one).
+    """The latest intact checkpoint of a run folder: (path, content, what is wrong with a later one).
 
     Path and content are None if there is none. like: the checkpoint that this run would write now.
-    Raises: UserError if none of them is whole.
+    Raises: UserError if none of them is intact.
     """
     faults = []
     for path in (out / CHECKPOINT, out / PREVIOUS):
@@ -162,14 +155,11 @@ def find_fault(content, like):
 
     That of a run with other settings needs to say no more than these: check_signature is about to refuse it.
     """
-    if misfit := find_misfit(content, dict.fromkeys(like)):
+    state_form = form_of(like["state"])
+    parts = {"signature": signature_fault, "state": state_form | {"sums": None}}
+    if misfit := find_misfit(content, dict.fromkeys(like) | parts):
         return misfit
-    signature, state, optimizer = (content[key] for key in ("signature", "state", "optimizer"))
-    if type(signature) is not dict or not is_plain(signature):
-        return "signature does not hold the settings of a run"
-    form = form_of(like["state"])
-    if misfit := find_misfit(state, form | {"sums": None}, "state"):
-        return misfit
+    state, optimizer = content["state"], content["optimizer"]
     if not max(state["skipped"], state["overflows"]) <= state["step"] <= state["steps"]:
         return f"state is at step {state['step']} of {state['steps']}"
     if signature_change(content, like["signature"]):
@@ -180,7 +170,7 @@ def find_fault(content, like):
     is_new = found == {} and state["step"] == state["skipped"]
     scaler = content["scaler"] or {}  # empty if that run had none
     return (
-        find_misfit(state["sums"], form["sums"], "sums in state")
+        find_misfit(state["sums"], state_form["sums"], "sums in state")
         or find_misfit(content["model"], form_of(like["model"]), "model")
         or find_misfit(found, {} if is_new else form_of(dict(enumerate(moments))), "state of the optimizer")
         or find_misfit(scaler, form_of(torch.amp.GradScaler("cpu").state_dict()) if scaler else {}, "scaler")
@@ -190,7 +180,7 @@ def find_fault(content, like):
 def form_of(like):
     """The form, as find_misfit has it, of a value like this one: same keys, lengths and shapes, and finite numbers.
 
-    Whole numbers are not negative. What is None may be anything.
+    Whole numbers are not negative.
     """
     if isinstance(like, dict):
         return {key: form_of(x) for key, x in like.items()}
@@ -198,8 +188,6 @@ def form_of(like):
         return tuple(map(form_of, like))
     if isinstance(like, torch.Tensor):
         return partial(tensor_fault, like)
-    if like is None:
-        return None
     return type(like) if type(like) in (bool, int) else number_fault
 
 
@@ -215,10 +203,12 @@ def number_fault(value):
     return "" if type(value) in (int, float) and abs(value) < 1e300 else f"is {ascii(value)[:20]}"
 
 
-def is_plain(value):
-    """Whether a value is of those that a file of settings has: two of them can be compared."""
-    parts = [*value, *value.values()] if type(value) is dict else value if type(value) is list else ()
-    return type(value) in (dict, list, str, int, float, bool, type(None)) and all(map(is_plain, parts))
+def signature_fault(value):
+    """What is wrong with a value where there was a signature; "" if nothing. Two that JSON holds can be compared."""
+    with suppress(TypeError, ValueError, RecursionError):
+        if type(value) is dict and json.dumps(value):
+            return ""
+    return "does not hold the settings of a run"
 
 
 def signature_change(content, now):
@@ -243,9 +233,8 @@ def objectives_change(before, now):
 def check_signature(path, content, now):
     """Raises UserError if a checkpoint is of a run with other settings or data. now: the signature of this run."""
     if change := signature_change(content, now):
-        raise UserError(
-            f"cannot resume {path}: {change}; use the same settings, another --out, or delete {path.parent}"
-        )
+        advice = f"use the same settings, another --out, or delete {path.parent}"
+        raise UserError(f"cannot resume {path}: {change}; {advice}")
 
 
 def refuse_foreign_folder(out, records, n_damaged):
@@ -316,14 +305,13 @@ def save_checkpoint(run):
     run.ranks.all_reduce_sum([0.0])  # the other ranks wait for the first, which writes
     if run.saved < 0:
         at_latest = f", at the latest after {run.s.save_minutes:g} minutes" if run.s.save_minutes else ""
-        run.ranks.print(
-            f"checkpoint: saved in {time.monotonic() - began:.1f} s, every {run.save_every:,} steps{at_latest}"
-        )
+        seconds = time.monotonic() - began
+        run.ranks.print(f"checkpoint: saved in {seconds:.1f} s, every {run.save_every:,} steps{at_latest}")
     run.saved, run.saved_at = run.state.step, time.monotonic()
 
 
 def resume(run):
-    """Resumes from the last checkpoint that is whole, if there is one; lines of metrics.jsonl after it are dropped."""
+    """Resumes from the latest intact checkpoint, if there is one; lines of metrics.jsonl after it are dropped."""
     path, content, faults = find_checkpoint(run.out, checkpoint_content(run))
     metrics = run.out / "metrics.jsonl"
     records, n_damaged = reports.read_metrics(metrics)
@@ -376,17 +364,14 @@ def export_checkpoint(run):
 
 def is_exported(run):
     """Whether the run folder holds the model of its last checkpoint: all of it, and none is older."""
-    names = (*EXPORTED, "model.safetensors", "modules.json", RUN_FILE)
-    saved = (run.out / CHECKPOINT).stat().st_mtime_ns
-    return (
-        all((run.out / name).exists() for name in names) and (run.out / "model.safetensors").stat().st_mtime_ns >= saved
-    )
+    paths = [run.out / name for name in (CHECKPOINT, "model.safetensors", *EXPORTED, "modules.json", RUN_FILE)]
+    is_complete = all(path.exists() for path in paths)
+    return is_complete and paths[0].stat().st_mtime_ns <= paths[1].stat().st_mtime_ns
 
 
 def stop_diverged(run, what):
     """Ends a run whose numbers are no longer finite. Its last checkpoint stays."""
     path = run.out / CHECKPOINT
     kept = f"{path} is the last checkpoint" if path.exists() else "there is no checkpoint yet"
-    raise UserError(
-        f"step {run.state.step:,}: {what}; {kept}. Try a lower --lr or --precision fp32, with another --out"
-    )
+    advice = "Try a lower --lr or --precision fp32, with another --out"
+    raise UserError(f"step {run.state.step:,}: {what}; {kept}. {advice}")
