@@ -104,6 +104,7 @@ def out_of_memory_named(run):
         if not is_out_of_memory(e):
             raise
         message = memory_advice(run.ranks.rank, run.batches.max_tokens, run.train.seq_len)
+        message += "; if it ends so again, begin another with fewer --pairs_per_step" * bool(run.objectives)
         sys.exit(f"{program_name()}: error: {message}")  # the others do not know
 
 
