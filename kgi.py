@@ -202,8 +202,8 @@ def set_up(s, objectives=()):
     epoch = max(1, round(len(train) / s.batch_size))
     titles = {x.name: x.title for x in (*TASKS, *objectives)}
     trained = [TASK_NAMES[index] for index in np.unique(train.task[train.rows])] + [x.name for x in objectives]
-    known = {*trained, *c.extra_config.get("kgi_tasks", ())}  # that the heads were trained on, here or in --init
-    c.extra_config["kgi_tasks"] = [name for name in titles if name in known]
+    known = [*trained, *c.extra_config.get("kgi_tasks", ())]  # that the heads were trained on, here or in --init
+    c.extra_config["kgi_tasks"] = [name for name in dict.fromkeys([*titles, *known]) if name in known]
     run = Run(
         s, ranks, out, train, valid, tuple(objectives), titles, tuple(titles), trained, weights, model,
         ranks.wrap(model), Batches(s, train, ranks, max_tokens), compiled, init, pooling, tokenizer, stop_signal, began,

@@ -319,7 +319,7 @@ class Alignment:
         n_examples = sum(c["train"][name] for c in counts for name in s.tasks or data.TASK_NAMES if name in c["train"])
         share = self.count / max(1, self.count + n_examples)
         self.sampler = data.EpochSampler(self.count, s.pairs_per_step or max(2, round(share * s.batch_size)), s.seed)
-        self.temperature = s.temperature
+        self.temperature, self.counted = s.temperature, None  # counted: the last step whose names are in run.state.work
 
     def backward(self, run, weight):
         """Adds the gradients of one step; weight: of equation (2).
@@ -327,13 +327,18 @@ class Alignment:
         Returns: (3,) of the names of this rank: summed loss, correct predictions, and their number.
         """
         kgi.seed_dropout(run, DROPOUT_STREAM)
-        loss, sums = self.loss(run, self.pairs["train"], self.sampler(run.state.step)[0])
+        names, concepts = self.pairs["train"].batch(self.sampler(run.state.step)[0], run.train.special)
+        loss, sums = self.loss(run, names, concepts)
         run.scaler.scale(weight * run.ranks.world_size * loss).backward()
+        if self.counted != run.state.step:  # kgi.warm_up makes passes without a step
+            tokens, flops = names.length.sum(), hardware.training_flops(run.model.encoder.config, names.length, 0)
+            for key, n in (("tokens", tokens), ("computed", tokens), ("flops", flops)):
+                run.state.work[key] += float(n)
+            self.counted = run.state.step
         return sums
 
-    def loss(self, run, pairs, chosen):
-        """(mean loss over all names of some pairs, sums as backward returns them)."""
-        names, concepts = pairs.batch(chosen, run.train.special)
+    def loss(self, run, names, concepts):
+        """(mean loss over all names of some pairs, as Pairs.batch gives them, and sums as backward returns them)."""
         found, mine = [], []
         for micro_batch in run.batches.lay_out(names):
             micro_batch = hardware.to_device(micro_batch, run.ranks.device, run.compiled)
@@ -343,7 +348,7 @@ class Alignment:
             found.append(F.normalize(vectors.float(), dim=-1))
             mine.append(micro_batch.label)
         found, mine = torch.cat(found), torch.cat(mine)
-        vectors = torch.zeros(2 * len(chosen), found.shape[1], device=found.device)
+        vectors = torch.zeros(len(names.length), found.shape[1], device=found.device)
         vectors[mine] = found.detach()
         vectors = run.ranks.all_reduce(vectors).index_put((mine,), found)
         losses, correct = alignment_loss(vectors, concepts, self.temperature)
@@ -361,7 +366,7 @@ class Alignment:
         n = n if is_last else min(n, run.s.valid_examples)
         n = n // VALID_PAIRS * VALID_PAIRS or n
         batches = np.split(order[:n], range(VALID_PAIRS, n, VALID_PAIRS)) if n else []
-        sums = [self.loss(run, pairs, chosen)[1] for chosen in batches]
+        sums = [self.loss(run, *pairs.batch(chosen, run.train.special))[1] for chosen in batches]
         return sum(sums, torch.zeros(3, device=run.ranks.device))
 
 

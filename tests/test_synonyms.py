@@ -18,7 +18,7 @@ import data
 import kgi
 from beyond import synonyms
 from configs import UserError, command_line
-from support import runs, umls
+from support import hardware, runs, umls
 from tests import training
 from tests.conftest import build, command, graph_of
 from tests.training import TINY, args, free_ports, lines, one_step, run_in_ranks, same_end, same_weights, weights
@@ -353,7 +353,7 @@ def test_a_pair_that_comes_twice_in_a_step_is_no_negative(aligned, tmp_path):
     """As happens where an epoch of pairs ends, or a step has more pairs than there are."""
     run = set_up(aligned, tmp_path)
     (alignment,) = run.objectives
-    loss, sums = alignment.loss(run, alignment.pairs["train"], np.zeros(3, np.int64))
+    loss, sums = alignment.loss(run, *alignment.pairs["train"].batch(np.zeros(3, np.int64), run.train.special))
     assert loss == 0 and sums[2] == 6
 
 
@@ -388,7 +388,35 @@ def test_dropout_has_its_own_stream(aligned, tmp_path):
         losses.append(alignment.backward(run, torch.tensor(1.0))[0].item())
     assert losses[0] == losses[1] != losses[2]
     kgi.seed_dropout(run, 0)
-    assert alignment.loss(run, alignment.pairs["train"], np.arange(20))[1][0].item() not in losses
+    names = alignment.pairs["train"].batch(np.arange(20), run.train.special)
+    assert alignment.loss(run, *names)[1][0].item() not in losses
+
+
+def test_tokens_of_names_are_counted_once_a_step(aligned, tmp_path):
+    """As their time is; a pass before the first step (kgi.warm_up) adds none."""
+    run = set_up(aligned, tmp_path)
+    (alignment,) = run.objectives
+    micro_batches, batch = run.batches.get(0)
+    names, _ = alignment.pairs["train"].batch(alignment.sampler(0)[0], run.train.special)
+    for _ in range(2):
+        kgi.forward_backward(run, micro_batches, batch)
+    kgi.training_step(run, 0.0)
+    n_names, work, c = len(names.ids), run.state.work, run.model.encoder.config
+    assert work["tokens"] == len(batch.ids) + n_names and n_names > 20
+    assert work["computed"] == sum(x.ids.numel() for x in micro_batches) + n_names
+    n_mlm = sum(n for head, n in zip(batch.heads, batch.n_targets) if head == "mlm_head")
+    flops = hardware.training_flops(c, batch.length, n_mlm) + hardware.training_flops(c, names.length, 0)
+    assert work["flops"] == pytest.approx(flops)
+
+
+def test_out_of_memory_names_the_pairs(aligned, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(kgi, "forward_backward", full)
+    message = "retry with --max_tokens 1024; the run will resume; if it ends so again, begin another with fewer --pairs"
+    with pytest.raises(SystemExit, match=message):
+        synonyms.train(settings(aligned, tmp_path / "run"))
 
 
 def test_it_is_learnt(aligned, tmp_path):
@@ -560,6 +588,8 @@ def test_a_run_names_it(aligned, tmp_path, capsys):
     init = {"init": str(tmp_path / "run"), "steps": 2}
     assert training.set_up(aligned, tmp_path / "then", **init).pooling.mode == "mean"
     assert set_up(aligned, tmp_path / "then", **init).pooling.mode == "cls"
+    plain = training.set_up(aligned, tmp_path / "then", **init | {"tasks": ["mlm"]})  # it keeps what the heads know
+    assert plain.model.encoder.config.extra_config["kgi_tasks"] == [*data.TASK_NAMES, "sa"]
 
 
 def test_settings_are_those_of_the_table_train(aligned, tmp_path):
