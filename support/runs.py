@@ -218,8 +218,8 @@ def signature_change(content, now):
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
-            is_hash = key in ("data", "init", "objectives")
-            return f"{key} has changed" if is_hash else f"{key} was {before.get(key)}, now {value}"
+            is_unreadable = key in ("data", "init", "objectives")
+            return f"{key} has changed" if is_unreadable else f"{key} was {before.get(key)}, now {value}"
     return ""
 
 
