@@ -202,7 +202,7 @@ class Sample(NamedTuple):
     def sequences(self, graph, names, relation_ids, seq_len):
         """Yields (kind, CUIs, token ids) of each example, [CLS] and [SEP] not yet among them.
 
-        Args: names: {term: its token ids}. relation_ids: the token ids of RELATIONS. seq_len: most tokens of one.
+        Args: names: {term: its token ids}. relation_ids: those of RELATIONS. seq_len: of the longest, with both.
         """
         join = join_triple if self.relations.shape[1] == 1 else join_path
         columns = (self.kind, graph.cui[self.concepts], self.relations, self.terms)

@@ -190,13 +190,11 @@ class ExampleWriter:
         """Adds examples of one task. sequences: yields (kind, CUIs, token ids) of each."""
         columns = self.columns
         for kind, cuis, ids in sequences:
-            columns["task"].append(task)
-            columns["lang"].append(lang)
-            columns["kind"].append(kind)
             columns["cuis"].extend(cuis)
-            columns["n_cuis"].append(len(cuis))
             columns["ids"].extend(ids)
-            columns["n_ids"].append(len(ids))
+            numbers = {"task": task, "lang": lang, "kind": kind, "n_cuis": len(cuis), "n_ids": len(ids)}
+            for name, number in numbers.items():
+                columns[name].append(number)
 
     def arrays(self):
         return {name: np.frombuffer(values, np.int64) for name, values in self.columns.items()}
