@@ -5,10 +5,10 @@
     python data.py build --lang fr --tokenizer DrBERT-4GB                    -> datasets/fr-DrBERT-4GB
     python data.py show datasets/fr                                          its tables, and examples of each task
 
-The file follows an example from top to bottom. It has five forms on its way: a triple or path of integers; token ids,
-equation (1); a row of an Arrow file; a part of a masked batch; and, in support/layouts.py, of a micro-batch. Each task
-has one section, with its sampler and its mask beside the paper's sentence. All random choices depend on the seed alone:
-the same input and seed give the same bytes.
+The file follows an example through its five forms: integers (Sample), token ids (equation 1), a row of an Arrow file
+(build), a part of a masked batch (PretrainingDataset), and, in support/layouts.py, of a micro-batch. Only the masks
+come early: each task has one section, with its sampler and its mask beside the paper's sentence. All random choices
+depend on the seed alone: the same input and seed give the same bytes.
 """
 
 import configs  # isort: split
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from tokenizers import Tokenizer
 
 from support import builds, cache, datasets, tokenizers, umls
@@ -55,8 +54,8 @@ class Graph(umls.Tables):
 
     C are the concepts 0..N-1, R is RELATIONS, and E is the set of triples (h, r, t): (h, PAR, t) says that h is a
     parent of t. The fields of umls.Tables hold the strings of each concept, the preferred term first, and one semantic
-    group, that of its least deep type. It serves stratification and both kinds of negatives, though section 3.1 lets a
-    concept have several.
+    group: that of its semantic type nearest to the root. This one group serves stratification and both kinds of
+    negatives, though section 3.1 lets a concept have several.
 
     Attributes:
         h, r, t: (E,) the triples, sorted. strata: (E,) the stratum of each.
@@ -91,9 +90,9 @@ class Graph(umls.Tables):
 def in_validation(cui_a, cui_b, seed, fraction):
     """Whether the unordered concept pair is held out for validation (bool array).
 
-    It is a function of the pair alone, so that the inverse of a triple, every relation of the pair and every task, in
-    every language, are on the same side of the split. The paper reports no such split: its examples come on top of
-    Table 1's counts.
+    It depends on the pair, not on the triple, so that the inverse of a triple, every relation of the pair and every
+    task, in every language, are on the same side of the split. The paper reports no such split: sampled examples for
+    it come on top of Table 1's counts. Documents are split by a hash of their text (support/builds.py).
     """
     out = np.empty(len(cui_a), bool)
     block = 1 << 15  # small enough for the cache: seven times as fast
@@ -101,23 +100,6 @@ def in_validation(cui_a, cui_b, seed, fraction):
         a, b = cui_a[i : i + block], cui_b[i : i + block]
         out[i : i + block] = hash_uniform(seed, np.minimum(a, b), np.maximum(a, b)) < fraction
     return out
-
-
-class SplitTriples:
-    """The triples of one split of a graph.
-
-    Attributes: split: its name. true: a StratumIndex of its triples, as indices into graph.h, graph.r and graph.t.
-    """
-
-    def __init__(self, graph, split, s):
-        """s: settings (seed, valid_fraction)."""
-        self.cui, self.split, self.seed, self.fraction = graph.cui, split, s.seed, s.valid_fraction
-        members = np.flatnonzero(self.has_pair(graph.h, graph.t))
-        self.true = StratumIndex(members, graph.strata[members], len(graph.counts))
-
-    def has_pair(self, h, t):
-        """Whether concept pairs are on this side of the split (bool array)."""
-        return in_validation(self.cui[h], self.cui[t], self.seed, self.fraction) == (self.split == "valid")
 
 
 # ---------------------------------------------------------------- stratified sampling
@@ -179,7 +161,24 @@ def stratified_sample(rng, index, shares, n, reuse=False):
     return index.members[np.concatenate(positions)]
 
 
-# ---------------------------------------------------------------- equation (1): triples and paths as token sequences
+class SplitTriples:
+    """The triples of one split of a graph.
+
+    Attributes: split: its name. true: a StratumIndex of its triples, as indices into graph.h, graph.r and graph.t.
+    """
+
+    def __init__(self, graph, split, s):
+        """s: settings (seed, valid_fraction)."""
+        self.cui, self.split, self.seed, self.fraction = graph.cui, split, s.seed, s.valid_fraction
+        members = np.flatnonzero(self.has_pair(graph.h, graph.t))
+        self.true = StratumIndex(members, graph.strata[members], len(graph.counts))
+
+    def has_pair(self, h, t):
+        """Whether concept pairs are on this side of the split (bool array)."""
+        return in_validation(self.cui[h], self.cui[t], self.seed, self.fraction) == (self.split == "valid")
+
+
+# ---------------------------------------------------------------- what a sampler returns
 
 
 class Sample(NamedTuple):
@@ -198,44 +197,6 @@ class Sample(NamedTuple):
         """(h, r, t) of all relations in the sample."""
         i, k = np.nonzero(self.relations >= 0)
         return self.concepts[i, k], self.relations[i, k], self.concepts[i, k + 1]
-
-    def sequences(self, graph, names, relation_ids, seq_len):
-        """Yields (kind, CUIs, token ids) of each example, [CLS] and [SEP] not yet among them.
-
-        Args: names: {term: its token ids}. relation_ids: those of RELATIONS. seq_len: of the longest, with both.
-        """
-        join = join_triple if self.relations.shape[1] == 1 else join_path
-        columns = (self.kind, graph.cui[self.concepts], self.relations, self.terms)
-        for kind, cuis, relations, terms in zip(*(x.tolist() for x in columns)):
-            named = [names[term] for term in terms if term >= 0]
-            ids, n_concepts = join(named, [relation_ids[r] for r in relations if r >= 0], seq_len - 2)
-            yield kind, cuis[:n_concepts], ids
-
-
-def join_triple(names, relations, room):
-    """Equation (1): w_1^h ... w_m^h [REL] w_1^t ... w_n^t, in `room` tokens.
-
-    Where both names do not fit, their ends are cut: each keeps at least half of the room, or all that it needs.
-    Returns: (token ids, the number of concepts in them).
-    """
-    (head, tail), room = names, room - 1  # less [REL]
-    head = head[: max(room // 2, room - len(tail))]
-    return [*head, *relations, *tail[: room - len(head)]], 2
-
-
-def join_path(names, relations, room):
-    """A path as text, h_1 [R_1] h_2 [R_2] h_3 ..., in `room` tokens. Returns: as join_triple.
-
-    Names are shortened to a third of the room, so that three always fit. A path that is still too long ends after its
-    last whole name.
-    """
-    third = (room - 2) // 3
-    ids, n_concepts = names[0][:third], 1
-    for relation, name in zip(relations, names[1:]):
-        if len(ids) + 1 + len(name[:third]) > room:
-            break
-        ids, n_concepts = [*ids, relation, *name[:third]], n_concepts + 1
-    return ids, n_concepts
 
 
 # ---------------------------------------------------------------- what a mask sees
@@ -275,23 +236,6 @@ class Tokens:
 # predicted (an index), the ids that the model sees there, and the labels.
 
 
-# ---------------------------------------------------------------- masked language modelling
-
-
-def mask_documents(tokens):
-    """MLM, Table 8: "MLM probability 0.15". Each token of a document is a target with this probability.
-
-    As BERT does it, 80 % of the targets become [MASK], 10 % a random token, and 10 % stay.
-    """
-    key = splitmix64(tokens.example_key, TOKEN, tokens.position)
-    targets = np.flatnonzero(tokens.inside & (hash_uniform(key, TARGET) < tokens.mlm_probability))
-    key, labels = key[targets], tokens.ids[targets]
-    action, pick = hash_uniform(key, ACTION), hash_uniform(key, REPLACEMENT) * len(tokens.ordinary)
-    random_tokens = tokens.ordinary[pick.astype(np.int64)]
-    inputs = np.select([action < 0.8, action < 0.9], [tokens.special["mask"], random_tokens], labels)
-    return targets, inputs, labels
-
-
 # ---------------------------------------------------------------- entity prediction
 
 
@@ -323,9 +267,10 @@ def choose_tail_terms(rng, graph, h, r, t):
 
 
 def mask_tails(tokens):
-    """ "We perform entity prediction by masking the tokens associated with the concept t": all become [MASK]."""
-    n_relations = np.cumsum(tokens.relation >= 0)  # up to each token, at first from the beginning of the batch
-    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]  # less those before its own [CLS]
+    """Entity prediction "by masking the tokens associated with the concept t": all of them become [MASK]."""
+    # Relation tokens up to here in this example: the running count, less its value at the example's [CLS].
+    n_relations = np.cumsum(tokens.relation >= 0)
+    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]
     targets = np.flatnonzero(tokens.inside & (n_relations > 0) & (tokens.relation < 0))
     return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
 
@@ -393,7 +338,7 @@ def random_walks(rng, graph, edges, first, length, max_relations):
 
 
 def mask_relations(tokens):
-    """ "We perform link prediction by masking the relation tokens in the path dataset": each becomes [HREL].
+    """Link prediction "by masking the relation tokens in the path dataset": each of them becomes [HREL].
 
     The label is "one of six relation types".
     """
@@ -415,7 +360,7 @@ def sample_triple_classification(rng, graph, split, n, s):
     different_groups = np.arange(n_groups**2) // n_groups != np.arange(n_groups**2) % n_groups
     connected = np.flatnonzero(np.bincount(np.concatenate([graph.h, graph.t])))
     concepts = StratumIndex(connected, graph.group[connected], n_groups)
-    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9  # so that there is always another relation
+    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9  # no relation has the weight 0
     first_strategy = partial(corrupt_entities, graph=graph, concepts=concepts)
     second_strategy = partial(corrupt_relation, graph=graph, frequency=frequency)
 
@@ -445,8 +390,8 @@ def corrupt_entities(rng, i, graph, concepts):
 def corrupt_relation(rng, i, graph, frequency):
     """The second strategy: "form the negative training example by changing the relation type r".
 
-    The new relation is drawn by its frequency among true triples: a relation that only false triples have would give
-    them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
+    The new relation is drawn by its frequency among true triples within one group: one that only false triples have
+    would give them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
     """
     weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, frequency).cumsum(axis=1)
     r = (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1)
@@ -456,7 +401,8 @@ def corrupt_relation(rng, i, graph, frequency):
 def sample_negatives(rng, graph, split, corrupt, shares, n):
     """n distinct triples that are not in the graph: (3, n) int64. They are made from true ones with these shares.
 
-    A corrupted triple is rejected if it is in the graph, in the other split or a repeat. Then another true triple of
+    A corrupted triple is rejected if it or its inverse is in the graph, if its pair is in the other split, or if it is
+    a repeat. Then another true triple of
     its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer negatives than requested are returned.
 
     Args: corrupt(rng, indices of true triples) -> (h, r, t). shares: (strata,).
@@ -484,6 +430,33 @@ def mask_nothing(tokens):
     return targets, tokens.ids[targets], (tokens.kind[targets] == TRUE).astype(np.int64)
 
 
+# ---------------------------------------------------------------- masked language modelling
+
+
+def document_sequences(documents, s):
+    """Yields (kind, CUIs, token ids) of documents, as token_sequences does; those without content are left out.
+
+    Training draws a window of a whole document in each epoch. With windows = "first" only its beginning is kept,
+    another reading of "a maximal sequence length of 256". Args: documents: lists of token ids.
+    """
+    longest = s.seq_len - 2 if s.windows == "first" else None
+    return ((TRUE, (), ids[:longest]) for ids in documents if len(ids) >= builds.MIN_DOCUMENT)
+
+
+def mask_documents(tokens):
+    """MLM, Table 8: "MLM probability 0.15". Each token of a document is a target with this probability.
+
+    As BERT does it, 80 % of the targets become [MASK], 10 % a random token, and 10 % stay.
+    """
+    key = splitmix64(tokens.example_key, TOKEN, tokens.position)
+    targets = np.flatnonzero(tokens.inside & (hash_uniform(key, TARGET) < tokens.mlm_probability))
+    key, labels = key[targets], tokens.ids[targets]
+    action, pick = hash_uniform(key, ACTION), hash_uniform(key, REPLACEMENT) * len(tokens.ordinary)
+    random_tokens = tokens.ordinary[pick.astype(np.int64)]
+    inputs = np.select([action < 0.8, action < 0.9], [tokens.special["mask"], random_tokens], labels)
+    return targets, inputs, labels
+
+
 # ---------------------------------------------------------------- the table of tasks
 
 
@@ -506,7 +479,132 @@ TASKS = (
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
 MLM, EP, LP, TC = map(TASK_NAMES.index, ("mlm", "ep", "lp", "tc"))
-GRAPH_TASKS = (EP, TC, LP, *range(4, len(TASKS)))  # in the order of their rows in a data set, before the documents
+GRAPH_TASKS = (EP, TC, LP, *range(4, len(TASKS)))  # in the order of their rows in a data set; further tasks are last
+
+
+# ---------------------------------------------------------------- equation (1): triples and paths as token sequences
+
+
+def token_sequences(sample, graph, names, relation_ids, seq_len):
+    """Yields (kind, CUIs, token ids) of each example, [CLS] and [SEP] not yet among them.
+
+    Args: names: {term: its token ids}. relation_ids: those of RELATIONS. seq_len: of the longest, with both.
+    """
+    join = join_triple if sample.relations.shape[1] == 1 else join_path
+    columns = (sample.kind, graph.cui[sample.concepts], sample.relations, sample.terms)
+    for kind, cuis, relations, terms in zip(*(x.tolist() for x in columns)):
+        named = [names[term] for term in terms if term >= 0]
+        ids, n_concepts = join(named, [relation_ids[r] for r in relations if r >= 0], seq_len - 2)
+        yield kind, cuis[:n_concepts], ids
+
+
+def join_triple(names, relations, room):
+    """Equation (1): w_1^h ... w_m^h [REL] w_1^t ... w_n^t, in `room` tokens.
+
+    Where both names do not fit, their ends are cut: each keeps at least half of the room, or all that it needs.
+    Returns: (token ids, the number of concepts in them).
+    """
+    (head, tail), room = names, room - 1  # less [REL]
+    head = head[: max(room // 2, room - len(tail))]
+    return [*head, *relations, *tail[: room - len(head)]], 2
+
+
+def join_path(names, relations, room):
+    """A path as text, h_1 [R_1] h_2 [R_2] h_3 ..., in `room` tokens. Returns: as join_triple.
+
+    Names are shortened to a third of the room, so that three always fit. Relations and names at the end that do not
+    fit are dropped.
+    """
+    third = (room - 2) // 3
+    ids, n_concepts = names[0][:third], 1
+    for relation, name in zip(relations, names[1:]):
+        if len(ids) + 1 + len(name[:third]) > room:
+            break
+        ids, n_concepts = [*ids, relation, *name[:third]], n_concepts + 1
+    return ids, n_concepts
+
+
+# ---------------------------------------------------------------- the build
+
+
+def build(s):
+    """Builds the data set of settings `s` (configs.Data) in a folder beside `out`, then moves it there."""
+    log = builds.start_log()
+    # Check inputs first; the slow work comes later.
+    langs = umls.parse_languages(s.lang)
+    umls_folder, e3c_folder = builds.find_sources(s)
+    name, out, before = builds.choose_output(s, langs)
+    tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
+    builds.print_replacement(s, out, before, log)
+    skipped = Counter() if s.skip_bad_rows else None
+    documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
+
+    # The graphs, and integer triples and paths from them.
+    release = cache.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
+    graphs = [Graph(**vars(tables)) for tables in release.tables]
+    for g in graphs:
+        log(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
+    with cache.saving_tables(release, out.parent / "tables"):  # meanwhile
+        samples = [{split: sample_tasks(g, split, s, log) for split in SPLITS} for g in graphs]
+    left_out = builds.report_left_out(release, skipped, log)
+    log("samples drawn" + f", tables kept in {out.parent / 'tables'}" * bool(release.unsaved))
+
+    # Token ids, as rows of the two files.
+    strings = [builds.used_strings(g, lang_samples) for g, lang_samples in zip(graphs, samples)]
+    if tokenizer is None:
+        corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
+        tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
+    log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
+    writers = {split: datasets.ExampleWriter() for split in SPLITS}
+    for i, g in enumerate(graphs):
+        write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
+
+    counts = {}
+    for i, g in enumerate(graphs):
+        counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
+        counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
+    special = special_token_ids(tokenizer)
+    manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
+    datasets.write_dataset(out, writers, tokenizer, manifest)
+    print_dataset_tables(manifest, TASKS)
+    builds.print_replaced(s, out, before, manifest, log)
+    log(f"wrote {out}")
+    print_training(s, out, counts, TASK_NAMES)
+
+
+def sample_tasks(graph, split, s, log):
+    """The samples of the graph for one split: {task: Sample}. s: settings."""
+    triples, lang = SplitTriples(graph, split, s), int.from_bytes(graph.lang.encode())
+    samples = {}
+    for index in GRAPH_TASKS:
+        task, rng = TASKS[index], np.random.default_rng([s.seed, lang, SPLITS.index(split), index])
+        n = getattr(s, task.setting)
+        n = round(s.valid_fraction * n / 2) * 2 if split == "valid" else n
+        samples[index] = task.sample(rng, graph, triples, n, s)
+        if (found := len(samples[index].kind)) < n:
+            log(f"{graph.lang} {split}: only {found:,} of the {n:,} requested {task.title} examples are available")
+    return samples
+
+
+def write_language(writers, lang, graph, samples, strings, documents, tokenizer, s, issues):
+    """Adds the examples of a language to the writers of both splits. issues: counts documents that are too short."""
+    special = special_token_ids(tokenizer)
+    texts = [" " + string for string in strings.values()]  # as in the middle of a text
+    ids = tokenizers.encode_lists(tokenizer, texts, f"{graph.lang}: names")
+    # A name without any token (control characters) is [UNK].
+    names = {term: x or [special["unk"]] for term, x in zip(strings, ids)}
+    for split, writer in writers.items():
+        for task, sample in samples[split].items():
+            writer.add(task, lang, token_sequences(sample, graph, names, special["relations"], s.seq_len))
+        found = tokenizers.encode_lists(tokenizer, documents[split], "documents")
+        writer.add(MLM, lang, document_sequences(found, s))
+        issues["short texts"] += sum(len(ids) < builds.MIN_DOCUMENT for ids in found)
+
+
+def special_token_ids(tokenizer):
+    """{"pad", "cls", "sep", "mask", "unk", "hrel": id, "relations": [ids in the order of RELATIONS]}."""
+    relations = [tokenizer.token_to_id(token) for token in RELATION_TOKENS]
+    return tokenizers.special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(HREL)}
 
 
 # ---------------------------------------------------------------- effective batches, masked
@@ -607,100 +705,6 @@ class EpochSampler:
                 self.permutations[e] = np.random.default_rng([self.seed, e]).permutation(self.n)
             positions[epochs == e] = self.permutations[e][index[epochs == e] % self.n]
         return positions, epochs
-
-
-# ---------------------------------------------------------------- the build
-
-
-def build(s):
-    """Builds the data set of settings `s` (configs.Data) in a folder beside `out`, then moves it there."""
-    log = builds.start_log()
-    # Check inputs first; the slow work comes later.
-    langs = umls.parse_languages(s.lang)
-    umls_folder, e3c_folder = builds.find_sources(s)
-    name, out, before = builds.choose_output(s, langs)
-    tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
-    builds.print_replacement(s, out, before, log)
-    skipped = Counter() if s.skip_bad_rows else None
-    documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
-
-    # The graphs, and integer triples and paths from them.
-    release = cache.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
-    graphs = [Graph(**vars(tables)) for tables in release.tables]
-    for g in graphs:
-        log(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
-    with cache.saving_tables(release, out.parent / "tables"):  # meanwhile
-        samples = [{split: sample_tasks(g, split, s, log) for split in SPLITS} for g in graphs]
-    left_out = builds.report_left_out(release, skipped, log)
-    log("samples drawn" + f", tables kept in {out.parent / 'tables'}" * bool(release.unsaved))
-
-    # Token ids, as rows of the two files.
-    strings = [used_strings(g, lang_samples) for g, lang_samples in zip(graphs, samples)]
-    if tokenizer is None:
-        corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
-        tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
-    log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
-    writers = {split: datasets.ExampleWriter() for split in SPLITS}
-    for i, g in enumerate(graphs):
-        write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
-
-    counts = {}
-    for i, g in enumerate(graphs):
-        counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
-        counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
-    special = special_token_ids(tokenizer)
-    manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
-    datasets.write_dataset(out, writers, tokenizer, manifest)
-    print_dataset_tables(manifest, TASKS)
-    builds.print_replaced(s, out, before, manifest, log)
-    log(f"wrote {out}")
-    print_training(s, out, counts, TASK_NAMES)
-
-
-def sample_tasks(graph, split, s, log):
-    """The samples of the graph for one split: {task: Sample}. s: settings."""
-    triples, lang = SplitTriples(graph, split, s), int.from_bytes(graph.lang.encode())
-    samples = {}
-    for index in GRAPH_TASKS:
-        task, rng = TASKS[index], np.random.default_rng([s.seed, lang, SPLITS.index(split), index])
-        n = getattr(s, task.setting)
-        n = round(s.valid_fraction * n / 2) * 2 if split == "valid" else n
-        samples[index] = task.sample(rng, graph, triples, n, s)
-        if (found := len(samples[index].kind)) < n:
-            log(f"{graph.lang} {split}: only {found:,} of the {n:,} requested {task.title} examples are available")
-    return samples
-
-
-def used_strings(graph, samples):
-    """{term: string} of the terms that samples use; the others are never decoded. samples: {split: {task: Sample}}."""
-    used = np.zeros(len(graph.terms), bool)
-    for sample in (x for split_samples in samples.values() for x in split_samples.values()):
-        used[sample.terms[sample.terms >= 0]] = True
-    terms = np.flatnonzero(used)
-    return dict(zip(terms.tolist(), graph.terms.take(pa.array(terms)).to_pylist()))
-
-
-def write_language(writers, lang, graph, samples, strings, documents, tokenizer, s, issues):
-    """Adds the examples of a language to the writers of both splits. issues: counts documents that are too short."""
-    special = special_token_ids(tokenizer)
-    texts = [" " + string for string in strings.values()]  # as in the middle of a text
-    ids = tokenizers.encode_lists(tokenizer, texts, f"{graph.lang}: names")
-    # A name without any token (control characters) is [UNK].
-    names = {term: x or [special["unk"]] for term, x in zip(strings, ids)}
-    for split, writer in writers.items():
-        for task, sample in samples[split].items():
-            writer.add(task, lang, sample.sequences(graph, names, special["relations"], s.seq_len))
-        found = tokenizers.encode_lists(tokenizer, documents[split], "documents")
-        kept = [x for x in found if len(x) >= builds.MIN_DOCUMENT]
-        most = s.seq_len - 2 if s.windows == "first" else None  # "a maximal sequence length of 256"; else as they are
-        writer.add(MLM, lang, ((TRUE, (), x[:most]) for x in kept))
-        issues["short texts"] += len(found) - len(kept)
-
-
-def special_token_ids(tokenizer):
-    """{"pad", "cls", "sep", "mask", "unk", "hrel": id, "relations": [ids in the order of RELATIONS]}."""
-    relations = [tokenizer.token_to_id(token) for token in RELATION_TOKENS]
-    return tokenizers.special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(HREL)}
 
 
 # ---------------------------------------------------------------- what a data set looks like

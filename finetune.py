@@ -9,9 +9,9 @@
 
 "The model is given a single pass over the training data before being evaluated on the test set": batch size 4, learning
 rate 2e-5, weight decay 0.01. Each of --runs seeds starts from the same checkpoint. There are two scores. The paper's
-score averages precision, recall and F1 over the labels of each sequence, O included, and then over sequences. The
-field's score is strict entity-level P/R/F1 against all entities of the corpus, on character spans if it has text. The
-program writes scores.json, the predictions, one token per line, and the tagger of the best seed, as model/, to
+score averages precision, recall and F1 over the labels of each sequence (ours: O is one of them), then over sequences.
+The field's score is strict entity-level P/R/F1 against all entities of the corpus, on character spans if it has text.
+The program writes scores.json, the predictions, one token per line, and the tagger of the best seed, as model/, to
 results/<checkpoint>/<corpus>/.
 """
 
@@ -176,7 +176,7 @@ def sequence_scores(gold, predicted):
 
 
 def paper_scores(documents, predictions, corpus):
-    """(documents, 3): sequence_scores of each; B- and I- are stripped where Table 5's number of classes has none."""
+    """(documents, 3): sequence_scores of each. Where Table 5 counts types (bio is false), B- and I- are stripped."""
 
     def style(labels):
         return labels if corpus.bio else [t if t == "O" else t[2:] for t in labels]
@@ -265,8 +265,8 @@ def set_up(s, splits, device, dtype):
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
     special = tokenizers.special_ids(tokenizer)
     frequency = Counter(label for d in splits["train"] for label in d.labels)
-    # Labels have B- and I- always, or touching entities would merge; the paper's score strips them where its classes
-    # have none.
+    # Labels of entities keep B- and I-, or touching entities would merge; paper_scores strips them where the paper's
+    # classes have none.
     labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
     windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
     corpus, constant = CORPORA[s.corpus], frequency.most_common(1)[0][0]

@@ -9,9 +9,9 @@
     sbatch configs/slurm.sh configs/v1-fr.toml               several nodes, requeued until the run is done
 
 Each step takes one effective batch: the same examples with the same masks, whatever the number of ranks and the size of
-the micro-batches. They affect only speed and dropout masks. The same command run again resumes from the last
-checkpoint. On SIGTERM, SIGUSR1 or Ctrl-C the program drops the unfinished step, saves the last finished one, and exits
-with status 75. A run folder holds metrics.jsonl, the last two checkpoints, and the model.
+the micro-batches. These two change speed, dropout masks and rounding only. The same command run again resumes from the
+last checkpoint. On SIGTERM, SIGUSR1 or Ctrl-C the program drops the unfinished step, saves the last finished one, and
+exits with status 75. A run folder holds metrics.jsonl, the last two checkpoints, and the model.
 """
 
 import configs  # isort: split
@@ -49,10 +49,10 @@ MAX_OVERFLOWS = 20  # a run ends after so many fp16 overflows in a row, each of 
 def alphas(n):
     """Weights of the tasks after MLM: alpha_i = sum_{j != i} n_j / (2 sum_k n_k), n_k examples of each task.
 
-    The more examples a task has, the less each counts. The paper's sums run from 0 to 3 but speak of "each UMLS-based
-    task": over those three alone the alphas sum to 1, the weight of MLM, as "the same weighting" asks. The 2 is the
-    number of tasks less one. So it also holds for an ablation, which has two tasks; a task alone has the weight 1.
-    n holds 0 for a task that is left out.
+    A task with more examples has a smaller weight, though not one "inversely proportional" to its examples, as the
+    paper says of this formula. Its sums run from 0 to 3 but speak of "each UMLS-based task". We sum over these three
+    only: their alphas then add up to 1, the weight of MLM, as "the same weighting" asks. The 2 is the number of tasks
+    less one, so that an ablation with two tasks works too. A task alone has the weight 1, one without examples 0.
     """
     total, n_other_tasks = sum(n), sum(x > 0 for x in n) - 1
     return [(total - x) / (n_other_tasks * total) if n_other_tasks > 0 and x else float(x > 0) for x in n]
@@ -335,7 +335,7 @@ def forward_backward(run, micro_batches, batch):
     sums = torch.zeros(len(run.names), 3, device=ranks.device)
     for i, objective in enumerate(run.objectives, n_tasks):
         sums[i] = objective.backward(run, run.coefficients[i])
-    # DDP averages over the ranks; times their number makes it the sum.
+    # DDP averages gradients over ranks; multiplying by world_size turns the mean into the sum.
     scale = run.coefficients[:n_tasks] * ranks.world_size / torch.from_numpy(batch.n_targets).clamp(min=1)
     scale = scale.to(ranks.device, torch.float32)
     for i, micro_batch in enumerate(micro_batches):

@@ -1,6 +1,6 @@
 """The encoder and the heads of the tasks.
 
-"For training from scratch, we use the DistilBERT model configuration with 12 encoder layers and 12 attention heads"
+"For training from scratch, we use the DistilBERT model configuration ... with 12 encoder layers and 12 attention heads"
 (section 4.1); appendix C has 8 and 8. The same classes also load the checkpoints that the paper extends or compares
 with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa.
 
@@ -139,9 +139,8 @@ class KGIBert(nn.Module):
     """The encoder with the heads of the four tasks (section 3.1).
 
     mlm_head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as output matrix.
-    relation_head (link prediction): six classes at each [HREL], a head of its own. (The other reading of section 3.1,
-    the vocabulary head over six relation tokens, would be tied to their embeddings.) triple_head: false or true at
-    [CLS].
+    relation_head (link prediction): six classes at each [HREL]. Section 3.1 also allows the vocabulary head over the
+    six relation tokens; its output weights would be their embeddings. triple_head: false or true at [CLS].
     """
 
     def __init__(self, c):

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from configs import UserError
 from support import corpora, rrf, texts, tokenizers
@@ -137,6 +138,15 @@ def split_documents(documents, seed, valid_fraction, keep_duplicates):
     digests.sort()
     valid = hash_uniform(seed, np.array([digest for digest, _ in digests], np.uint64)) < valid_fraction
     return {split: [t for (_, t), v in zip(digests, valid) if v == (split == "valid")] for split in ("train", "valid")}
+
+
+def used_strings(graph, samples):
+    """{term: string} of the terms that samples use; no other is decoded. samples: {split: {task: data.Sample}}."""
+    used = np.zeros(len(graph.terms), bool)
+    for sample in (x for split_samples in samples.values() for x in split_samples.values()):
+        used[sample.terms[sample.terms >= 0]] = True
+    terms = np.flatnonzero(used)
+    return dict(zip(terms.tolist(), graph.terms.take(pa.array(terms)).to_pylist()))
 
 
 # ---------------------------------------------------------------- what was built
