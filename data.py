@@ -555,12 +555,9 @@ def build(s):
         corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
         tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
     log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
-    writers = {split: datasets.ExampleWriter() for split in SPLITS}
+    writers, counts = {split: datasets.ExampleWriter() for split in SPLITS}, {}
     for i, g in enumerate(graphs):
         write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
-
-    counts = {}
-    for i, g in enumerate(graphs):
         counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
         counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
     special = special_token_ids(tokenizer)
@@ -623,8 +620,7 @@ class PretrainingDataset:
         columns = datasets.read_examples(path, self.manifest, MLM, limits)
         self.task, self.lang, self.kind, self.ids, self.offsets, self.cuis, self.cui_offsets = columns
         self.rows = np.flatnonzero(np.isin(self.task, [TASK_NAMES.index(name) for name in tasks]))
-        self.seq_len = self.manifest["settings"]["seq_len"]
-        self.special = self.manifest["special"]
+        self.seq_len, self.special = self.manifest["settings"]["seq_len"], self.manifest["special"]
         vocab_size = self.manifest["vocab_size"]
         self.relation_of_token = np.full(vocab_size, -1, np.int64)
         self.relation_of_token[self.special["relations"]] = np.arange(len(RELATIONS))
