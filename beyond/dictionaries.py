@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import re
 import sys
 from collections import defaultdict
@@ -21,7 +20,6 @@ from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
 from support.arrays import npy_header
-from support.datasets import names_of_dataset
 from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
 from support.pooling import read_pooling
 
@@ -82,11 +80,6 @@ def make_dictionary(ids, names):
 def read_dictionary(path):
     """The Dictionary of a file (or .gz) of lines id TAB name. Raises: UserError naming file and row."""
     return make_dictionary(*read_pairs(path, "id TAB name"))
-
-
-def dictionary_of_dataset(folder, lang):
-    """The Dictionary of a data set: all terms of all concepts of its languages, or of some. The ids are CUIs."""
-    return make_dictionary(*names_of_dataset(folder, lang))
 
 
 def read_ids(path):
@@ -161,14 +154,13 @@ def exact_matches(names, queries):
     """A function of a slice of the queries: (k, names) float32, 1 where both are equal but for case and blanks."""
     words = [" ".join(text.lower().split()) for text in (*names, *queries)]
     codes = np.asarray(pa.array(words, pa.large_string()).dictionary_encode().indices)
-    of_names, of_queries = codes[: len(names)], codes[len(names) :]
-    return lambda block: (of_queries[block, None] == of_names).astype(np.float32)
+    return lambda block: (codes[len(names) :][block, None] == codes[: len(names)]).astype(np.float32)
 
 
 def trigram_similarities(names, queries):
     """A function of a slice of the queries: (k, names) float32, the cosine of retrieval.trigram_vectors."""
-    of_names, of_queries = (retrieval.sparse_trigram_vectors(x) for x in (names, queries))
-    return lambda block: np.ascontiguousarray((of_names @ of_queries[block].toarray().T).T)
+    x, y = (retrieval.sparse_trigram_vectors(strings) for strings in (names, queries))
+    return lambda block: np.ascontiguousarray((x @ y[block].toarray().T).T)
 
 
 def embed_mentions_and_names(s, mentions, names, poolings):
@@ -204,15 +196,14 @@ def name_vectors(path, shape, blocks):
     """The vectors of all names: an array of float32, one row a name; each block is asked for once.
 
     Args:
-        path: the file that keeps them, or None. It is read if it is there and whole, and written if not. It is mapped
-            into memory, so that it may be larger than that. shape: of the array. blocks: yields its rows, some at a
-            time.
+        path: the file that keeps them, or None. It is read if it is there and whole, and written if not. It is mapped,
+            so that it may be larger than memory. shape: of the array. blocks: yields its rows, some at a time.
     """
     if path is None:
-        out, at = np.empty(shape, np.float32), 0
+        out, offset = np.empty(shape, np.float32), 0
         for block in blocks:
-            out[at : at + len(block)] = block
-            at += len(block)
+            out[offset : offset + len(block)] = block
+            offset += len(block)
         return out
     is_there = path.is_file()
     if not (is_there and is_whole(path)):
@@ -234,12 +225,8 @@ def write_vectors(f, shape, blocks):
 
 def is_whole(path):
     """Whether a file of write_vectors ends with its own SHA-256; what it should hold is in its name."""
-    with open(path, "rb") as f:
-        left, digest = os.fstat(f.fileno()).st_size - hashlib.sha256().digest_size, hashlib.sha256()
-        while left > 0 and (part := f.read(min(left, 1 << 24))):
-            digest.update(part)
-            left -= len(part)
-        return left == 0 and f.read() == digest.digest()
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    return hashlib.sha256(content[:-32]).digest() == content[-32:].tobytes()
 
 
 def vectors_file(folder, checkpoint, parts):

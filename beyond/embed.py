@@ -26,6 +26,7 @@ from support.pooling import read_pooling
 from support.programs import run_command, standard_output
 from support.texts import STANDARD_INPUT, read_lines
 
+POOLING_HELP = "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls"
 EXAMPLE = "python -m beyond.embed CHECKPOINT < terms.txt"
 
 
@@ -35,11 +36,7 @@ class Embed:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     terms: str = argument("TERMS", "a file with a text a line; default: standard input", optional=True)
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
+    pooling: str = setting("", POOLING_HELP, choices=POOLINGS)
     max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the checkpoint's limit, else its positions")
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
