@@ -20,7 +20,7 @@ from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
 from support.arrays import npy_header
-from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
+from support.files import folder_lock, name_of, read_utf8, write_atomic
 from support.pooling import read_pooling
 
 NO_ID = ("", "-", "-1")
@@ -164,18 +164,15 @@ def trigram_similarities(names, queries):
 
 
 def embed_mentions_and_names(s, mentions, names, poolings):
-    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays."""
+    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays.
+
+    With --keep_vectors those of the names are read from a file, if they have been embedded before.
+    """
     device, dtype = hardware.choose_device(s.device, s.precision)
     encoder, tokenizer = models.open_encoder(s.checkpoint, device, partial(print, file=sys.stderr))
     max_tokens = embed.longest_text(read_pooling(s.checkpoint), encoder.config)
     queries = embed.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
-    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
-    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)
-
-
-def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
-    """(names, poolings, dim) float32: vectors of length 1. A name is embedded once, or read from --keep_vectors."""
-    path = None
+    queries, path = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}, None
     if s.keep_vectors:
         parts = ["\n".join(names), *poolings, str(max_tokens), str(dtype), tokenizer.to_str(), repr(encoder.config)]
         parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
@@ -184,12 +181,10 @@ def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
     def blocks():
         ids, length = tokenizers.encode_names(tokenizer, names, "tokens")
         special = tokenizers.special_ids(tokenizer)
-        with progress("names", len(names)) as bar:
-            for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
-                yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
-                bar.update(len(block))
+        for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+            yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
 
-    return name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
+    return queries, name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
 
 
 def name_vectors(path, shape, blocks):
@@ -205,9 +200,8 @@ def name_vectors(path, shape, blocks):
             out[offset : offset + len(block)] = block
             offset += len(block)
         return out
-    is_there = path.is_file()
-    if not (is_there and is_whole(path)):
-        if is_there:
+    if not path.is_file() or not is_whole(path):
+        if path.is_file():
             print(f"{path}: damaged, or of an older version; the names are embedded again", file=sys.stderr)
         with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
             write_atomic(path, lambda f: write_vectors(f, shape, blocks))

@@ -93,14 +93,15 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
     # The model may have more rows than its tokenizer has entries.
     has_heads = tokenizer.to_str() == tokenizer_of(folder)
     model = models.load(checkpoint, encoder_only=not has_heads).to(device).eval()
-    settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
-    of_data = {"data": str(folder.resolve()), "data sha256": read_manifest(folder)["sha256"]["valid.arrow"]}
-    signature = runs.signature_of(checkpoint) | of_data | {key: settings[key] for key in ("seed", "terms", "precision")}
+    settings, manifest = asdict(s), read_manifest(folder)
+    del settings["checkpoints"]
+    signature = {"data": str(folder.resolve()), "data sha256": manifest["sha256"]["valid.arrow"]}
+    signature = runs.signature_of(checkpoint) | signature | {k: settings[k] for k in ("seed", "terms", "precision")}
     check_results_file(path, signature)
     record = {"checkpoint": str(checkpoint), "data": name_of(folder), "settings": settings, "signature": signature}
     if "kgi_tasks" in c.extra_config:
         record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
-    seq_len, n = read_manifest(folder)["settings"]["seq_len"], c.max_positions
+    seq_len, n = manifest["settings"]["seq_len"], c.max_positions
     if not has_heads:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
     elif n < seq_len:
@@ -184,9 +185,9 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
     Queries are all names of some concepts, and those of held-out concepts alone ("_held_out").
     Returns: {"synonyms": {language: {"terms", vectors: metrics}}, "translations": {language: {vectors: metrics}}}.
     """
-    out, names = {"synonyms": {}, "translations": {}}, {}
-    build = read_manifest(folder)["settings"]
-    for lang in read_manifest(folder)["languages"]:
+    out, names, manifest = {"synonyms": {}, "translations": {}}, {}, read_manifest(folder)
+    build = manifest["settings"]
+    for lang in manifest["languages"]:
         tables, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
@@ -236,10 +237,8 @@ def print_evaluation(record):
     if x := record.get("lp"):
         confusion = np.array(x["confusion"])
         majority = 100 * confusion.sum(1).max() / confusion.sum()
-        print(
-            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), "
-            f"macro F1 {x['macro_f1']:.1f} %"
-        )
+        scores = f"accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), macro F1 {x['macro_f1']:.1f} %"
+        print(f"  {titles['lp']}: {scores}")
         names = data.RELATIONS[: len(confusion)]
         print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
         for name, row in zip(names, confusion.tolist()):
@@ -288,11 +287,11 @@ def draw_map(s):
         rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
         group = tables.group[concept[rows]]
         shares, by_chance = retrieval.same_group_shares(points, group)
-        of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
+        shares_of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
         title = (
             f"{name}: {len(rows):,} terms, {lang}, {pooling}\n"
             f"t-SNE of discriminant axes between groups, fitted on {len(strings) - len(rows):,} other terms\n"
-            f"{len(axes)} axes with {of_axes} of the variance between groups\n"
+            f"{len(axes)} axes with {shares_of_axes} of the variance between groups\n"
             f"10 nearest neighbours: {shares.mean():.1f} % of the same group, by chance {by_chance:.1f} %"
         )
         groups = [group_names.get(tables.groups[g], tables.groups[g]) for g in group]

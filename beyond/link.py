@@ -66,7 +66,7 @@ class Link:
     corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
     split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
-    expand_abbreviations: bool = setting(False, "read a short form as the long one of its document", "corpus")
+    expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")

@@ -123,21 +123,15 @@ def find_abbreviations(text):
 
 
 def match_long_form(short, words):
-    """The shortest end of `words` that has the letters of a short form in order, "" if there is none.
+    """The shortest end of `words` that has the letters of a short form in order, the first at the beginning of a word.
 
-    The first letter must begin a word; the letters are looked for from the last to the first.
+    Returns: it, with the whole word that it begins in; "" if there is none.
     """
-    at = len(words)
-    for i in range(len(short) - 1, -1, -1):
-        if short[i].isalnum():
-            at -= 1
-            while at >= 0 and not (
-                words[at].lower() == short[i].lower() and (i > 0 or at == 0 or not words[at - 1].isalnum())
-            ):
-                at -= 1
-            if at < 0:
-                return ""
-    long_form = words[words.rfind(" ", 0, at + 1) + 1 :]
+    first, *others = [re.escape(c) for c in short if c.isalnum()]
+    letters = rf"(?<![^\W_]){first}" + "".join(f"(?>.*?{c})" for c in others)
+    if not (match := re.match(f"(.*){letters}", words, re.I | re.S)):
+        return ""
+    long_form = words[words.rfind(" ", 0, match.end(1) + 1) + 1 :]
     return long_form if len(long_form) > len(short) and short not in long_form.split() else ""
 
 

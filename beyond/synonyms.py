@@ -199,9 +199,10 @@ class Pairs:
     """The pairs of one split: names 2k and 2k + 1 are pair k. ids, cuis: one list after another, with offsets."""
 
     def __init__(self, table, split):
-        rows = table.filter(pc.equal(table["split"], data.SPLITS.index(split))).combine_chunks()
-        self.ids, self.offsets = (np.asarray(x) for x in flatten(rows["ids"]))
-        self.cuis, self.cui_offsets = (np.asarray(x) for x in flatten(rows["cuis"]))
+        rows = table.filter(pc.equal(table["split"], data.SPLITS.index(split)))
+        ids, cuis = (rows[name].combine_chunks() for name in ("ids", "cuis"))
+        self.ids, self.offsets = np.asarray(ids.values), np.asarray(ids.offsets)
+        self.cuis, self.cui_offsets = np.asarray(cuis.values), np.asarray(cuis.offsets)
 
     def __len__(self):
         return len(self.offsets) // 2
@@ -222,12 +223,6 @@ class Pairs:
         task = np.zeros(len(rows), np.int64)
         names = data.MaskedBatch(ids, labels, offset, length, task, np.array([len(rows)]), ("",), special["pad"])
         return names, np.stack([np.repeat(np.arange(len(rows)), n_cuis), cuis], axis=1)
-
-
-def flatten(column):
-    """(values, offsets) of a column of lists."""
-    (chunk,) = column.chunks if column.num_chunks else (pa.array([], column.type),)
-    return chunk.values, chunk.offsets
 
 
 def read_pairs(folder):
@@ -336,8 +331,8 @@ class Alignment:
         names of a batch, is the same whatever the other settings. The last validation has as many pairs as it can.
         """
         pairs, is_last = self.pairs["valid"], run.state.step == run.state.steps > 0
-        order, n = np.random.default_rng(0).permutation(len(pairs)), len(pairs)
-        n = n if is_last else min(n, run.s.valid_examples)
+        order = np.random.default_rng(0).permutation(len(pairs))
+        n = len(pairs) if is_last else min(len(pairs), run.s.valid_examples)
         n = n // VALID_PAIRS * VALID_PAIRS or n
         batches = np.split(order[:n], range(VALID_PAIRS, n, VALID_PAIRS)) if n else []
         sums = [self.loss(run, *pairs.batch(chosen, run.train.special))[1] for chosen in batches]

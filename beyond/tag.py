@@ -45,7 +45,7 @@ class Tag:
     format: str = setting("jsonl", "JSON Lines, brat (.txt, .ann) or CoNLL columns", choices=("jsonl", "brat", "conll"))
     out: str = setting("", "file that is written, of brat a new folder; default: standard output")
     html: str = setting("", "also write a page with the entities highlighted; a terminal then shows no other output")
-    precision: str = setting("", "of matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32"))
+    precision: str = setting("", "number format; default: as in fine-tuning", choices=("auto", "bf16", "fp32"))
     device: str = setting("auto", "where to run", choices=DEVICES)
 
 
