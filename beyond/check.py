@@ -38,17 +38,16 @@ class Check:
 def check(s):
     """What a corpus holds, what labels cannot express, and its overlap with a data set."""
     splits, issues = read_corpus(s.corpus, s.data)
-    corpus = CORPORA[s.corpus]
+    corpus, overlaps = CORPORA[s.corpus], {}
     rows = count_corpus(corpus, splits, issues)
-    overlaps = None
     if s.dataset:
         tokenizer = Tokenizer.from_str(read_tokenizer(s.dataset).decode())
         dataset = data.PretrainingDataset(s.dataset, "train", ["mlm"])
         if not corpus.pos:
             special = tokenizers.special_ids(tokenizer)
-            what = f"labelled, split across windows of {dataset.seq_len} tokens"
             windows = {k: make_windows(docs, tokenizer, special, dataset.seq_len) for k, docs in splits.items()}
-            rows[what] = {split: count_split_entities(docs, windows[split]) for split, docs in splits.items()}
+            n_split = {split: count_split_entities(docs, windows[split]) for split, docs in splits.items()}
+            rows[f"labelled, split across windows of {dataset.seq_len} tokens"] = n_split
         overlaps, comparable = find_contamination(splits, dataset, tokenizer)
         rows[f"of {texts.NGRAM_SIZE + texts.MIN_NGRAMS - 1} words or more"] = comparable
         rows[f"  of these, overlapping with training documents of {name_of(s.dataset)}"] = overlaps
@@ -56,7 +55,7 @@ def check(s):
     print(f"{corpus.title}, {s.data}\n{'':<{width}}" + "".join(f"{split:>10}" for split in splits))
     for what, values in rows.items():
         print(f"{what:<{width}}" + "".join(f"{v:>10,}" if v != "-" else f"{v:>10}" for v in values.values()))
-    if overlaps and overlaps["test"]:
+    if overlaps.get("test"):
         print("make data EXCLUDE=.., the folder or file of the test split, leaves them out of pre-training")
     print_next(("python finetune.py CHECKPOINT --corpus {} --data {}", s.corpus, s.data))
 
@@ -80,15 +79,13 @@ def count_corpus(corpus, splits, issues):
     rows |= {f"  {k}": {x: kinds[x][k] for x in splits} for k in sorted({k for c in kinds.values() for k in c})}
     rows |= {k: {x: issues[x][k] for x in splits} for k in sorted({k for c in issues.values() for k in +c})}
     if not corpus.pos:
-        for i, what in enumerate(("precision", "recall")):
-            rows[f"best {what} that labels can have (%)"] = each(lambda docs, i=i: best_score(docs, corpus, i))
+        counts = each(lambda docs: entity_counts(docs, [d.labels for d in docs], corpus).sum(axis=(0, 1)))
+        for i, what in enumerate(("precision", "recall")):  # of the gold labels against all that the corpus marks
+            rows[f"best {what} that labels can have (%)"] = {
+                split: round(100 * float(precision_recall_f1(*n)[i]), 2) if n[1 + i] else "-"
+                for split, n in counts.items()
+            }
     return rows
-
-
-def best_score(documents, corpus, i):
-    """Precision (i = 0) or recall (i = 1) of the gold labels themselves against all that the corpus marks."""
-    totals = entity_counts(documents, [d.labels for d in documents], corpus).sum(axis=(0, 1))
-    return round(100 * float(precision_recall_f1(*totals)[i]), 2) if totals[1 + i] else "-"
 
 
 def find_contamination(splits, dataset, tokenizer):
@@ -105,11 +102,9 @@ def find_contamination(splits, dataset, tokenizer):
     overlapping = np.zeros(len(tested), bool)
     for found in texts.find_overlaps(progress("documents of the data set", training), tested):
         overlapping[found] = True
-    first = np.cumsum([0] + [len(documents) for documents in splits.values()])
-    return tuple(
-        {split: int(flags[a:b].sum()) for split, a, b in zip(splits, first, first[1:])}
-        for flags in (overlapping, comparable)
-    )
+    ends = np.cumsum([len(documents) for documents in splits.values()])[:-1]
+    counts = ([int(part.sum()) for part in np.split(flags, ends)] for flags in (overlapping, comparable))
+    return tuple(dict(zip(splits, n)) for n in counts)
 
 
 COMMANDS = {"check": (check, Check)}

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import re
 import sys
 from collections import defaultdict
@@ -21,8 +20,7 @@ from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
 from support.arrays import npy_header
-from support.datasets import names_of_dataset
-from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
+from support.files import folder_lock, name_of, read_utf8, write_atomic
 from support.pooling import read_pooling
 
 NO_ID = ("", "-", "-1")
@@ -82,11 +80,6 @@ def make_dictionary(ids, names):
 def read_dictionary(path):
     """The Dictionary of a file (or .gz) of lines id TAB name. Raises: UserError naming file and row."""
     return make_dictionary(*read_pairs(path, "id TAB name"))
-
-
-def dictionary_of_dataset(folder, lang):
-    """The Dictionary of a data set: all terms of all concepts of its languages, or of some. The ids are CUIs."""
-    return make_dictionary(*names_of_dataset(folder, lang))
 
 
 def read_ids(path):
@@ -161,29 +154,25 @@ def exact_matches(names, queries):
     """A function of a slice of the queries: (k, names) float32, 1 where both are equal but for case and blanks."""
     words = [" ".join(text.lower().split()) for text in (*names, *queries)]
     codes = np.asarray(pa.array(words, pa.large_string()).dictionary_encode().indices)
-    of_names, of_queries = codes[: len(names)], codes[len(names) :]
-    return lambda block: (of_queries[block, None] == of_names).astype(np.float32)
+    return lambda block: (codes[len(names) :][block, None] == codes[: len(names)]).astype(np.float32)
 
 
 def trigram_similarities(names, queries):
     """A function of a slice of the queries: (k, names) float32, the cosine of retrieval.trigram_vectors."""
-    of_names, of_queries = (retrieval.sparse_trigram_vectors(x) for x in (names, queries))
-    return lambda block: np.ascontiguousarray((of_names @ of_queries[block].toarray().T).T)
+    x, y = (retrieval.sparse_trigram_vectors(strings) for strings in (names, queries))
+    return lambda block: np.ascontiguousarray((x @ y[block].toarray().T).T)
 
 
 def embed_mentions_and_names(s, mentions, names, poolings):
-    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays."""
+    """Vectors of length 1: ({pooling: (mentions, dim)}, (names, poolings, dim)), float32 arrays.
+
+    With --keep_vectors those of the names are read from a file, if they have been embedded before.
+    """
     device, dtype = hardware.choose_device(s.device, s.precision)
     encoder, tokenizer = models.open_encoder(s.checkpoint, device, partial(print, file=sys.stderr))
     max_tokens = embed.longest_text(read_pooling(s.checkpoint), encoder.config)
     queries = embed.embed_terms(encoder, tokenizer, mentions, poolings, dtype, max_tokens)
-    queries = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}
-    return queries, embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens)
-
-
-def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
-    """(names, poolings, dim) float32: vectors of length 1. A name is embedded once, or read from --keep_vectors."""
-    path = None
+    queries, path = {pooling: F.normalize(x, dim=-1).cpu().numpy() for pooling, x in queries.items()}, None
     if s.keep_vectors:
         parts = ["\n".join(names), *poolings, str(max_tokens), str(dtype), tokenizer.to_str(), repr(encoder.config)]
         parts += [x.cpu().contiguous().numpy().tobytes() for x in encoder.state_dict().values()]
@@ -192,31 +181,27 @@ def embed_names(s, encoder, tokenizer, names, poolings, dtype, max_tokens):
     def blocks():
         ids, length = tokenizers.encode_names(tokenizer, names, "tokens")
         special = tokenizers.special_ids(tokenizer)
-        with progress("names", len(names)) as bar:
-            for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
-                yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
-                bar.update(len(block))
+        for block in embed.embed(encoder, special, ids, length, poolings, max_tokens, dtype):
+            yield F.normalize(torch.from_numpy(block), dim=-1).numpy()
 
-    return name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
+    return queries, name_vectors(path, (len(names), len(poolings), encoder.config.dim), blocks())
 
 
 def name_vectors(path, shape, blocks):
     """The vectors of all names: an array of float32, one row a name; each block is asked for once.
 
     Args:
-        path: the file that keeps them, or None. It is read if it is there and whole, and written if not. It is mapped
-            into memory, so that it may be larger than that. shape: of the array. blocks: yields its rows, some at a
-            time.
+        path: the file that keeps them, or None. It is read if it is there and whole, and written if not. It is mapped,
+            so that it may be larger than memory. shape: of the array. blocks: yields its rows, some at a time.
     """
     if path is None:
-        out, at = np.empty(shape, np.float32), 0
+        out, offset = np.empty(shape, np.float32), 0
         for block in blocks:
-            out[at : at + len(block)] = block
-            at += len(block)
+            out[offset : offset + len(block)] = block
+            offset += len(block)
         return out
-    is_there = path.is_file()
-    if not (is_there and is_whole(path)):
-        if is_there:
+    if not path.is_file() or not is_whole(path):
+        if path.is_file():
             print(f"{path}: damaged, or of an older version; the names are embedded again", file=sys.stderr)
         with folder_lock(path.parent, "another process embeds names for it; try again when it has ended"):
             write_atomic(path, lambda f: write_vectors(f, shape, blocks))
@@ -234,12 +219,8 @@ def write_vectors(f, shape, blocks):
 
 def is_whole(path):
     """Whether a file of write_vectors ends with its own SHA-256; what it should hold is in its name."""
-    with open(path, "rb") as f:
-        left, digest = os.fstat(f.fileno()).st_size - hashlib.sha256().digest_size, hashlib.sha256()
-        while left > 0 and (part := f.read(min(left, 1 << 24))):
-            digest.update(part)
-            left -= len(part)
-        return left == 0 and f.read() == digest.digest()
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    return hashlib.sha256(content[:-32]).digest() == content[-32:].tobytes()
 
 
 def vectors_file(folder, checkpoint, parts):

@@ -26,6 +26,7 @@ from support.pooling import read_pooling
 from support.programs import run_command, standard_output
 from support.texts import STANDARD_INPUT, read_lines
 
+POOLING_HELP = "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls"
 EXAMPLE = "python -m beyond.embed CHECKPOINT < terms.txt"
 
 
@@ -35,11 +36,7 @@ class Embed:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     terms: str = argument("TERMS", "a file with a text a line; default: standard input", optional=True)
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
+    pooling: str = setting("", POOLING_HELP, choices=POOLINGS)
     max_len: int = setting(0, "longer lines are cut to so many tokens; 0: the checkpoint's limit, else its positions")
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
@@ -61,11 +58,8 @@ def embed_lines(s):
         log(f"{(length > max_tokens).sum():,} lines of more than {max_tokens} tokens were cut")
     out = standard_output()
     write_all(out, npy_header((len(length), encoder.config.dim)))
-    special = tokenizers.special_ids(tokenizer)
-    with progress("vectors", len(length)) as bar:
-        for block in embed(encoder, special, ids, length, [pooling], max_tokens, dtype):
-            write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
-            bar.update(len(block))
+    for block in embed(encoder, tokenizers.special_ids(tokenizer), ids, length, [pooling], max_tokens, dtype):
+        write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
 
 
 def choose_pooling(s, c, log, max_len=0):
@@ -105,14 +99,15 @@ def embed(encoder, special, ids, length, poolings, max_tokens, dtype):
     """
     device = encoder.word.weight.device
     tokens_at_once = 65536 if device.type == "cuda" else 4096
-    start, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
-    for chunk in np.array_split(np.arange(len(length)), ceil_div(len(length), 16384)):
+    offset, kept = np.cumsum(length) - length, np.minimum(length, max_tokens)
+    chunks = np.array_split(np.arange(len(length)), ceil_div(len(length), 16384))
+    for chunk in progress("vectors", chunks) if len(chunks) > 1 else chunks:
         out = np.empty((len(chunk), len(poolings), encoder.config.dim), np.float32)
         order = np.argsort(-kept[chunk], kind="stable")  # the longest first: memory does not grow later
         while len(order):
             longest = int(kept[chunk[order[0]]]) + 2
             rows, order = np.split(order, [max(1, tokens_at_once // longest)])
-            texts = [ids[start[i] : start[i] + kept[i]].tolist() for i in chunk[rows]]
+            texts = [ids[offset[i] : offset[i] + kept[i]].tolist() for i in chunk[rows]]
             x = [torch.tensor([special["cls"], *text, special["sep"]]) for text in texts]
             n_tokens = torch.tensor([len(t) for t in x])
             x = nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=special["pad"]).to(device)

@@ -32,6 +32,7 @@ from support.pooling import read_pooling
 from support.programs import run_command
 from support.results import check_results_file
 
+NEGATIVES = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 
 
@@ -40,7 +41,7 @@ class Evaluate:
     """Measure what checkpoints know of held-out pairs and documents, and of synonyms."""
 
     checkpoints: list[str] = argument("CHECKPOINT", "run folders, or folders of other checkpoints", many=True)
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
+    data: str = setting("", retrieval.DATA_HELP)
     out: str = setting("results", "results go to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the masks and of the choice of concepts", most=2**32)
     terms: int = setting(20_000, "terms per language for synonym retrieval; 0: all (only for a small graph)")
@@ -53,15 +54,11 @@ class Map:
     """Draw the terms of a checkpoint by semantic group: t-SNE of discriminant axes, fitted on other terms."""
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    data: str = setting("", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer")
+    data: str = setting("", retrieval.DATA_HELP)
     out: str = setting("results", "the picture goes to <out>/<checkpoint>")
     seed: int = setting(0, "seed of the choice of concepts, and of t-SNE", most=2**32)
     terms: int = setting(20_000, "terms a language, of which at most 4,000 are drawn; 0: all, for a small graph")
-    pooling: str = setting(
-        "",
-        "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls",
-        choices=POOLINGS,
-    )
+    pooling: str = setting("", embed.POOLING_HELP, choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", choices=PRECISIONS)
     device: str = setting("auto", "where to run", choices=DEVICES)
 
@@ -78,7 +75,7 @@ def evaluate(s):
         path = Path(s.out, name, f"knowledge-{name_of(folder)}.json")
         with made_folder(path.parent):
             record = evaluate_checkpoint(s, checkpoint, folder, path, device, dtype)
-            print_evaluation(record, TASKS, data.RELATIONS)
+            print_evaluation(record)
             write_json(path, record)
         print(f"  -> {path} ({time.monotonic() - began:.0f} s)", flush=True)
     reports.print_next(
@@ -96,22 +93,21 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
     # The model may have more rows than its tokenizer has entries.
     has_heads = tokenizer.to_str() == tokenizer_of(folder)
     model = models.load(checkpoint, encoder_only=not has_heads).to(device).eval()
-    settings = {key: value for key, value in asdict(s).items() if key != "checkpoints"}
-    of_data = {"data": str(folder.resolve()), "data sha256": read_manifest(folder)["sha256"]["valid.arrow"]}
-    signature = runs.signature_of(checkpoint) | of_data | {key: settings[key] for key in ("seed", "terms", "precision")}
+    settings, manifest = asdict(s), read_manifest(folder)
+    del settings["checkpoints"]
+    signature = {"data": str(folder.resolve()), "data sha256": manifest["sha256"]["valid.arrow"]}
+    signature = runs.signature_of(checkpoint) | signature | {k: settings[k] for k in ("seed", "terms", "precision")}
     check_results_file(path, signature)
     record = {"checkpoint": str(checkpoint), "data": name_of(folder), "settings": settings, "signature": signature}
     if "kgi_tasks" in c.extra_config:
         record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
-    seq_len = read_manifest(folder)["settings"]["seq_len"]
-    if has_heads and c.max_positions < seq_len:
-        raise UserError(
-            f"{checkpoint} has {c.max_positions} positions and {folder} sequences of up to {seq_len} tokens"
-        )
-    if has_heads:
-        record |= evaluate_tasks(model, folder, s.seed, dtype)
-    else:
+    seq_len, n = manifest["settings"]["seq_len"], c.max_positions
+    if not has_heads:
         print(f"  not a model of the tokens of {folder}: synonyms alone")
+    elif n < seq_len:
+        raise UserError(f"{checkpoint} has {n} positions and {folder} sequences of up to {seq_len} tokens")
+    else:
+        record |= evaluate_tasks(model, folder, s.seed, dtype)
     max_tokens = embed.longest_text(read_pooling(checkpoint), c)
     record |= evaluate_synonyms(s, folder, model.encoder, tokenizer, dtype, max_tokens)
     return record | {"scores": flat_scores(record)}
@@ -156,30 +152,30 @@ def evaluate_tasks(model, folder, seed, dtype):
     dataset = data.PretrainingDataset(folder, "valid")
     example, task, label, prediction, score = predict_targets(model, dataset, seed, dtype)
     correct, out = label == prediction, {}
-    for i, lang in enumerate(dataset.manifest["languages"]):
-        if (at := (task == data.MLM) & (dataset.lang[example] == i)).any():
-            out.setdefault("mlm", {})[lang] = {"loss": score[at].mean(), "accuracy": 100 * correct[at].mean()}
-    if (at := task == data.EP).any():
-        n_wrong = np.bincount(example[at], ~correct[at])[np.unique(example[at])]
-        out["ep"] = {"tokens": 100 * correct[at].mean(), "entities": 100 * (n_wrong == 0).mean()}
-    if (at := task == data.LP).any():
-        confusion = confusion_matrix(label[at], prediction[at], labels=range(models.RELATION_CLASSES))
-        present = np.unique(label[at])  # a relation that the held-out pairs lack has no F1
-        macro_f1 = f1_score(label[at], prediction[at], labels=present, average="macro", zero_division=0)
-        accuracy = 100 * correct[at].mean()
-        out["lp"] = {"accuracy": accuracy, "macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
-    if (at := task == data.TC).any():
-        kind = dataset.kind[example]
-        out["tc"] = {"accuracy": 100 * correct[at].mean()}
-        negatives = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
-        for name, k in negatives.items():
-            these = at & ((kind == data.TRUE) | (kind == k))
-            if (kind[these] == k).any() and label[these].any():
-                auc = 100 * roc_auc_score(label[these], score[these])
-                out["tc"][name] = {"accuracy": 100 * correct[these & (kind == k)].mean(), "auc": auc}
-    for index, name in enumerate(TASK_NAMES):  # a task that is measured in no other way
-        if name not in out and (at := task == index).any():
-            out[name] = {"accuracy": 100 * correct[at].mean()}
+    for index, name in enumerate(TASK_NAMES):
+        if (targets := task == index).any():
+            out[name] = {"accuracy": 100 * correct[targets].mean()}
+    if "mlm" in out:
+        out["mlm"], lang = {}, np.where(task == data.MLM, dataset.lang[example], -1)
+        for i in np.unique(lang[task == data.MLM]):
+            loss, accuracy = score[lang == i].mean(), 100 * correct[lang == i].mean()
+            out["mlm"][dataset.manifest["languages"][i]] = {"loss": loss, "accuracy": accuracy}
+    if "ep" in out:
+        targets = task == data.EP
+        n_wrong = np.bincount(example[targets], ~correct[targets])[np.unique(example[targets])]
+        out["ep"] = {"tokens": out["ep"]["accuracy"], "entities": 100 * (n_wrong == 0).mean()}
+    if "lp" in out:
+        gold, predicted = label[task == data.LP], prediction[task == data.LP]
+        confusion = confusion_matrix(gold, predicted, labels=range(models.RELATION_CLASSES))
+        present = np.unique(gold)  # a relation that the held-out pairs lack has no F1
+        macro_f1 = f1_score(gold, predicted, labels=present, average="macro", zero_division=0)
+        out["lp"] |= {"macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
+    kind = np.where(task == data.TC, dataset.kind[example], -1)
+    for name, negative in NEGATIVES.items() if "tc" in out else ():
+        targets = (kind == data.TRUE) | (kind == negative)
+        if (kind == negative).any() and label[targets].any():
+            auc = 100 * roc_auc_score(label[targets], score[targets])
+            out["tc"][name] = {"accuracy": 100 * correct[kind == negative].mean(), "auc": auc}
     return json.loads(json.dumps(out, default=float))
 
 
@@ -189,9 +185,9 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
     Queries are all names of some concepts, and those of held-out concepts alone ("_held_out").
     Returns: {"synonyms": {language: {"terms", vectors: metrics}}, "translations": {language: {vectors: metrics}}}.
     """
-    out, names = {"synonyms": {}, "translations": {}}, {}
-    build = read_manifest(folder)["settings"]
-    for lang in read_manifest(folder)["languages"]:
+    out, names, manifest = {"synonyms": {}, "translations": {}}, {}, read_manifest(folder)
+    build = manifest["settings"]
+    for lang in manifest["languages"]:
         tables, strings, term, concept = retrieval.sample_terms(folder, lang, s.terms, s.seed)
         cui = tables.cui[concept]
         held_out = data.in_validation(cui, cui, build["seed"], build["valid_fraction"])
@@ -206,10 +202,9 @@ def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
     for lang, (vectors, term, cui, held_out) in names.items() if english else ():
         out["translations"][lang] = {}
         for how in (how for how in vectors if how in english[0]):
-            of_english = english[0][how], *english[1:3]
             for suffix, queries in (("", np.ones(len(term), bool)), ("_held_out", held_out)):
-                of_lang = vectors[how], term[queries], cui[queries]
-                out["translations"][lang][how + suffix] = retrieval.translation_metrics(*of_lang, *of_english)
+                asked, found = (vectors[how], term[queries], cui[queries]), (english[0][how], *english[1:3])
+                out["translations"][lang][how + suffix] = retrieval.translation_metrics(*asked, *found)
     return out
 
 
@@ -221,9 +216,7 @@ def flat_scores(record):
     for name in TASK_NAMES:
         keys = ("tokens", "entities", "accuracy", "macro_f1")
         out |= {f"{name}_{key}": record[name][key] for key in keys if key in record.get(name, ())}
-    for kind in ("corrupted_entities", "corrupted_relation"):
-        if kind in record.get("tc", {}):
-            out[f"tc_auc_{kind}"] = record["tc"][kind]["auc"]
+    out |= {f"tc_auc_{kind}": record["tc"][kind]["auc"] for kind in NEGATIVES if kind in record.get("tc", {})}
     for suffix, how in (("", "mean"), ("_cls", "cls"), ("_spelling", "spelling")):
         for queries in ("", "_held_out"):
             found = [x[how + queries] for x in record["synonyms"].values() if x.get(how + queries)]
@@ -234,9 +227,9 @@ def flat_scores(record):
     return out
 
 
-def print_evaluation(record, tasks, relations):
-    """Prints what beyond.evaluate found. Args: tasks, relations: data.TASKS, data.RELATIONS."""
-    titles = {task.name: task.title for task in tasks}
+def print_evaluation(record):
+    """Prints what beyond.evaluate found."""
+    titles = {task.name: task.title for task in TASKS}
     for lang, x in record.get("mlm", {}).items():
         print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f} %")
     if x := record.get("ep"):
@@ -244,40 +237,33 @@ def print_evaluation(record, tasks, relations):
     if x := record.get("lp"):
         confusion = np.array(x["confusion"])
         majority = 100 * confusion.sum(1).max() / confusion.sum()
-        print(
-            f"  {titles['lp']}: accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), "
-            f"macro F1 {x['macro_f1']:.1f} %"
-        )
-        names = relations[: len(confusion)]
+        scores = f"accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), macro F1 {x['macro_f1']:.1f} %"
+        print(f"  {titles['lp']}: {scores}")
+        names = data.RELATIONS[: len(confusion)]
         print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
         for name, row in zip(names, confusion.tolist()):
             print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
-    if x := record.get("tc"):
-        print(f"  {titles['tc']}: accuracy {x['accuracy']:.1f} %")
-        for kind in ("corrupted_entities", "corrupted_relation"):
-            if kind in x:
-                accuracy, auc = x[kind]["accuracy"], x[kind]["auc"]
-                negatives = f"negatives with {kind.replace('_', ' ')}"
-                print(f"    {negatives}: accuracy {accuracy:.1f} %, ROC AUC against true ones {auc:.1f} %")
-    for name in titles.keys() - {"mlm", "ep", "lp", "tc"}:  # a task that is measured in no other way
-        if x := record.get(name):
-            print(f"  {titles[name]}: accuracy {x['accuracy']:.1f} %")
+    for name in [name for name in titles if name in record and name not in ("mlm", "ep", "lp")]:
+        print(f"  {titles[name]}: accuracy {record[name]['accuracy']:.1f} %")
+        for kind in filter(record[name].get, NEGATIVES):
+            accuracy, auc, negatives = *record[name][kind].values(), f"negatives with {kind.replace('_', ' ')}"
+            print(f"    {negatives}: accuracy {accuracy:.1f} %, ROC AUC against true ones {auc:.1f} %")
     for lang, by_vectors in record["translations"].items():
-        for how, x in by_vectors.items():
-            if x:
-                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
-                print(f"  {lang} -> en, {x['queries']:,} names, {what}: accuracy at 1 {x['at_1']:.1f} %")
+        for how, x in filter(all, by_vectors.items()):
+            print(f"  {lang} -> en, {x['queries']:,} names, {title_of(how)}: accuracy at 1 {x['at_1']:.1f} %")
     for lang, by_vectors in record["synonyms"].items():
         n = by_vectors["terms"]
         if not by_vectors["mean"]:
             print(f"  synonyms, {lang}: no concept has two of the {n:,} terms")
         for how, x in by_vectors.items():
             if how != "terms" and x:
-                what = how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
-                print(
-                    f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {what}: accuracy at 1 {x['at_1']:.1f} %, "
-                    f"at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
-                )
+                scores = f"accuracy at 1 {x['at_1']:.1f} %, at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
+                print(f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {title_of(how)}: {scores}")
+
+
+def title_of(how):
+    """The vectors and the queries of a key of evaluate_synonyms, for print_evaluation."""
+    return how.replace("spelling", "trigrams of letters").replace("_held_out", ", held-out concepts")
 
 
 # ---------------------------------------------------------------- a map of the terms
@@ -301,11 +287,11 @@ def draw_map(s):
         rows, points, axes = retrieval.map_of_groups(vectors, tables.group[concept], s.seed)
         group = tables.group[concept[rows]]
         shares, by_chance = retrieval.same_group_shares(points, group)
-        of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
+        shares_of_axes = ", ".join(f"{x:.1f} %" for x in axes[:3]) + ", ..." * (len(axes) > 3)
         title = (
             f"{name}: {len(rows):,} terms, {lang}, {pooling}\n"
             f"t-SNE of discriminant axes between groups, fitted on {len(strings) - len(rows):,} other terms\n"
-            f"{len(axes)} axes with {of_axes} of the variance between groups\n"
+            f"{len(axes)} axes with {shares_of_axes} of the variance between groups\n"
             f"10 nearest neighbours: {shares.mean():.1f} % of the same group, by chance {by_chance:.1f} %"
         )
         groups = [group_names.get(tables.groups[g], tables.groups[g]) for g in group]

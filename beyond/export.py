@@ -39,26 +39,27 @@ def write_dictionary(s):
     """Writes a line CUI TAB name for each term of a data set's concepts: those of its release, the preferred first."""
     check_destination(s.out, rb"C\d{7}\t", s.dataset, Path(s.dataset).parent / "tables")
     cuis, names = names_of_dataset(s.dataset, s.lang)
-    write_lines(s.out, map("\t".join, zip(cuis, names)), f"{len(names):,} names of {len({*cuis}):,} concepts")
-    if s.out:
-        print_next(
-            ("python -m beyond.link CHECKPOINT --dictionary {} < mentions.txt > links.jsonl", s.out), file=sys.stderr
-        )
+    lines, counted = map("\t".join, zip(cuis, names)), f"{len(names):,} names of {len({*cuis}):,} concepts"
+    write_lines(s.out, lines, counted, "--dictionary {} < mentions.txt > links.jsonl")
 
 
 def write_ids(s):
     """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
     check_destination(s.out, rb"id\tcui\n", s.umls)
     codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
-    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], f"{len(codes):,} pairs of an id and its concept")
-    if s.out:
-        print_next(("python -m beyond.link CHECKPOINT --corpus CORPUS --ids {}", s.out), file=sys.stderr)
+    counted = f"{len(codes):,} pairs of an id and its concept"
+    write_lines(s.out, ["id\tcui", *map("\t".join, codes)], counted, "--corpus CORPUS --ids {}")
 
 
-def write_lines(out, lines, what):
-    """Writes lines as UTF-8 to a file, or to standard output if `out` is "". what: for a line on standard error."""
+def write_lines(out, lines, counted, arguments):
+    """Writes lines as UTF-8 to a file, or to standard output if `out` is "".
+
+    counted: how many of what, for standard error. arguments: of beyond.link, which takes the file.
+    """
     write_output(out, "".join(f"{line}\n" for line in lines).encode())
-    print(f"{what} -> {out or 'standard output'}", file=sys.stderr)
+    print(f"{counted} -> {out or 'standard output'}", file=sys.stderr)
+    if out:
+        print_next((f"python -m beyond.link CHECKPOINT {arguments}", out), file=sys.stderr)
 
 
 COMMANDS = {"dictionary": (write_dictionary, Dictionary), "ids": (write_ids, Ids)}

@@ -34,17 +34,18 @@ import numpy as np
 
 import model as models
 from beyond.dictionaries import (
-    dictionary_of_dataset,
     embed_mentions_and_names,
     exact_matches,
+    make_dictionary,
     read_dictionary,
     trigram_similarities,
 )
-from beyond.embed import choose_pooling
+from beyond.embed import POOLING_HELP, choose_pooling
 from beyond.mentions import LINKS, mentions_of_records, read_records, read_task, write_records
-from beyond.retrieval import data_of
+from beyond.retrieval import DATA_HELP, data_of
 from support import runs
 from support.arrays import bootstrap
+from support.datasets import names_of_dataset
 from support.files import made_folder, name_of, progress, write_json
 from support.programs import check_destination, run_command
 from support.results import check_results_file
@@ -60,60 +61,39 @@ class Link:
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     mentions: str = argument(
-        "MENTIONS", "a file with a mention a line, or the JSON Lines of beyond.tag; default: standard input",
-        optional=True,
-    )  # fmt: skip
+        "MENTIONS", "a file, a mention a line, or JSON Lines of beyond.tag; default: standard input", optional=True
+    )
     corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
     split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
-    expand_abbreviations: bool = setting(
-        False, "read a short form as the long form that its document defines", "corpus"
-    )
+    expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
-    dictionary: str = setting(
-        "", "file of id TAB name lines (or .gz); default: all names of the data set", "dictionary"
-    )
-    data: str = setting(
-        "", "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer", "dictionary"
-    )
+    dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
+    data: str = setting("", DATA_HELP, "dictionary")
     lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting(
-        "", "the vector at [CLS], or the mean over all tokens; default: the checkpoint's own, else cls, and for a "
-        "corpus both in turn", "model", choices=POOLINGS,
-    )  # fmt: skip
+    pooling: str = setting("", f"{POOLING_HELP}; for a corpus both in turn", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
-    out: str = setting(
-        "", "file of the links; default: standard output. With --corpus: scores go to <out>/<checkpoint> [results]",
-        "output",
-    )  # fmt: skip
+    out: str = setting("", "file of links [standard output]; of a --corpus the results folder [results]", "output")
 
 
 def link(s):
     """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
-    check_settings(s)
-    if s.dictionary:
-        dictionary = read_dictionary(s.dictionary)
-    else:
-        dictionary = dictionary_of_dataset(data_of(s, s.checkpoint), s.lang)
-    if s.corpus:
-        link_corpus(s, dictionary)
-    else:
-        link_mentions(s, dictionary)
-
-
-def check_settings(s):
-    """Raises UserError for settings of beyond.link that exclude one another, or an output that cannot be written."""
     if s.dictionary and (s.data or s.lang):
         raise UserError("--dictionary and a data set (--data, --lang): give one of them")
     if s.corpus and s.mentions:
         raise UserError(f"{s.mentions} and --corpus {s.corpus}: give one of them")
-    of_corpus = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
-    if given := [f.name for f in of_corpus if not s.corpus and getattr(s, f.name) != f.default]:
+    corpus_fields = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
+    if given := [f.name for f in corpus_fields if not s.corpus and getattr(s, f.name) != f.default]:
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
     if not s.corpus:
         check_destination(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
+    if s.dictionary:
+        dictionary = read_dictionary(s.dictionary)
+    else:
+        dictionary = make_dictionary(*names_of_dataset(data_of(s, s.checkpoint), s.lang))
+    (link_corpus if s.corpus else link_mentions)(s, dictionary)
 
 
 def link_corpus(s, dictionary):
@@ -174,27 +154,26 @@ def nearest_concepts(dictionary, n_queries, similarities):
     Args: similarities: a function of a slice of the queries: (k, names) float32.
     Returns: [[{"id", "name", "similarity"}, ...], ...], the nearest concept first.
     """
-    n, first_pair = min(N_NEAREST, len(dictionary.ids)), np.flatnonzero(np.diff(dictionary.concept, prepend=-1))
-    end, out, n_at_once = [*first_pair[1:], len(dictionary.term)], [], max(1, MAX_SIMILARITIES // len(dictionary.names))
-    with progress("mentions", n_queries) as bar:
-        for start in range(0, n_queries, n_at_once):
-            for of_names in similarities(slice(start, start + n_at_once)):
-                of_pairs = of_names[dictionary.term]
-                of_concepts = np.maximum.reduceat(of_pairs, first_pair)
-                near = np.flatnonzero(of_concepts >= np.partition(of_concepts, -n)[-n])
-                near = near[np.argsort(-of_concepts[near], kind="stable")][:n]
-                pairs = [first_pair[c] + of_pairs[first_pair[c] : end[c]].argmax() for c in near]
-                out.append([link_of_pair(dictionary, pair, of_pairs[pair]) for pair in pairs])
-                bar.update()
+    n, offset = min(N_NEAREST, len(dictionary.ids)), np.flatnonzero(np.diff(dictionary.concept, prepend=-1))
+    end, out = [*offset[1:], len(dictionary.term)], []
+    for block in query_blocks(dictionary, n_queries):
+        for name_similarity in similarities(block):
+            pair_similarity = name_similarity[dictionary.term]
+            similarity = np.maximum.reduceat(pair_similarity, offset)
+            near = np.flatnonzero(similarity >= np.partition(similarity, -n)[-n])
+            near = near[np.argsort(-similarity[near], kind="stable")][:n]
+            terms = [dictionary.term[offset[c] + pair_similarity[offset[c] : end[c]].argmax()] for c in near]
+            out.append([
+                {"id": dictionary.ids[c], "name": dictionary.names[t], "similarity": round(float(similarity[c]), 4)}
+                for c, t in zip(near, terms)
+            ])  # fmt: skip
     return out
 
 
-def link_of_pair(dictionary, pair, similarity):
-    """What is written of a concept and its nearest name. pair: index into dictionary.term."""
-    concept, term = dictionary.concept[pair], dictionary.term[pair]
-    return {
-        "id": dictionary.ids[concept], "name": dictionary.names[term], "similarity": round(float(similarity), 4),
-    }  # fmt: skip
+def query_blocks(dictionary, n_queries):
+    """Slices of the queries, so that at most MAX_SIMILARITIES of a slice to all names are in memory."""
+    size = max(1, MAX_SIMILARITIES // len(dictionary.names))
+    return progress("blocks of mentions", [slice(i, i + size) for i in range(0, n_queries, size)])
 
 
 # ---------------------------------------------------------------- ranks
@@ -203,26 +182,22 @@ def link_of_pair(dictionary, pair, similarity):
 def rank_mentions(task, similarities):
     """The rank of each mention's concept, exactly: {method: (mentions,) float64}, infinite if it cannot be reached.
 
-    The search is exhaustive and blocked: a block of mentions is compared with all names, and no more is in memory.
+    The search is exhaustive, in blocks of mentions.
 
     Args: similarities: a function of a slice of task.queries that yields (method, (k, names) float32 array).
     """
-    term, first_pair = task.dictionary.term, np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
-    of_query = defaultdict(list)
+    offset = np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
+    mentions, ranks = defaultdict(list), defaultdict(lambda: np.full(len(task.mentions), np.inf))
     for mention, query in enumerate(task.query.tolist()):
         if task.gold[mention]:
-            of_query[query].append(mention)
-    ranks = defaultdict(lambda: np.full(len(task.mentions), np.inf))
-    n_at_once = max(1, MAX_SIMILARITIES // len(task.dictionary.names))
-    with progress("mentions", len(task.queries)) as bar:
-        for start in range(0, len(task.queries), n_at_once):
-            block = slice(start, min(start + n_at_once, len(task.queries)))
-            for method, of_names in similarities(block):
-                for query, row in enumerate(of_names, start):
-                    of_concepts = np.maximum.reduceat(row[term], first_pair) if query in of_query else None
-                    for mention in of_query[query]:
-                        ranks[method][mention] = rank_of_mention(of_concepts, task.gold[mention])
-            bar.update(block.stop - start)
+            mentions[query].append(mention)
+    for block in query_blocks(task.dictionary, len(task.queries)):
+        for method, name_similarities in similarities(block):
+            for query, name_similarity in enumerate(name_similarities, block.start):
+                if query in mentions:
+                    similarity = np.maximum.reduceat(name_similarity[task.dictionary.term], offset)
+                    for mention in mentions[query]:
+                        ranks[method][mention] = rank_of_mention(similarity, task.gold[mention])
     return dict(ranks)
 
 
@@ -239,22 +214,12 @@ def rank_of_mention(similarity, parts):
 def rank_of_part(similarity, concepts):
     """The rank of the first of some concepts by similarity.
 
-    Of n concepts that are equally near, m of them right, the first right one is at (n + 1) / (m + 1) in the mean over
-    all orders.
+    Of n equally near concepts, m of them right, the first right one is at (n + 1) / (m + 1) on average over all orders.
     """
     right = similarity[concepts]
     best = right.max()
     n_nearer, n_equal = np.count_nonzero(similarity > best), np.count_nonzero(similarity == best)
     return n_nearer + (n_equal + 1) / (np.count_nonzero(right == best) + 1)
-
-
-def subsets(task):
-    """{name: (mentions,) bool}: the mentions over which accuracy is given."""
-    reachable = np.array([gold is not None for gold in task.gold])
-    of_all = {"all": np.ones(len(reachable), bool), "reachable": reachable}
-    if task.unseen is None:
-        return of_all
-    return of_all | {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
 
 
 # ---------------------------------------------------------------- scores
@@ -301,11 +266,14 @@ def linking_record(task, ranks):
 
     Args: ranks: of rank_mentions.
     """
-    documents = np.array([mention.document for mention in task.mentions])
-    scores = {}
-    for name, which in subsets(task).items():
-        methods = {method: linking_scores(x[which], documents[which].tolist()) for method, x in ranks.items()}
-        scores[name] = {"mentions": int(which.sum()), "methods": methods}
+    documents, scores = np.array([mention.document for mention in task.mentions]), {}
+    reachable = np.array([gold is not None for gold in task.gold])
+    subsets = {"all": np.ones(len(reachable), bool), "reachable": reachable}
+    if task.unseen is not None:
+        subsets |= {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
+    for name, subset in subsets.items():
+        methods = {method: linking_scores(x[subset], documents[subset].tolist()) for method, x in ranks.items()}
+        scores[name] = {"mentions": int(subset.sum()), "methods": methods}
     return {
         "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
         "concepts": len(task.dictionary.ids), "names": len(task.dictionary.names), "issues": dict(+task.issues),
@@ -334,15 +302,10 @@ def print_linking(record):
         print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
         for method, found in x["methods"].items():
             if found:
-                cells = [format_score(found, key) for key in ("at_1", "at_5", "mrr")]
+                intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in found["interval"].items()}
+                cells = [f"{found[key]:5.1f} {interval}" for key, interval in intervals.items()]
                 print(f"    {method:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
-
-
-def format_score(scores, key):
-    """A score of linking_scores with its confidence interval."""
-    low, high = scores["interval"][key]
-    return f"{scores[key]:5.1f} [{low:.1f}, {high:.1f}]"
 
 
 COMMANDS = {"link": (link, Link)}

@@ -49,7 +49,8 @@ def read_mentions(folder, expand_abbreviations=False):
     files = [path for path in sorted(Path(folder).glob("[!.]*")) if path.is_file()]
     lists = one_of_each_split(path for path in files if "pmids" in path.name.lower())
     split_of_document = {pmid: split for split, path in lists.items() for pmid in read_utf8(path).split()}
-    files = [path for path in files if is_pubtator(path)]
+    heads = [formats.read_head(path) for path in files]  # None of a damaged file: reading it will say so
+    files = [path for path, head in zip(files, heads) if head is None or formats.PUBTATOR_TEXT.match(head)]
     if unclear := [path for path in files if not (split_of_document or split_of(path))]:
         raise UserError(f"{unclear[0]}: its name must say its split: train, dev or test")
     one_of_each_split(files)
@@ -84,12 +85,6 @@ def split_of(path):
         return by_word[0]
     parts = {"train": "train|trng", "dev": "dev|valid", "test": "test"}
     return next((split for split, part in parts.items() if re.search(part, name)), "")
-
-
-def is_pubtator(path):
-    """Whether the first line of a file is a title of PubTator, or the file is damaged, which reading it will say."""
-    head = formats.read_head(path)
-    return head is None or bool(formats.PUBTATOR_TEXT.match(head))
 
 
 def mentions_of_file(path, expand_abbreviations):
@@ -128,21 +123,15 @@ def find_abbreviations(text):
 
 
 def match_long_form(short, words):
-    """The shortest end of `words` that has the letters of a short form in order, "" if there is none.
+    """The shortest end of `words` that has the letters of a short form in order, the first at the beginning of a word.
 
-    The first letter must begin a word; the letters are looked for from the last to the first.
+    Returns: it, with the whole word that it begins in; "" if there is none.
     """
-    at = len(words)
-    for i in range(len(short) - 1, -1, -1):
-        if short[i].isalnum():
-            at -= 1
-            while at >= 0 and not (
-                words[at].lower() == short[i].lower() and (i > 0 or at == 0 or not words[at - 1].isalnum())
-            ):
-                at -= 1
-            if at < 0:
-                return ""
-    long_form = words[words.rfind(" ", 0, at + 1) + 1 :]
+    first, *others = [re.escape(c) for c in short if c.isalnum()]
+    letters = rf"(?<![^\W_]){first}" + "".join(f"(?>.*?{c})" for c in others)
+    if not (match := re.match(f"(.*){letters}", words, re.I | re.S)):
+        return ""
+    long_form = words[words.rfind(" ", 0, match.end(1) + 1) + 1 :]
     return long_form if len(long_form) > len(short) and short not in long_form.split() else ""
 
 
@@ -172,25 +161,24 @@ def read_task(s, dictionary):
     mentions = splits[s.split]
     if not mentions:
         raise UserError(f"{s.corpus}: no mention with an id in its {s.split} split")
-    if s.train_mentions and not splits["train"]:
-        raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
     if s.train_mentions:
+        if not splits["train"]:
+            raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
         dictionary = add_train_mentions(dictionary, splits["train"], ids)
     index = index_of_ids(dictionary)
     gold = [gold_concepts(mention, ids, index) for mention in mentions]
     if not any(gold):
         example = "+".join("|".join(part) for part in mentions[0].parts)
+        remedy = f"{s.ids} names none of them" if s.ids else "give --ids, a file of id TAB concept lines"
         raise UserError(
             f"{s.corpus}: no id of its {s.split} split, such as {example}, is in the dictionary, whose ids are such as "
-            f"{dictionary.ids[0]}; "
-            + (f"{s.ids} names none of them" if s.ids else "give --ids, a file of id TAB concept lines")
+            f"{dictionary.ids[0]}; {remedy}"
         )
-    queries = list(dict.fromkeys(mention.name for mention in mentions))
-    number = {name: i for i, name in enumerate(queries)}
-    query = np.array([number[mention.name] for mention in mentions])
+    queries = {name: i for i, name in enumerate(dict.fromkeys(mention.name for mention in mentions))}
+    query = np.array([queries[mention.name] for mention in mentions])
     seen = {mention.text.lower() for mention in splits["train"]}
     unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
-    return LinkingTask(mentions, dictionary, queries, query, gold, unseen, issues[s.split])
+    return LinkingTask(mentions, dictionary, [*queries], query, gold, unseen, issues[s.split])
 
 
 # ---------------------------------------------------------------- mentions without a corpus

@@ -83,10 +83,9 @@ def format_page(tally, types, model):
         for kind, i in types.items()
         if tally.entities[kind]
     )
-    shown = f"the first {len(tally.page):,} of " if len(tally.page) < tally.n_documents else ""
-    note = (
-        f"{shown}{tally.n_documents:,} documents, {tally.entities.total():,} entities, tagged by {tagger_name(model)}"
-    )
+    n, n_entities = tally.n_documents, tally.entities.total()
+    shown = f"the first {len(tally.page):,} of " if len(tally.page) < n else ""
+    note = f"{shown}{n:,} documents, {n_entities:,} entities, tagged by {tagger_name(model)}"
     return (
         '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n'
         f"<title>Entities</title>\n<style>{STYLE}{colours}</style>\n</head>\n<body>\n<h1>Entities</h1>\n"

@@ -10,6 +10,8 @@ from configs import UserError, argument, setting  # isort: split
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from beyond.synonyms import Alignment
 from data import TASKS
 from support.files import check_output_file, name_of, write_atomic
@@ -54,31 +56,26 @@ def draw_curves(runs, out):
     tasks = [task for task in (*TASKS, Alignment) if f"{task.name}_loss" in found]
     figure, colours = blank_figure((16, 8)), distinct_colours(len(records_of))
     axes = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
-    for records, colour in zip(records_of.values(), colours):
-        for row, what, unit in zip(axes, ("loss", "accuracy"), (1, 100)):
-            for ax, task in zip(row, tasks):
-                key = f"{task.name}_{what}"
-                train = [(r["step"], unit * r[key]) for r in records if key in r]
-                valid = [(r["step"], unit * r["valid"][key]) for r in records if key in r.get("valid", ())]
-                if train:
-                    ax.plot(*zip(*train), color=colour, alpha=0.4)
-                if valid:
-                    ax.plot(*zip(*valid), color=colour, marker="o")
-    for row, what in zip(axes, ("loss", "accuracy (%)")):
-        row[0].set_ylabel(what)
-        for ax in row:
-            ax.grid(alpha=0.4)
-            ax.tick_params(labelbottom=True)
-    for ax, task in zip(axes[0], tasks):
-        ax.set_title(task.title)
-    for ax in axes[1]:
-        ax.set_xlabel("step")
+    for (i, j), ax in np.ndenumerate(axes):
+        key, unit = f"{tasks[j].name}_{('loss', 'accuracy')[i]}", (1, 100)[i]
+        for records, colour in zip(records_of.values(), colours):
+            train = [(r["step"], unit * r[key]) for r in records if key in r]
+            valid = [(r["step"], unit * r["valid"][key]) for r in records if key in r.get("valid", ())]
+            if train:
+                ax.plot(*zip(*train), color=colour, alpha=0.4)
+            if valid:
+                ax.plot(*zip(*valid), color=colour, marker="o")
+        ax.grid(alpha=0.4)
+        ax.tick_params(labelbottom=True)
+        ax.set(**{"xlabel": "step"} if i else {"title": tasks[j].title})
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("accuracy (%)")
     add_legend(figure, names_of_runs(records_of), colours, "held out (pale: training)")
     out = Path(out or (runs[0] / "curves.png" if len(runs) == 1 else "curves.png"))
-    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+    kind = out.suffix[1:].lower()
+    if kind not in ("png", "pdf", "svg"):
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg")
     check_output_file(out, PICTURE)
-    kind = out.suffix[1:].lower()
     made_by = {"Software" if kind == "png" else "Creator": MADE_BY}
     write_atomic(out, lambda f: figure.savefig(f, format=kind, metadata=made_by))
     return out

@@ -9,6 +9,7 @@ from configs import UserError
 from support.arrays import concat_ranges, hash_uniform
 from support.datasets import data_of_run, find_data, read_dataset_tables
 
+DATA_HELP = "data set folder; default: the run's own, else the only one in datasets/ of its tokenizer"
 MAP_TERMS = 4000  # on a map: more would hide each other, and t-SNE of these takes 10 s of a CPU core
 
 

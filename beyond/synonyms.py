@@ -88,16 +88,18 @@ def sample_pairs(graphs, split, n, s):
     """
     names = name_table(graphs)
     a, b = pairs_of_names(names, split, s)
-    by_spelling, out = np.argsort(names.spelling, kind="stable"), {}
+    by_spelling, n_named, out = np.argsort(names.spelling, kind="stable"), np.bincount(names.spelling), {}
     for i, j in combinations_with_replacement(range(len(graphs)), 2):
         graph, in_these_languages = graphs[i], np.flatnonzero((names.lang[a] == i) & (names.lang[b] == j))
         rng = np.random.default_rng([s["seed"], i, j, data.SPLITS.index(split), SEED])
         group = graph.group[names.concept[a[in_these_languages]]]
         index = data.StratumIndex(in_these_languages, group, len(graph.groups))
-        chosen = data.stratified_sample(rng, index, triples_of_groups(graph.counts), n)
+        pair_counts = graph.counts.sum(axis=1).reshape(len(graph.groups), -1)  # of triples, by groups of head and tail
+        chosen = data.stratified_sample(rng, index, pair_counts.sum(axis=0) + pair_counts.sum(axis=1), n)
         pairs = np.stack([a[chosen], b[chosen]], axis=1)
-        cuis = concepts_named(names, by_spelling, pairs.ravel())
-        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], *cuis)
+        spelling = names.spelling[pairs.ravel()]
+        cuis = names.cui[by_spelling[concat_ranges((np.cumsum(n_named) - n_named)[spelling], n_named[spelling])]]
+        out[i, j] = NamePairs(names.concept[pairs[:, 0]], names.term[pairs], cuis, n_named[spelling])
     return out
 
 
@@ -145,34 +147,13 @@ def pairs_of_names(names, split, s):
     return a[differ], b[differ]
 
 
-def concepts_named(names, by_spelling, at):
-    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another.
-
-    by_spelling: the order that sorts the names by spelling.
-    """
-    n_named = np.bincount(names.spelling)
-    offset = (np.cumsum(n_named) - n_named)[names.spelling[at]]
-    n_cuis = n_named[names.spelling[at]]
-    return names.cui[by_spelling[concat_ranges(offset, n_cuis)]], n_cuis
-
-
-def triples_of_groups(counts):
-    """(groups,): how many triples have a head or a tail of each semantic group. counts: (strata, relations)."""
-    n_groups = round(len(counts) ** 0.5)
-    of_pair = counts.sum(axis=1).reshape(n_groups, n_groups)
-    return of_pair.sum(axis=0) + of_pair.sum(axis=1)
-
-
 def pairs_of_equals(values):
     """(a, b): positions a < b of all pairs of equal values, which must stand together."""
-    first = np.flatnonzero(np.diff(values, prepend=-1))
-    size = np.diff(first, append=len(values))
-    a, b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    offset = np.flatnonzero(np.diff(values, prepend=-1))
+    size, found = np.diff(offset, append=len(values)), [np.zeros((2, 0), np.int64)]
     for n in range(2, size.max(initial=0) + 1):
-        i, j = np.triu_indices(n, 1)
-        a.append((first[size == n, None] + i).ravel())
-        b.append((first[size == n, None] + j).ravel())
-    return np.concatenate(a), np.concatenate(b)
+        found += [offset[size == n, None] + np.array(np.triu_indices(n, 1))[:, None]]
+    return np.concatenate([x.reshape(2, -1) for x in found], axis=1)
 
 
 # ---------------------------------------------------------------- pairs.arrow
@@ -185,8 +166,8 @@ def build(s):
         check_output(folder / name, form)
     tokenizer, unk = Tokenizer.from_buffer(datasets.read_tokenizer(folder)), manifest["special"]["unk"]
     graphs = [data.Graph(**vars(datasets.read_dataset_tables(folder, lang))) for lang in manifest["languages"]]
-    columns = {"split": [], "cuis": [], "n_cuis": [], "ids": [], "n_ids": []}
-    for number, split in enumerate(data.SPLITS):
+    tables = []
+    for index, split in enumerate(data.SPLITS):
         n = round(manifest["settings"]["valid_fraction"] * s.pairs / 2) * 2 if split == "valid" else s.pairs
         for (i, j), found in sample_pairs(graphs, split, n, manifest["settings"]).items():
             langs = " and ".join(dict.fromkeys((graphs[i].lang, graphs[j].lang)))
@@ -195,39 +176,33 @@ def build(s):
             strings = [" " + string for pair in zip(a, b) for string in pair]  # as in the middle of a text
             named = tokenizers.encode_lists(tokenizer, strings, "names")
             # A name without any token (control characters) is [UNK].
-            named = [ids[: manifest["settings"]["seq_len"] - 2] or [unk] for ids in named]
-            n_ids = np.array([len(ids) for ids in named], np.int64)
-            ids = np.array([i for ids in named for i in ids], np.int64)
-            values = np.full(len(named), number), found.cuis, found.n_cuis, ids, n_ids
-            for column, x in zip(columns.values(), values):
-                column.append(x)
-    columns = {name: np.concatenate(values) for name, values in columns.items()}
-    if not (columns["split"] == 0).any():
+            ids = [ids[: manifest["settings"]["seq_len"] - 2] or [unk] for ids in named]
+            cuis = np.split(found.cuis, np.cumsum(found.n_cuis)[:-1]) if len(ids) else []
+            tables.append(pa.table([np.full(len(ids), index), cuis, ids], SCHEMA))
+    table = pa.concat_tables(tables).combine_chunks()
+    if not pc.any(pc.equal(table["split"], 0)).as_py():
         raise UserError(f"{folder}: no concept has two names, so there is no pair")
-    write_atomic(folder / "pairs.arrow", lambda f: write_pairs(f, columns))
+    write_atomic(folder / "pairs.arrow", lambda f: write_pairs(f, table))
     digest = hashlib.sha256((folder / "pairs.arrow").read_bytes()).hexdigest()
     write_json(folder / "pairs.json", {"sha256": digest, "data": manifest["sha256"]})
     print(f"wrote {folder / 'pairs.arrow'}")
     print_next(("python -m beyond.synonyms --data {}", folder))
 
 
-def write_pairs(f, columns):
+def write_pairs(f, table):
     """Writes names as an Arrow file, a row each; rows 2k and 2k + 1 are a pair."""
-    arrays = [pa.array(columns["split"].astype(np.uint8))]
-    for name in ("cuis", "ids"):
-        offsets = np.concatenate([[0], np.cumsum(columns[f"n_{name}"])])
-        arrays.append(pa.LargeListArray.from_arrays(offsets, pa.array(columns[name].astype(np.int32))))
     with ipc.new_file(f, SCHEMA) as out:
-        out.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        out.write_table(table)
 
 
 class Pairs:
     """The pairs of one split: names 2k and 2k + 1 are pair k. ids, cuis: one list after another, with offsets."""
 
     def __init__(self, table, split):
-        rows = table.filter(pc.equal(table["split"], data.SPLITS.index(split))).combine_chunks()
-        self.ids, self.offsets = (np.asarray(x) for x in flatten(rows["ids"]))
-        self.cuis, self.cui_offsets = (np.asarray(x) for x in flatten(rows["cuis"]))
+        rows = table.filter(pc.equal(table["split"], data.SPLITS.index(split)))
+        ids, cuis = (rows[name].combine_chunks() for name in ("ids", "cuis"))
+        self.ids, self.offsets = np.asarray(ids.values), np.asarray(ids.offsets)
+        self.cuis, self.cui_offsets = np.asarray(cuis.values), np.asarray(cuis.offsets)
 
     def __len__(self):
         return len(self.offsets) // 2
@@ -239,21 +214,15 @@ class Pairs:
         """
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
         stored = np.diff(self.offsets)[rows]
-        length, first = stored + 2, np.cumsum(stored + 2) - stored - 2
+        length, offset = stored + 2, np.cumsum(stored + 2) - stored - 2
         ids, labels = np.full(length.sum(), special["cls"], np.int64), np.full(length.sum(), IGNORE)
-        ids[concat_ranges(first + 1, stored)] = self.ids[concat_ranges(self.offsets[rows], stored)]
-        ids[first + length - 1], labels[first] = special["sep"], np.arange(len(rows))
+        ids[concat_ranges(offset + 1, stored)] = self.ids[concat_ranges(self.offsets[rows], stored)]
+        ids[offset + length - 1], labels[offset] = special["sep"], np.arange(len(rows))
         n_cuis = np.diff(self.cui_offsets)[rows]
         cuis = self.cuis[concat_ranges(self.cui_offsets[rows], n_cuis)]
         task = np.zeros(len(rows), np.int64)
-        names = data.MaskedBatch(ids, labels, first, length, task, np.array([len(rows)]), ("",), special["pad"])
+        names = data.MaskedBatch(ids, labels, offset, length, task, np.array([len(rows)]), ("",), special["pad"])
         return names, np.stack([np.repeat(np.arange(len(rows)), n_cuis), cuis], axis=1)
-
-
-def flatten(column):
-    """(values, offsets) of a column of lists."""
-    (chunk,) = column.chunks if column.num_chunks else (pa.array([], column.type),)
-    return chunk.values, chunk.offsets
 
 
 def read_pairs(folder):
@@ -362,8 +331,8 @@ class Alignment:
         names of a batch, is the same whatever the other settings. The last validation has as many pairs as it can.
         """
         pairs, is_last = self.pairs["valid"], run.state.step == run.state.steps > 0
-        order, n = np.random.default_rng(0).permutation(len(pairs)), len(pairs)
-        n = n if is_last else min(n, run.s.valid_examples)
+        order = np.random.default_rng(0).permutation(len(pairs))
+        n = len(pairs) if is_last else min(len(pairs), run.s.valid_examples)
         n = n // VALID_PAIRS * VALID_PAIRS or n
         batches = np.split(order[:n], range(VALID_PAIRS, n, VALID_PAIRS)) if n else []
         sums = [self.loss(run, *pairs.batch(chosen, run.train.special))[1] for chosen in batches]

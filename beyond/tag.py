@@ -40,19 +40,12 @@ class Tag:
 
     model: str = argument("MODEL", "folder of a tagger, or a results folder of fine-tuning, which holds one in model/")
     input: str = argument(
-        "INPUT", "a file with a document a line, a .jsonl, or a folder of .txt files; default: standard input",
-        optional=True,
-    )  # fmt: skip
-    format: str = setting(
-        "jsonl", "JSON Lines, brat (.txt and .ann) or CoNLL columns", choices=("jsonl", "brat", "conll")
+        "INPUT", "a file, a document a line, a .jsonl, or a folder of .txt; default: standard input", optional=True
     )
+    format: str = setting("jsonl", "JSON Lines, brat (.txt, .ann) or CoNLL columns", choices=("jsonl", "brat", "conll"))
     out: str = setting("", "file that is written, of brat a new folder; default: standard output")
-    html: str = setting(
-        "", "also write a page with the entities highlighted, to this file; a terminal then shows no other output"
-    )
-    precision: str = setting(
-        "", "number format of the matrix products; default: as in fine-tuning", choices=("auto", "bf16", "fp32")
-    )
+    html: str = setting("", "also write a page with the entities highlighted; a terminal then shows no other output")
+    precision: str = setting("", "number format; default: as in fine-tuning", choices=("auto", "bf16", "fp32"))
     device: str = setting("auto", "where to run", choices=DEVICES)
 
 
@@ -69,12 +62,6 @@ class Tagger(NamedTuple):
     pos: bool  # whether labels are parts of speech, each word a unit
     is_ours: bool  # whether fine-tuning wrote it, so that its labels are strict IOB2
     scheme: str  # of its labels: BIOES, BILOU, or "" for IOB1 or IOB2
-
-
-def find_tagger(folder):
-    """The folder of a tagger: the one that was given, or model/ in it, as a results folder has it."""
-    inner = Path(folder, "model")
-    return str(inner) if not Path(folder, "config.json").exists() and inner.is_dir() else folder
 
 
 def load_tagger(s):
@@ -141,13 +128,11 @@ def read_labels(tagger, labels, probabilities, beginnings):
 
 def scored_entities(spans, labels, probabilities, pos):
     """What predicted_entities counts, in the order of the text: an Entity each."""
-    if pos:
-        units = [(i, i + 1, label) for i, label in enumerate(labels)]
-    else:
+    units = [(i, i + 1, label) for i, label in enumerate(labels)]
+    if not pos:
         units = [(e.start, e.end, e.tag) for e in decode_entities(labels)]
-    return [
-        Entity(spans[a][0], spans[b - 1][1], kind, round(sum(probabilities[a:b]) / (b - a), 4)) for a, b, kind in units
-    ]
+    scores = [round(sum(probabilities[a:b]) / (b - a), 4) for a, b, _ in units]
+    return [Entity(spans[a][0], spans[b - 1][1], kind, score) for (a, b, kind), score in zip(units, scores)]
 
 
 # ---------------------------------------------------------------- what is written
@@ -165,13 +150,13 @@ class Tally:
 
 def check_outputs(s):
     """Raises UserError for places that cannot be written to, or that hold what would be lost."""
-    if s.format == "brat" and not s.out:
-        raise UserError("brat has two files for each document; give a new folder for them with --out")
     inputs = s.input or 0, s.model
-    if s.format == "brat":
-        check_output(s.out, {}, *inputs)
-    else:
+    if s.format != "brat":
         check_destination(s.out, RECORDS, *inputs)
+    elif not s.out:
+        raise UserError("brat has two files for each document; give a new folder for them with --out")
+    else:
+        check_output(s.out, {}, *inputs)
     if s.html:
         check_output_file(s.html, PAGE, *inputs)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():
@@ -185,20 +170,21 @@ def write_tagged(tagged, s, labels):
     """
     tally, types = Tally(), types_of(labels)
     counted = count(tagged, tally, types if s.html else None)
+    lines = (FORMATS[s.format](document).encode() for document in counted)
     if s.format == "brat":
         with atomic_directory(s.out, {}) as folder:
             for document in counted:
                 write_brat(folder, document)
     elif s.out:
-        write_atomic(s.out, lambda f: f.writelines(FORMATS[s.format](document).encode() for document in counted))
+        write_atomic(s.out, lambda f: f.writelines(lines))
     else:
-        out = None if s.html and sys.stdout.isatty() else standard_output()  # who asks for a page wants no lines there
-        for document in counted:
-            if out:
-                write_all(out, FORMATS[s.format](document).encode())
+        is_silent = s.html and sys.stdout.isatty()  # who asks for a page wants no lines there
+        for line in lines:
+            if not is_silent:
+                write_all(standard_output(), line)
     if s.html:
-        page = format_page(tally, types, s.model)
-        write_atomic(s.html, lambda f: f.write(page.encode()))
+        page = format_page(tally, types, s.model).encode()
+        write_atomic(s.html, lambda f: f.write(page))
     return tally
 
 
@@ -215,19 +201,6 @@ def count(tagged, tally, types):
             bar.update()
 
 
-def print_tally(tally, began, s):
-    """The last lines of a run, on standard error. began: time.monotonic() when it began. s: a Tag."""
-    rate = tally.n_documents / max(time.monotonic() - began, 1e-9)
-    print(
-        f"{tally.n_documents:,} documents, {tally.entities.total():,} entities, {rate:,.1f} documents/s",
-        file=sys.stderr,
-    )
-    for path in filter(None, (s.out, s.html)):
-        print(f"wrote {path}", file=sys.stderr)
-    if s.out and s.format == "jsonl":
-        print_next(("python -m beyond.link CHECKPOINT {} --out links.jsonl", s.out), file=sys.stderr)
-
-
 def print_scheme(scheme, beginnings):
     """Says on standard error how the labels of a tagger of others were read.
 
@@ -241,19 +214,22 @@ def print_scheme(scheme, beginnings):
     print(f"the labels were read as {scheme or either}{how}", file=sys.stderr)
 
 
-# ---------------------------------------------------------------- the command
-
-
 def tag(s):
     """Writes the entities of texts."""
-    s.model = find_tagger(s.model)
+    if not Path(s.model, "config.json").exists() and Path(s.model, "model").is_dir():  # a results folder
+        s.model = str(Path(s.model, "model"))
     check_outputs(s)
     tagger = load_tagger(s)
     began, beginnings = time.monotonic(), Counter()
     tally = write_tagged(tag_texts(tagger, read_texts(s.input), beginnings), s, tagger.classifier.labels)
     if not tagger.is_ours:
         print_scheme(tagger.scheme, beginnings)
-    print_tally(tally, began, s)
+    n, n_entities, rate = tally.n_documents, tally.entities.total(), tally.n_documents / (time.monotonic() - began)
+    print(f"{n:,} documents, {n_entities:,} entities, {rate:,.1f} documents/s", file=sys.stderr)
+    for path in filter(None, (s.out, s.html)):
+        print(f"wrote {path}", file=sys.stderr)
+    if s.out and s.format == "jsonl":
+        print_next(("python -m beyond.link CHECKPOINT {} --out links.jsonl", s.out), file=sys.stderr)
 
 
 COMMANDS = {"tag": (tag, Tag)}

@@ -11,7 +11,7 @@ from support import texts
 from support.files import read_utf8, reject_device
 
 EXAMPLE = "python -m beyond.tag MODEL < notes.txt"
-LINE_ENDS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what brat cannot have inside a fragment
+FRAGMENT = re.compile(r"\S(?:[^\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]*\S)?")  # brat has neither line ends nor TABs in one
 # How the beginning of what was written before is recognised; see check_output.
 RECORDS = (
     rb'\{"id": .*"entities": \[(\]\}\n|\{"start": )'
@@ -83,15 +83,14 @@ def read_folder(folder):
 def read_rows(f, name):
     """Yields a Text for each line of a binary file, or of JSON Lines for each line that is not blank."""
     rows = ((row, texts.decode_utf8(line, name, row)) for row, line in enumerate(texts.split_rows(f), 1))
-    start = []  # up to the first line that is not blank: it tells whether the file holds JSON Lines
-    for row, text in rows:
-        start.append((row, text))
-        if text.strip():
-            break
-    is_json = texts.is_json_lines(name, start[-1][1] if start else "")
-    if not start or (is_json and not start[-1][1].strip()):
+    seen, first_text = [], ""  # up to the first line that is not blank: it tells whether the file holds JSON Lines
+    while not first_text.strip() and (found := next(rows, None)):
+        seen.append(found)
+        first_text = found[1]
+    is_json = texts.is_json_lines(name, first_text)
+    if not seen or (is_json and not first_text.strip()):
         raise UserError(f"{name} is empty; give a document a line: {EXAMPLE}")
-    for row, text in chain(start, rows):
+    for row, text in chain(seen, rows):
         if text.strip() or not is_json:
             yield parse_document(text, name, row) if is_json else Text(row, text)
 
@@ -145,22 +144,10 @@ def write_brat(folder, document):
         raise UserError(f"two documents have the id {name[:60]!r}; brat needs a file for each")
     lines = []
     for i, entity in enumerate(document.entities, 1):
-        kind, fragments = re.sub(r"\s", "_", entity.type), fragments_of(document.text, entity)
+        kind = re.sub(r"\s", "_", entity.type)
+        fragments = [m.span() for m in FRAGMENT.finditer(document.text, entity.start, entity.end)]
         places = ";".join(f"{a} {b}" for a, b in fragments)
         words = " ".join(document.text[a:b] for a, b in fragments)
         lines.append(f"T{i}\t{kind} {places}\t{words}\n#{i}\tAnnotatorNotes T{i}\tscore {entity.score}\n")
     path.write_bytes(document.text.encode())
     path.with_name(path.name.removesuffix(".txt") + ".ann").write_bytes("".join(lines).encode())
-
-
-def fragments_of(text, entity):
-    """The spans (start, end) of an entity's lines."""
-    cuts = [m.span() for m in LINE_ENDS.finditer(text, entity.start, entity.end)]
-    starts, ends = [entity.start, *(b for _, b in cuts)], [*(a for a, _ in cuts), entity.end]
-    fragments = []
-    for a, b in zip(starts, ends):
-        line = text[a:b]
-        a += len(line) - len(line.lstrip())
-        if line.strip():
-            fragments.append((a, a + len(line.strip())))
-    return fragments

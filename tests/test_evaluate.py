@@ -242,7 +242,7 @@ def test_a_run_knows_its_data_set(run, dataset, tmp_path, monkeypatch, capsys):
     following = f"python finetune.py tables --results results\n       python -m beyond.evaluate map {run.out}\n"
     assert shown.endswith(f"next:  {following}")
     seen = []
-    monkeypatch.setattr(linking, "dictionary_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
+    monkeypatch.setattr(linking, "names_of_dataset", lambda folder, lang: seen.append(folder) or 1 / 0)
     monkeypatch.setattr(models, "load", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(retrieval, "find_data", lambda folder, *_: seen.append(Path(folder)))
     for program, *argv in ((linking, run.out), (evaluate, "map", run.out)):

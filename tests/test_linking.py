@@ -20,7 +20,6 @@ from beyond import embed as embedding
 from beyond import link as linking
 from beyond import retrieval, tagged
 from beyond.dictionaries import (
-    dictionary_of_dataset,
     exact_matches,
     gold_concepts,
     index_of_ids,
@@ -771,7 +770,8 @@ def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
         following = f"python -m beyond.link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
         assert (out, err) == ("", f"{told}next:  {following}\n")
     assert (tmp_path / "out.tsv").read_text() == found.stdout
-    of_file, of_dataset = read_dictionary(tmp_path / "out.tsv"), dictionary_of_dataset(dataset, "")
+    of_file = read_dictionary(tmp_path / "out.tsv")
+    of_dataset = make_dictionary(*datasets.names_of_dataset(dataset, ""))
     assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
     assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
     with pytest.raises(UserError, match="has no names in language fr; it has en"):
