@@ -258,9 +258,7 @@ def load_initial_model(s, train, out, ranks):
 def train(s, objectives=()):
     """Trains to the end, or until a signal asks to stop.
 
-    Args: objectives: losses beside those of the tasks, each with a name, a title, the count of its examples, a
-    signature, the pooling of text that it trains, backward(run, weight) and validate(run), as forward_backward and
-    validate call them.
+    Args: objectives: losses beside those of the tasks, as CONTRIBUTING.md describes them.
     """
     run = set_up(s, objectives)
     lock = folder_lock(run.out, "another process is training into it; wait for it, or end it")

@@ -97,7 +97,8 @@ def out_of_memory_named(run):
         if tokens // 2 < run.train.seq_len:  # a micro-batch of one sequence cannot be halved
             advice = "give a smaller model (--layers, --dim, --ffn) or build a data set with a smaller --seq_len"
         if run.objectives:
-            advice += "; if it ends so again, begin another with fewer --pairs_per_step"
+            names = " and ".join(objective.name for objective in run.objectives)
+            advice += f"; if it ends so again, begin another with fewer examples of {names} in a step"
         what = f"rank {run.ranks.rank}: out of memory with micro-batches of {tokens:,} tokens"
         sys.exit(f"{program_name()}: error: {what}; {advice}")
 
