@@ -21,8 +21,9 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 import configs  # noqa: E402
 import data  # noqa: E402
+import kgi  # noqa: E402
 from configs import command_line  # noqa: E402
-from support import hardware  # noqa: E402
+from support import hardware, runs  # noqa: E402
 from support.cache import read_release  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
 
@@ -106,6 +107,35 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+class Clock:
+    """In the place of the module time: it advances by a millisecond each time it is read, and by what a test adds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        self.now += 0.001
+        return self.now
+
+    def slow(self, function, seconds):
+        """The function, lasting so many seconds more; seconds may be a function of its arguments."""
+
+        def lasting(*args, **more):
+            self.now += seconds(*args) if callable(seconds) else seconds
+            return function(*args, **more)
+
+        return lasting
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A Clock that kgi.py and support/runs.py read."""
+    clock = Clock()
+    for module in (kgi, runs):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from configs import UserError, command_line
 from support import hardware, runs, umls
 from tests import training
 from tests.conftest import build, command, graph_of
-from tests.training import TINY, args, free_ports, lines, one_step, run_in_ranks, same_end, same_weights, weights
+from tests.training import TINY, args, free_ports, lines, one_step, same_end, same_weights, weights
 
 PROGRAM = "beyond.synonyms"
 SETTINGS = {"seed": 0, "valid_fraction": 0.05}
@@ -420,7 +420,8 @@ def test_out_of_memory_names_the_pairs(aligned, tmp_path, monkeypatch):
 
 
 def test_it_is_learnt(aligned, tmp_path):
-    train(aligned, tmp_path, tasks=["mlm"], steps=80, lr=3e-3, valid_every=80)
+    more = {"layers": 1, "batch_size": 10, "pairs_per_step": 30, "steps": 60, "lr": 4e-3, "valid_every": 60}
+    train(aligned, tmp_path, tasks=["mlm"], **more)
     first, last = (r["valid"] for r in lines(tmp_path) if "valid" in r)
     assert set(first) == {"loss", "mlm_loss", "mlm_accuracy", "sa_loss", "sa_accuracy"}
     assert last["sa_accuracy"] > first["sa_accuracy"] + 0.1 and last["sa_loss"] < 0.8 * first["sa_loss"]
@@ -450,38 +451,6 @@ def test_the_last_validation_has_all_pairs(aligned, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- ranks, and a run that is stopped
 
 
-@pytest.fixture(scope="module")
-def one_rank(aligned, tmp_path_factory):
-    out = tmp_path_factory.mktemp("ranks") / "one"
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr("support.hardware.measure_matmul_flops", lambda *_, repeat=3: 1e11)
-        train(aligned, out, steps=3, pairs_per_step=4)
-    return out
-
-
-@pytest.mark.parametrize("ranks, more", [(2, {}), (3, {"layout": "packed"}), (3, {"max_tokens": 64})])
-def test_ranks_change_nothing(aligned, tmp_path, one_rank, ranks, more):
-    """Packed, all names of a step fit into one row: two of three ranks have none."""
-    run_in_ranks(ranks, args(aligned, tmp_path / "more", steps=3, pairs_per_step=4, **more), PROGRAM)
-    a, b = weights(one_rank), weights(tmp_path / "more")
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
-    for x, y in zip(lines(one_rank), lines(tmp_path / "more"), strict=True):
-        x, y = x.get("valid", x), y.get("valid", y)
-        assert x["sa_loss"] == pytest.approx(y["sa_loss"], rel=1e-4) and 0 <= x["sa_accuracy"] <= 1
-
-
-def test_resume_is_exact(aligned, tmp_path):
-    more = {"dropout": 0.1, "steps": 4}
-    train(aligned, tmp_path / "straight", **more)
-    run = set_up(aligned, tmp_path / "stopped", **more)
-    runs.resume(run)
-    kgi.begin(run)
-    one_step(run)
-    train(aligned, tmp_path / "stopped", **more)
-    assert same_weights(tmp_path / "straight", tmp_path / "stopped")
-
-
 KILLED = """
 import os, signal
 from beyond import synonyms
@@ -497,27 +466,62 @@ def killed_after_step_5():
     reports.write_metrics = die_after_step_5
 
 ports, p = {ports!r}, synonyms
-for n, whole, stopped in {folders!r}:
+for n, argv in {plain!r}:
+    assert train_in_ranks(n, argv, ports.pop(), program=p) == [0] * n
+for n, whole, stopped in {stopped!r}:
     assert train_in_ranks(n, whole, ports.pop(), program=p) == [0] * n
     assert train_in_ranks(n, stopped, ports.pop(), killed_after_step_5, p) != [0] * n
     assert train_in_ranks(n, stopped, ports.pop(), program=p) == [0] * n
 """
+RANKS = {"two": (2, {}), "packed": (3, {"layout": "packed"}), "three": (3, {"max_tokens": 64})}
 
 
-def test_killed_and_started_again(aligned, tmp_path):
+@pytest.fixture(scope="module")
+def in_ranks(aligned, tmp_path_factory):
+    """(a folder of the runs of several ranks, all started by one process, what was printed)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    few = {"steps": 3, "pairs_per_step": 4}
+    plain = [(n, args(aligned, folder / name, **few, **more)) for name, (n, more) in {"one": (1, {}), **RANKS}.items()]
+    stopped = [
+        (n, *(args(aligned, folder / f"{name} {n}", dropout=0.1) for name in ("whole", "stopped"))) for n in (1, 3)
+    ]
+    p = command("-c", KILLED.format(ports=free_ports(10), plain=plain, stopped=stopped))
+    assert p.returncode == 0, p.stderr
+    return folder, p.stdout
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_ranks_change_nothing(in_ranks, name):
+    """Packed, all names of a step fit into one row: two of three ranks have none."""
+    one, more = in_ranks[0] / "one", in_ranks[0] / name
+    a, b = weights(one), weights(more)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=2e-5)
+    for x, y in zip(lines(one), lines(more), strict=True):
+        x, y = x.get("valid", x), y.get("valid", y)
+        assert x["sa_loss"] == pytest.approx(y["sa_loss"], rel=1e-4) and 0 <= x["sa_accuracy"] <= 1
+
+
+def test_resume_is_exact(aligned, tmp_path):
+    more = {"dropout": 0.1, "steps": 4}
+    train(aligned, tmp_path / "straight", **more)
+    run = set_up(aligned, tmp_path / "stopped", **more)
+    runs.resume(run)
+    kgi.begin(run)
+    one_step(run)
+    train(aligned, tmp_path / "stopped", **more)
+    assert same_weights(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_killed_and_started_again(in_ranks):
     """Bit for bit the same end, with dropout, of one rank and of three.
 
     Each rank has made a pass, with alignment, before its first step: the order of sums over three ranks depends on it.
     """
-
-    def call_of(name):
-        return args(aligned, tmp_path / name, dropout=0.1)
-
-    folders = [(n, call_of(f"whole {n}"), call_of(f"stopped {n}")) for n in (1, 3)]
-    p = command("-c", KILLED.format(ports=free_ports(6), folders=folders))
-    assert p.returncode == 0 and p.stdout.count("training steps 3 to 6, 40 examples each") == 2, p.stderr
+    folder, shown = in_ranks
+    assert shown.count("training steps 3 to 6, 40 examples each") == 2
     for n in (1, 3):
-        same_end(tmp_path / f"stopped {n}", tmp_path / f"whole {n}")
+        same_end(folder / f"stopped {n}", folder / f"whole {n}")
 
 
 def test_a_signal_in_the_pass_of_names_drops_the_step(aligned, tmp_path, monkeypatch):
@@ -538,7 +542,7 @@ def test_a_signal_in_the_pass_of_names_drops_the_step(aligned, tmp_path, monkeyp
     assert same_weights(tmp_path / "straight", tmp_path / "run")
 
 
-def test_a_time_budget(aligned, tmp_path, monkeypatch):
+def test_a_time_budget(aligned, tmp_path, monkeypatch, clock):
     """Steps are measured with alignment, and nothing is left of them: the run is that of as many --steps."""
     budget, backward, measured = tmp_path / "budget", synonyms.Alignment.backward, []
 
@@ -546,13 +550,11 @@ def test_a_time_budget(aligned, tmp_path, monkeypatch):
         measured.append(run.state.steps == 0)
         return backward(self, run, weight)
 
-    monkeypatch.setattr(synonyms.Alignment, "backward", counted)
+    monkeypatch.setattr(synonyms.Alignment, "backward", clock.slow(counted, 1))
     more = {"dropout": 0.1, "valid_every": 10**6, "save_every": 10**6}
-    train(aligned, budget, steps=0, time_budget="4s", **more)
+    train(aligned, budget, steps=0, time_budget="20s", **more)
     state = runs.read_checkpoint(budget / "checkpoint.pt")["state"]
-    assert (
-        state["step"] == state["steps"] > 0 and sum(measured) >= 2 and len(measured) - sum(measured) == state["steps"]
-    )
+    assert state["step"] == state["steps"] == len(measured) - sum(measured) > 4 and sum(measured) >= 2
     train(aligned, tmp_path / "steps", steps=state["steps"], **more)
     assert same_weights(budget, tmp_path / "steps")
 

@@ -92,11 +92,11 @@ def free_ports(n):
     return ports
 
 
-def run_in_ranks(n, argv, program="kgi"):
-    """Runs a program with n ranks; their parent is a process that has computed nothing. All must end well."""
-    code = f"import {program} as program\nfrom tests.training import *\n"
-    p = command("-c", code + f"print(train_in_ranks({n}, {argv!r}, *{free_ports(1)!r}, program=program))")
-    assert p.stdout.endswith(f"{[0] * n}\n"), p.stderr
+def run_in_ranks(trainings):
+    """Runs [(ranks, arguments of kgi.py)]; their parent is a process that has computed nothing. All must end well."""
+    code = "from tests.training import *\nfor n, argv, port in {!r}: assert train_in_ranks(n, argv, port) == [0] * n"
+    p = command("-c", code.format([(*x, port) for x, port in zip(trainings, free_ports(len(trainings)))]))
+    assert p.returncode == 0, p.stderr
 
 
 def set_up(dataset, out, **more):
