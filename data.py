@@ -576,6 +576,7 @@ def sample_tasks(graph, split, s, log):
     for index in GRAPH_TASKS:
         task, rng = TASKS[index], np.random.default_rng([s.seed, lang, SPLITS.index(split), index])
         n = getattr(s, task.setting)
+        n -= n % 2 if index == TC else 0  # half of them are true
         n = round(s.valid_fraction * n / 2) * 2 if split == "valid" else n
         samples[index] = task.sample(rng, graph, triples, n, s)
         if (found := len(samples[index].kind)) < n:

@@ -78,7 +78,7 @@ def learning_rate(step, steps, warmup, peak):
 
     Args: step: 0 to steps - 1. warmup: steps up to the peak.
     """
-    return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
 # ---------------------------------------------------------------- the parts of a run

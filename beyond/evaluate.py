@@ -156,7 +156,7 @@ def evaluate_tasks(model, folder, seed, dtype):
         if (targets := task == index).any():
             out[name] = {"accuracy": 100 * correct[targets].mean()}
     if "mlm" in out:
-        out["mlm"], lang = {}, np.where(task == data.MLM, dataset.lang[example], -1)
+        out["mlm"], lang = {}, np.where(task == data.MLM, dataset.lang[example].astype(int), -1)
         for i in np.unique(lang[task == data.MLM]):
             loss, accuracy = score[lang == i].mean(), 100 * correct[lang == i].mean()
             out["mlm"][dataset.manifest["languages"][i]] = {"loss": loss, "accuracy": accuracy}
@@ -170,7 +170,7 @@ def evaluate_tasks(model, folder, seed, dtype):
         present = np.unique(gold)  # a relation that the held-out pairs lack has no F1
         macro_f1 = f1_score(gold, predicted, labels=present, average="macro", zero_division=0)
         out["lp"] |= {"macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
-    kind = np.where(task == data.TC, dataset.kind[example], -1)
+    kind = np.where(task == data.TC, dataset.kind[example].astype(int), -1)
     for name, negative in NEGATIVES.items() if "tc" in out else ():
         targets = (kind == data.TRUE) | (kind == negative)
         if (kind == negative).any() and label[targets].any():

@@ -288,7 +288,7 @@ class Alignment:
         n_examples = sum(c["train"][name] for c in counts for name in s.tasks or data.TASK_NAMES if name in c["train"])
         share = self.count / max(1, self.count + n_examples)
         self.sampler = data.EpochSampler(self.count, s.pairs_per_step or max(2, round(share * s.batch_size)), s.seed)
-        self.temperature, self.counted = s.temperature, None  # counted: the last step whose names are in run.state.work
+        self.temperature = s.temperature
 
     def backward(self, run, weight):
         """Adds the gradients of one step; weight: of equation (2).
@@ -299,11 +299,6 @@ class Alignment:
         names, concepts = self.pairs["train"].batch(self.sampler(run.state.step)[0], run.train.special)
         loss, sums = self.loss(run, names, concepts)
         run.scaler.scale(weight * run.ranks.world_size * loss).backward()
-        if self.counted != run.state.step:  # kgi.warm_up makes passes without a step
-            tokens, flops = names.length.sum(), hardware.training_flops(run.model.encoder.config, names.length, 0)
-            for key, n in (("tokens", tokens), ("computed", tokens), ("flops", flops)):
-                run.state.work[key] += float(n)
-            self.counted = run.state.step
         return sums
 
     def loss(self, run, names, concepts):

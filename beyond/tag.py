@@ -224,8 +224,8 @@ def tag(s):
     tally = write_tagged(tag_texts(tagger, read_texts(s.input), beginnings), s, tagger.classifier.labels)
     if not tagger.is_ours:
         print_scheme(tagger.scheme, beginnings)
-    n, n_entities, rate = tally.n_documents, tally.entities.total(), tally.n_documents / (time.monotonic() - began)
-    print(f"{n:,} documents, {n_entities:,} entities, {rate:,.1f} documents/s", file=sys.stderr)
+    n, n_entities, seconds = tally.n_documents, tally.entities.total(), max(1e-9, time.monotonic() - began)
+    print(f"{n:,} documents, {n_entities:,} entities, {n / seconds:,.1f} documents/s", file=sys.stderr)
     for path in filter(None, (s.out, s.html)):
         print(f"wrote {path}", file=sys.stderr)
     if s.out and s.format == "jsonl":

@@ -237,8 +237,8 @@ def budget_seconds(text):
 
 
 def warmup_steps(s, steps):
-    """Steps up to the peak, a whole number; a setting below 1 is a share of the run."""
-    return max(1, round(s.warmup if s.warmup >= 1 else s.warmup * steps))
+    """Steps up to the peak; a setting below 1 is a share of the run."""
+    return s.warmup if s.warmup >= 1 else max(1.0, s.warmup * steps)
 
 
 def check_schedule(s, steps, n_examples):

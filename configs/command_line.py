@@ -106,6 +106,8 @@ def normalise(argv, cls):
 
 
 def unknown_key(where, key, fields):
+    if key == "sa_pairs":
+        return f"{where}: pairs of names are built on their own now: python -m beyond.synonyms build DATASET --pairs N"
     near = difflib.get_close_matches(key, fields, 1)
     return f"{where}: unknown setting '{key}'; " + (f"did you mean '{near[0]}'?" if near else "see --help")
 
@@ -139,7 +141,8 @@ def read_toml(path):
         raise UserError(f"{path}: not a TOML file: {e}") from None
     for name, table in tables.items():
         if name not in TABLES or not isinstance(table, dict):
-            raise UserError(f"{path}: '{name}' is not one of the tables {', '.join(TABLES)}")
+            known = f"{', '.join(TABLES)}; programs of beyond/ read the command line alone"
+            raise UserError(f"{path}: '{name}' is not one of the tables {known}")
         check_types(path, name, table)
     return tables
 

@@ -317,12 +317,18 @@ def is_part_of(path, out):
 @contextmanager
 def made_folder(folder):
     """Makes a folder and those above it. If the block fails, those of them that are empty are removed again."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = []  # by this process: of two that begin at once, only one may remove them
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (*reversed(folder.parents), folder):
+            try:
+                place.mkdir()
+                made.append(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
         yield
     except BaseException:
-        for place in made:
+        for place in reversed(made):
             with suppress(OSError):
                 place.rmdir()
         raise

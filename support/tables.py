@@ -14,6 +14,7 @@ import configs
 from configs import UserError
 from support.corpora import CORPORA, TABLE_5_NOTE
 from support.files import check_output, write_atomic
+from support.forms import find_misfit
 from support.reports import print_next
 from support.results import SCORES, differing_settings, read_records
 from support.texts import replace_surrogates
@@ -33,8 +34,17 @@ KNOWLEDGE_HEAD = (
     "In per cent but the loss; mean ± deviation over the seeds; **best**, <u>second</u>.\n\n"
     "–: not run, or a task that the encoder was not trained on.",
 )
+
+
+def score_fault(scores):
+    """What is wrong with the scores of a knowledge-*.json, all but the loss in per cent; "" if nothing."""
+    misfit = find_misfit(scores, {str: float}, "scores")
+    above = [key for key in KNOWLEDGE.values() if key != "mlm_loss" and not misfit and scores.get(key, 0) > 100 + 1e-6]
+    return misfit or (f"has {above[0]} = {scores[above[0]]}" if above else "")
+
+
 KNOWLEDGE_FILE = {  # the form of a knowledge-*.json, as find_misfit has it
-    "checkpoint": str, "data": str, "settings": {"terms": int, str: None}, "scores": {str: float}, str: None,
+    "checkpoint": str, "data": str, "settings": {"terms": int, str: None}, "scores": score_fault, str: None,
 }  # fmt: skip
 
 

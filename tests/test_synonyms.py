@@ -18,7 +18,7 @@ import data
 import kgi
 from beyond import synonyms
 from configs import UserError, command_line
-from support import hardware, runs, umls
+from support import runs, umls
 from tests import training
 from tests.conftest import build, command, graph_of
 from tests.training import TINY, args, free_ports, lines, one_step, same_end, same_weights, weights
@@ -392,29 +392,12 @@ def test_dropout_has_its_own_stream(aligned, tmp_path):
     assert alignment.loss(run, *names)[1][0].item() not in losses
 
 
-def test_tokens_of_names_are_counted_once_a_step(aligned, tmp_path):
-    """As their time is; a pass before the first step (kgi.warm_up) adds none."""
-    run = set_up(aligned, tmp_path)
-    (alignment,) = run.objectives
-    micro_batches, batch = run.batches.get(0)
-    names, _ = alignment.pairs["train"].batch(alignment.sampler(0)[0], run.train.special)
-    for _ in range(2):
-        kgi.forward_backward(run, micro_batches, batch)
-    kgi.training_step(run, 0.0)
-    n_names, work, c = len(names.ids), run.state.work, run.model.encoder.config
-    assert work["tokens"] == len(batch.ids) + n_names and n_names > 20
-    assert work["computed"] == sum(x.ids.numel() for x in micro_batches) + n_names
-    n_mlm = sum(n for head, n in zip(batch.heads, batch.n_targets) if head == "mlm_head")
-    flops = hardware.training_flops(c, batch.length, n_mlm) + hardware.training_flops(c, names.length, 0)
-    assert work["flops"] == pytest.approx(flops)
-
-
 def test_out_of_memory_names_the_pairs(aligned, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(kgi, "forward_backward", full)
-    message = "retry with --max_tokens 1024; the run will resume; if it ends so again, begin another with fewer --pairs"
+    message = "retry with --max_tokens 1024; the run will resume; if it ends so again, begin another with fewer examples of sa"
     with pytest.raises(SystemExit, match=message):
         synonyms.train(settings(aligned, tmp_path / "run"))
 
