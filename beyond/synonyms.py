@@ -145,33 +145,33 @@ def pairs_of_names(names, split, s):
     return a[differ], b[differ]
 
 
-def concepts_named(names, by_spelling, at):
-    """(cuis, how many): the concepts that have the spelling of each of the names `at`, those of one after another.
+def concepts_named(names, by_spelling, name_index):
+    """(cuis, how many): the concepts that have the spelling of each of the names `name_index`, one name after another.
 
     by_spelling: the order that sorts the names by spelling.
     """
     n_named = np.bincount(names.spelling)
-    offset = (np.cumsum(n_named) - n_named)[names.spelling[at]]
-    n_cuis = n_named[names.spelling[at]]
+    spelling = names.spelling[name_index]
+    offset, n_cuis = (np.cumsum(n_named) - n_named)[spelling], n_named[spelling]
     return names.cui[by_spelling[concat_ranges(offset, n_cuis)]], n_cuis
 
 
 def triples_of_groups(counts):
     """(groups,): how many triples have a head or a tail of each semantic group. counts: (strata, relations)."""
     n_groups = round(len(counts) ** 0.5)
-    of_pair = counts.sum(axis=1).reshape(n_groups, n_groups)
-    return of_pair.sum(axis=0) + of_pair.sum(axis=1)
+    group_pairs = counts.sum(axis=1).reshape(n_groups, n_groups)
+    return group_pairs.sum(axis=0) + group_pairs.sum(axis=1)
 
 
 def pairs_of_equals(values):
     """(a, b): positions a < b of all pairs of equal values, which must stand together."""
-    first = np.flatnonzero(np.diff(values, prepend=-1))
-    size = np.diff(first, append=len(values))
+    offset = np.flatnonzero(np.diff(values, prepend=-1))  # of each run of equal values
+    size = np.diff(offset, append=len(values))
     a, b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for n in range(2, size.max(initial=0) + 1):
         i, j = np.triu_indices(n, 1)
-        a.append((first[size == n, None] + i).ravel())
-        b.append((first[size == n, None] + j).ravel())
+        a.append((offset[size == n, None] + i).ravel())
+        b.append((offset[size == n, None] + j).ravel())
     return np.concatenate(a), np.concatenate(b)
 
 
@@ -239,14 +239,16 @@ class Pairs:
         """
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
         stored = np.diff(self.offsets)[rows]
-        length, first = stored + 2, np.cumsum(stored + 2) - stored - 2
+        length = stored + 2  # with [CLS] and [SEP]
+        offset = np.cumsum(length) - length
         ids, labels = np.full(length.sum(), special["cls"], np.int64), np.full(length.sum(), IGNORE)
-        ids[concat_ranges(first + 1, stored)] = self.ids[concat_ranges(self.offsets[rows], stored)]
-        ids[first + length - 1], labels[first] = special["sep"], np.arange(len(rows))
+        ids[concat_ranges(offset + 1, stored)] = self.ids[concat_ranges(self.offsets[rows], stored)]
+        ids[offset + length - 1] = special["sep"]
+        labels[offset] = np.arange(len(rows))
         n_cuis = np.diff(self.cui_offsets)[rows]
         cuis = self.cuis[concat_ranges(self.cui_offsets[rows], n_cuis)]
         task = np.zeros(len(rows), np.int64)
-        names = data.MaskedBatch(ids, labels, first, length, task, np.array([len(rows)]), ("",), special["pad"])
+        names = data.MaskedBatch(ids, labels, offset, length, task, np.array([len(rows)]), ("",), special["pad"])
         return names, np.stack([np.repeat(np.arange(len(rows)), n_cuis), cuis], axis=1)
 
 
@@ -339,21 +341,24 @@ class Alignment:
 
     def loss(self, run, names, concepts):
         """(mean loss over all names of some pairs, as Pairs.batch gives them, and sums as backward returns them)."""
-        found, mine = [], []
+        vectors, name_index = [], []
         for micro_batch in run.batches.lay_out(names):
             micro_batch = hardware.to_device(micro_batch, run.ranks.device, run.compiled)
             with hardware.autocast(run.ranks.device, run.ranks.dtype):
                 hidden = run.model.encoder(micro_batch.ids, micro_batch.mask, micro_batch.position)
-            vectors = hidden.flatten(0, 1).index_select(0, micro_batch.target_index)
-            found.append(F.normalize(vectors.float(), dim=-1))
-            mine.append(micro_batch.label)
-        found, mine = torch.cat(found), torch.cat(mine)
-        vectors = torch.zeros(len(names.length), found.shape[1], device=found.device)
-        vectors[mine] = found.detach()
-        vectors = run.ranks.all_reduce(vectors).index_put((mine,), found)
-        losses, correct = alignment_loss(vectors, concepts, self.temperature)
-        n_mine = torch.tensor(float(len(mine)), device=found.device)
-        return losses.mean(), torch.stack([losses.detach()[mine].sum(), correct[mine].sum(), n_mine])
+            cls = hidden.flatten(0, 1).index_select(0, micro_batch.target_index)
+            vectors.append(F.normalize(cls.float(), dim=-1))
+            name_index.append(micro_batch.label)
+        local, name_index = torch.cat(vectors), torch.cat(name_index)  # of the names of this rank
+
+        # All ranks get all vectors, without gradients; the local ones are put back with theirs.
+        gathered = torch.zeros(len(names.length), local.shape[1], device=local.device)
+        gathered[name_index] = local.detach()
+        gathered = run.ranks.all_reduce(gathered).index_put((name_index,), local)
+
+        losses, correct = alignment_loss(gathered, concepts, self.temperature)
+        n_local = torch.tensor(float(len(name_index)), device=local.device)
+        return losses.mean(), torch.stack([losses.detach()[name_index].sum(), correct[name_index].sum(), n_local])
 
     def validate(self, run):
         """The sums of a validation, as backward returns them.

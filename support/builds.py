@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from configs import UserError
 from support import corpora, rrf, texts, tokenizers
@@ -139,6 +140,15 @@ def split_documents(documents, seed, valid_fraction, keep_duplicates):
     return {split: [t for (_, t), v in zip(digests, valid) if v == (split == "valid")] for split in ("train", "valid")}
 
 
+def used_strings(graph, samples):
+    """{term: string} of the terms that samples use; the others are never decoded. samples: {split: {task: Sample}}."""
+    used = np.zeros(len(graph.terms), bool)
+    for sample in (x for split_samples in samples.values() for x in split_samples.values()):
+        used[sample.terms[sample.terms >= 0]] = True
+    terms = np.flatnonzero(used)
+    return dict(zip(terms.tolist(), graph.terms.take(pa.array(terms)).to_pylist()))
+
+
 # ---------------------------------------------------------------- what was built
 
 
@@ -191,8 +201,8 @@ def count_samples(graph, samples, tasks, relations):
 
     Triple classification has a column for each kind of triple. Paths have no synonyms.
     """
-    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
-    is_mixed = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]  # pairs of two different groups
+    counts, columns = graph.counts, {"graph": (graph.counts, graph.counts)}
+    is_mixed = graph.joins_groups[:, None]
     frames = {"corrupted entities": counts * is_mixed, "corrupted relation": counts * ~is_mixed}
     frames["paths"] = counts * (np.array(relations) != "SY")
     for task, sample in samples.items():

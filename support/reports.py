@@ -167,11 +167,10 @@ def progress_bar(run):
     return tqdm(total=state.steps, initial=state.step, unit="step", disable=disable, leave=False, dynamic_ncols=True)
 
 
-def log_training(run, lr, eta):
+def log_training(run, losses, lr, eta):
     """A line of the console and of metrics.jsonl about the steps since the last one. eta: seconds left."""
     state = run.state
     work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
-    losses = run.mixed_loss(state.sums)
     achieved = work["flops"] / seconds
     run.matmul_flops = max(run.matmul_flops, achieved)  # it may have been measured on a busy machine
     speed = work["tokens"] / seconds
