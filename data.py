@@ -13,7 +13,6 @@ depend on the seed alone: the same input and seed give the same bytes.
 
 import configs  # isort: split
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from support import builds, cache, datasets, tokenizers, umls
-from support.arrays import hash_uniform, splitmix64
+from support.arrays import hash_uniform, is_first_of_equals, splitmix64
 from support.layouts import IGNORE
 from support.programs import run_command
-from support.reports import print_dataset_tables, print_next, print_training
+from support.reports import print_dataset_tables, print_examples, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
 # qualifier, qualified by, broader, narrower)". SY is last, so that the six classes of link prediction are 0 to 5.
@@ -65,6 +63,7 @@ class Graph(umls.Tables):
     def __post_init__(self):
         self.h, self.r, self.t = umls.split_key(self.keys)
         self.strata = self.stratum(self.h, self.t)
+        self.joins_groups = ~np.eye(len(self.groups), dtype=bool).ravel()
         self.counts = self.count(self.h, self.r, self.t)
 
     def contains(self, h, r, t):
@@ -77,9 +76,7 @@ class Graph(umls.Tables):
 
     def stratum(self, h, t):
         """(semantic group of h, semantic group of t) as one number below len(groups) ** 2."""
-        n = len(self.groups)
-        small = np.min_scalar_type(n * n)
-        return self.group.astype(small)[h] * small.type(n) + self.group[t]
+        return self.group[h] * np.int16(len(self.groups)) + self.group[t]
 
     def count(self, h, r, t):
         """(strata, relations) int64: how many of the triples each stratum has of each relation."""
@@ -94,12 +91,7 @@ def in_validation(cui_a, cui_b, seed, fraction):
     task, in every language, are on the same side of the split. The paper reports no such split: sampled examples for
     it come on top of Table 1's counts. Documents are split by a hash of their text (support/builds.py).
     """
-    out = np.empty(len(cui_a), bool)
-    block = 1 << 15  # small enough for the cache: seven times as fast
-    for i in range(0, len(out), block):
-        a, b = cui_a[i : i + block], cui_b[i : i + block]
-        out[i : i + block] = hash_uniform(seed, np.minimum(a, b), np.maximum(a, b)) < fraction
-    return out
+    return hash_uniform(seed, np.minimum(cui_a, cui_b), np.maximum(cui_a, cui_b)) < fraction
 
 
 # ---------------------------------------------------------------- stratified sampling
@@ -126,8 +118,9 @@ def allocate_quotas(shares, n, capacity):
             shares = np.where(free, 1, 0)
         exact = np.where(free, shares, 0) / shares[free].sum() * (n - quota.sum())
         more = np.floor(exact).astype(np.int64)
-        remainder = n - int(quota.sum() + more.sum())
-        more[np.argsort(more - exact, kind="stable")[:remainder]] += 1
+        n_left = n - int(quota.sum() + more.sum())
+        largest_remainders = np.argsort(more - exact, kind="stable")[:n_left]
+        more[largest_remainders] += 1
         quota = np.minimum(quota + more, capacity)
     return quota
 
@@ -164,14 +157,14 @@ def stratified_sample(rng, index, shares, n, reuse=False):
 class SplitTriples:
     """The triples of one split of a graph.
 
-    Attributes: split: its name. true: a StratumIndex of its triples, as indices into graph.h, graph.r and graph.t.
+    Attributes: split: its name. index: a StratumIndex of its triples, as indices into graph.h, graph.r and graph.t.
     """
 
     def __init__(self, graph, split, s):
         """s: settings (seed, valid_fraction)."""
         self.cui, self.split, self.seed, self.fraction = graph.cui, split, s.seed, s.valid_fraction
         members = np.flatnonzero(self.has_pair(graph.h, graph.t))
-        self.true = StratumIndex(members, graph.strata[members], len(graph.counts))
+        self.index = StratumIndex(members, graph.strata[members], len(graph.counts))
 
     def has_pair(self, h, t):
         """Whether concept pairs are on this side of the split (bool array)."""
@@ -197,6 +190,24 @@ class Sample(NamedTuple):
         """(h, r, t) of all relations in the sample."""
         i, k = np.nonzero(self.relations >= 0)
         return self.concepts[i, k], self.relations[i, k], self.concepts[i, k + 1]
+
+
+def name_triples(rng, graph, h, r, t, kind):
+    """A Sample of triples: the head has its preferred term, and the tail that of choose_tail_terms."""
+    terms = np.stack([graph.first_term[h], choose_tail_terms(rng, graph, h, r, t)], axis=1)
+    return Sample(np.stack([h, t], axis=1), np.reshape(r, (-1, 1)), terms, kind)
+
+
+def choose_tail_terms(rng, graph, h, r, t):
+    """Which string names each tail, as indices into graph.terms.
+
+    It is the preferred term, "except in the case of synonym relations where we randomly select another of the terms
+    associated with the concept". The same holds for a corrupted triple of a concept and itself, which would otherwise
+    have the same name twice.
+    """
+    n_terms = graph.first_term[t + 1] - graph.first_term[t]
+    another = ((r == SY) | (h == t)) & (n_terms > 1)
+    return graph.first_term[t] + np.where(another, 1 + (rng.random(len(t)) * (n_terms - 1)).astype(np.int64), 0)
 
 
 # ---------------------------------------------------------------- what a mask sees
@@ -239,74 +250,72 @@ class Tokens:
 # ---------------------------------------------------------------- entity prediction
 
 
-def sample_entity_prediction(rng, graph, split, n, s):
+def sample_entity_prediction(rng, graph, triples, n, s):
     """Triples of the graph whose tail is to be predicted.
 
-    All samplers are called like this. Args: split: SplitTriples. n: how many. s: settings. Returns: a Sample.
+    All samplers are called like this. Args: triples: the SplitTriples. n: how many. s: settings. Returns: a Sample.
     """
-    i = stratified_sample(rng, split.true, graph.counts.sum(axis=1), n)
+    i = stratified_sample(rng, triples.index, graph.counts.sum(axis=1), n)
     return name_triples(rng, graph, graph.h[i], graph.r[i], graph.t[i], np.full(len(i), TRUE))
-
-
-def name_triples(rng, graph, h, r, t, kind):
-    """A Sample of triples: the head has its preferred term, and the tail that of choose_tail_terms."""
-    terms = np.stack([graph.first_term[h], choose_tail_terms(rng, graph, h, r, t)], axis=1)
-    return Sample(np.stack([h, t], axis=1), np.reshape(r, (-1, 1)), terms, kind)
-
-
-def choose_tail_terms(rng, graph, h, r, t):
-    """Which string names each tail, as indices into graph.terms.
-
-    It is the preferred term, "except in the case of synonym relations where we randomly select another of the terms
-    associated with the concept". The same holds for a corrupted triple of a concept and itself, which would otherwise
-    have the same name twice.
-    """
-    n_terms = graph.first_term[t + 1] - graph.first_term[t]
-    another = ((r == SY) | (h == t)) & (n_terms > 1)
-    return graph.first_term[t] + np.where(another, 1 + (rng.random(len(t)) * (n_terms - 1)).astype(np.int64), 0)
 
 
 def mask_tails(tokens):
     """Entity prediction "by masking the tokens associated with the concept t": all of them become [MASK]."""
-    # Relation tokens up to here in this example: the running count, less its value at the example's [CLS].
-    n_relations = np.cumsum(tokens.relation >= 0)
-    n_relations -= n_relations[np.arange(len(n_relations)) - tokens.position]
-    targets = np.flatnonzero(tokens.inside & (n_relations > 0) & (tokens.relation < 0))
+    n_relations = np.cumsum(tokens.relation >= 0)  # up to and with each token, over all sequences
+    cls = np.arange(len(n_relations)) - tokens.position  # the [CLS] of each token's sequence
+    is_after_relation = (n_relations > n_relations[cls]) & (tokens.relation < 0)
+    targets = np.flatnonzero(tokens.inside & is_after_relation)
     return targets, np.full(len(targets), tokens.special["mask"]), tokens.ids[targets]
 
 
 # ---------------------------------------------------------------- link prediction
 
 
-def sample_link_prediction(rng, graph, split, n, s):
-    """Paths: "variable-length paths through the KG by iteratively selecting a list of triples ... where h_{i+1} = t_i".
+def sample_link_prediction(rng, graph, triples, n, s):
+    """Samples paths: "variable-length paths ... by iteratively selecting a list of triples ... where h_{i+1} = t_i".
 
     "We exclude synonym relations from the path dataset." Ours, where the paper is silent: 2 to max_relations relations,
     the wanted length uniform; the first triple of a walk is stratified; no concept comes twice, so that the inverse of
     a relation never follows it. Returns: a Sample of up to n distinct paths.
     """
-    members = split.true.members[graph.r[split.true.members] != SY]
-    first_triples = StratumIndex(members, graph.strata[members], len(graph.counts))
-    edges = np.sort(members)  # in the order of their heads
-    first, walks = np.zeros(0, np.int64), np.zeros((0, 2 * s.max_relations + 1), np.int64)
+    members = triples.index.members[graph.r[triples.index.members] != SY]
+    no_synonyms = StratumIndex(members, graph.strata[members], len(graph.counts))
     shares = graph.counts[:, :SY].sum(axis=1)
-    for _ in range(6):  # walks that meet a dead end or repeat another are replaced by new ones
-        n_before = len(walks)
-        if n_before >= n or len(edges) == 0:
-            break
-        new_first = stratified_sample(rng, first_triples, shares, 2 * (n - n_before) + 1000, reuse=True)
-        wanted = rng.integers(2, s.max_relations + 1, len(new_first))
-        new = np.concatenate(random_walks(rng, graph, edges, new_first, wanted, s.max_relations), axis=1)
-        long_enough = new[:, 2] >= 0  # two relations
-        walks, first = np.concatenate([walks, new[long_enough]]), np.concatenate([first, new_first[long_enough]])
-        distinct = np.unique(splitmix64(*walks.T), return_index=True)[1]
-        walks, first = walks[distinct], first[distinct]
-        if len(walks) - n_before < (n - n_before) // 20:
-            break  # there are hardly any others
-    chosen = stratified_sample(rng, StratumIndex(np.arange(len(walks)), graph.strata[first], len(shares)), shares, n)
-    concepts, relations = np.split(walks[chosen], [s.max_relations + 1], axis=1)
+    paths, first_triple = draw_distinct_paths(rng, graph, no_synonyms, shares, n, s.max_relations)
+
+    by_first_triple = StratumIndex(np.arange(len(paths)), graph.strata[first_triple], len(shares))
+    chosen = stratified_sample(rng, by_first_triple, shares, n)
+    concepts, relations = np.split(paths[chosen], [s.max_relations + 1], axis=1)
     terms = np.where(concepts >= 0, graph.first_term[concepts], -1)
     return Sample(concepts, relations, terms, np.full(len(chosen), TRUE))
+
+
+def draw_distinct_paths(rng, graph, triples, shares, n, max_relations):
+    """Walks on `triples` (a StratumIndex) until there are n distinct paths, in up to 6 rounds.
+
+    Walks that meet a dead end or repeat another are replaced in the next round. A round that adds fewer than a
+    twentieth of the missing paths is the last.
+
+    Returns: (paths, a row of concepts and then relations each, -1 after their ends; the first triple of each).
+    """
+    edges = np.sort(triples.members)  # in the order of their heads
+    paths, first_triple = np.zeros((0, 2 * max_relations + 1), np.int64), np.zeros(0, np.int64)
+    for _ in range(6):
+        n_before = len(paths)
+        n_missing = n - n_before
+        if n_missing <= 0 or len(edges) == 0:
+            break
+        first = stratified_sample(rng, triples, shares, 2 * n_missing + 1000, reuse=True)
+        length = rng.integers(2, max_relations + 1, len(first))
+        walks = np.concatenate(random_walks(rng, graph, edges, first, length, max_relations), axis=1)
+        has_two_relations = walks[:, 2] >= 0
+        paths = np.concatenate([paths, walks[has_two_relations]])
+        first_triple = np.concatenate([first_triple, first[has_two_relations]])
+        distinct = np.unique(splitmix64(*paths.T), return_index=True)[1]
+        paths, first_triple = paths[distinct], first_triple[distinct]
+        if len(paths) - n_before < n_missing // 20:
+            break
+    return paths, first_triple
 
 
 def random_walks(rng, graph, edges, first, length, max_relations):
@@ -349,28 +358,32 @@ def mask_relations(tokens):
 # ---------------------------------------------------------------- triple classification
 
 
-def sample_triple_classification(rng, graph, split, n, s):
+def sample_triple_classification(rng, graph, triples, n, s):
     """Triples: "50% positive examples (real triples from the KG), 25% examples generated by the first negative sampling
     method and the rest by the second".
 
     Negatives are made from triples that are sampled independently of the positives. If the first kind runs short, the
     second fills the gap. The positives are cut to match, so that half of the examples are always true.
     """
-    n_groups, shares = len(graph.groups), graph.counts.sum(axis=1)
-    different_groups = np.arange(n_groups**2) // n_groups != np.arange(n_groups**2) % n_groups
+    shares, joins_groups = graph.counts.sum(axis=1), graph.joins_groups
     connected = np.flatnonzero(np.bincount(np.concatenate([graph.h, graph.t])))
-    concepts = StratumIndex(connected, graph.group[connected], n_groups)
-    frequency = graph.counts[~different_groups].sum(axis=0) + 1e-9  # no relation has the weight 0
+    concepts = StratumIndex(connected, graph.group[connected], len(graph.groups))
+    frequency = graph.counts[~joins_groups].sum(axis=0) + 1e-9  # no relation has the weight 0
     first_strategy = partial(corrupt_entities, graph=graph, concepts=concepts)
     second_strategy = partial(corrupt_relation, graph=graph, frequency=frequency)
 
-    half = min(n // 2, len(split.true.members))
-    first = sample_negatives(rng, graph, split, first_strategy, shares * different_groups, half - half // 2)
-    second = sample_negatives(rng, graph, split, second_strategy, shares * ~different_groups, half - first.shape[1])
-    i = stratified_sample(rng, split.true, shares, first.shape[1] + second.shape[1])
-    positives = np.stack([graph.h[i], graph.r[i], graph.t[i]])
-    h, r, t = np.concatenate([positives, first, second], axis=1)
-    kind = np.repeat([TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], [len(i), first.shape[1], second.shape[1]])
+    n_negatives = min(n // 2, len(triples.index.members))
+    n_first = n_negatives - n_negatives // 2
+    false_entities = sample_negatives(rng, graph, triples, first_strategy, shares * joins_groups, n_first)
+    n_first = false_entities.shape[1]  # fewer than requested in a very dense graph
+    n_second = n_negatives - n_first
+    false_relations = sample_negatives(rng, graph, triples, second_strategy, shares * ~joins_groups, n_second)
+    n_second = false_relations.shape[1]
+    i = stratified_sample(rng, triples.index, shares, n_first + n_second)
+    true = np.stack([graph.h[i], graph.r[i], graph.t[i]])
+
+    h, r, t = np.concatenate([true, false_entities, false_relations], axis=1)
+    kind = np.repeat([TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION], [len(i), n_first, n_second])
     return name_triples(rng, graph, h, r, t, kind)
 
 
@@ -393,12 +406,14 @@ def corrupt_relation(rng, i, graph, frequency):
     The new relation is drawn by its frequency among true triples within one group: one that only false triples have
     would give them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
     """
-    weight = np.where(np.arange(len(RELATIONS)) == graph.r[i][:, None], 0, frequency).cumsum(axis=1)
-    r = (rng.random((len(i), 1)) * weight[:, -1:] >= weight).sum(axis=1)
+    is_true = np.arange(len(RELATIONS)) == graph.r[i][:, None]
+    cumulative = np.where(is_true, 0, frequency).cumsum(axis=1)
+    draw = rng.random((len(i), 1)) * cumulative[:, -1:]
+    r = (draw >= cumulative).sum(axis=1)  # the first relation whose cumulative frequency exceeds the draw
     return graph.h[i], r, graph.t[i]
 
 
-def sample_negatives(rng, graph, split, corrupt, shares, n):
+def sample_negatives(rng, graph, triples, corrupt, shares, n):
     """n distinct triples that are not in the graph: (3, n) int64. They are made from true ones with these shares.
 
     A corrupted triple is rejected if it or its inverse is in the graph, if its pair is in the other split, or if it is
@@ -407,21 +422,22 @@ def sample_negatives(rng, graph, split, corrupt, shares, n):
 
     Args: corrupt(rng, indices of true triples) -> (h, r, t). shares: (strata,).
     """
-    done, keys = [np.zeros((3, 0), np.int64)], np.zeros(0, np.int64)
-    shares = shares * (split.true.size > 0)
-    source = stratified_sample(rng, split.true, shares, n, reuse=True) if shares.any() else keys
+    negatives, keys = np.zeros((3, 0), np.int64), np.zeros(0, np.int64)
+    shares = shares * (triples.index.size > 0)
+    if not shares.any():
+        return negatives
+    source = stratified_sample(rng, triples.index, shares, n, reuse=True)
     for _ in range(200):
         if len(source) == 0:
             break
         h, r, t = corrupt(rng, source)
         key = umls.triple_key(h, r, t)
-        good = np.zeros(len(key), bool)
-        good[np.unique(key, return_index=True)[1]] = True
-        good &= ~graph.contains(h, r, t) & split.has_pair(h, t) & ~np.isin(key, keys)
-        done.append(np.stack([h, r, t])[:, good])
-        keys = np.concatenate([keys, key[good]])
-        source = split.true.draw(rng, graph.strata[source[~good]])
-    return np.concatenate(done, axis=1)
+        is_new = ~np.isin(key, keys) & is_first_of_equals(key)
+        is_good = is_new & ~graph.contains(h, r, t) & triples.has_pair(h, t)
+        negatives = np.concatenate([negatives, np.stack([h, r, t])[:, is_good]], axis=1)
+        keys = np.concatenate([keys, key[is_good]])
+        source = triples.index.draw(rng, graph.strata[source[~is_good]])
+    return negatives
 
 
 def mask_nothing(tokens):
@@ -499,28 +515,31 @@ def token_sequences(sample, graph, names, relation_ids, seq_len):
 
 
 def join_triple(names, relations, room):
-    """Equation (1): w_1^h ... w_m^h [REL] w_1^t ... w_n^t, in `room` tokens.
+    """Equation (1) without [CLS] and [SEP], which gather_tokens adds: w_1^h ... w_m^h [REL] w_1^t ... w_n^t.
 
-    Where both names do not fit, their ends are cut: each keeps at least half of the room, or all that it needs.
-    Returns: (token ids, the number of concepts in them).
+    Where both names do not fit into `room` tokens, their ends are cut: each keeps at least half of the room, or all
+    that it needs. Args: names: token ids of h and t. Returns: (token ids, the number of concepts in them).
     """
-    (head, tail), room = names, room - 1  # less [REL]
+    head, tail = names
+    room -= 1  # for [REL]
     head = head[: max(room // 2, room - len(tail))]
-    return [*head, *relations, *tail[: room - len(head)]], 2
+    tail = tail[: room - len(head)]
+    return [*head, *relations, *tail], 2
 
 
 def join_path(names, relations, room):
-    """A path as text, h_1 [R_1] h_2 [R_2] h_3 ..., in `room` tokens. Returns: as join_triple.
+    """A path as text, h_1 [R_1] h_2 [R_2] h_3 ..., in `room` tokens. As join_triple.
 
     Names are shortened to a third of the room, so that three always fit. Relations and names at the end that do not
     fit are dropped.
     """
     third = (room - 2) // 3
-    ids, n_concepts = names[0][:third], 1
-    for relation, name in zip(relations, names[1:]):
-        if len(ids) + 1 + len(name[:third]) > room:
+    first, *others = [name[:third] for name in names]
+    ids, n_concepts = first, 1
+    for relation, name in zip(relations, others):
+        if len(ids) + 1 + len(name) > room:
             break
-        ids, n_concepts = [*ids, relation, *name[:third]], n_concepts + 1
+        ids, n_concepts = [*ids, relation, *name], n_concepts + 1
     return ids, n_concepts
 
 
@@ -560,7 +579,7 @@ def build(s):
         write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
         counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
         counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
-    special = special_token_ids(tokenizer)
+    special = tokenizers.kgi_ids(tokenizer, RELATION_TOKENS, HREL)
     manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
     datasets.write_dataset(out, writers, tokenizer, manifest)
     print_dataset_tables(manifest, TASKS)
@@ -571,13 +590,13 @@ def build(s):
 
 def sample_tasks(graph, split, s, log):
     """The samples of the graph for one split: {task: Sample}. s: settings."""
-    triples, lang = SplitTriples(graph, split, s), int.from_bytes(graph.lang.encode())
-    samples = {}
+    triples, samples = SplitTriples(graph, split, s), {}
     for index in GRAPH_TASKS:
-        task, rng = TASKS[index], np.random.default_rng([s.seed, lang, SPLITS.index(split), index])
-        n = getattr(s, task.setting)
+        task, n = TASKS[index], getattr(s, TASKS[index].setting)
         n -= n % 2 if index == TC else 0  # half of them are true
-        n = round(s.valid_fraction * n / 2) * 2 if split == "valid" else n
+        if split == "valid":  # on top of the n for training
+            n = 2 * round(s.valid_fraction * n / 2)
+        rng = np.random.default_rng([s.seed, int.from_bytes(graph.lang.encode()), SPLITS.index(split), index])
         samples[index] = task.sample(rng, graph, triples, n, s)
         if (found := len(samples[index].kind)) < n:
             log(f"{graph.lang} {split}: only {found:,} of the {n:,} requested {task.title} examples are available")
@@ -586,7 +605,7 @@ def sample_tasks(graph, split, s, log):
 
 def write_language(writers, lang, graph, samples, strings, documents, tokenizer, s, issues):
     """Adds the examples of a language to the writers of both splits. issues: counts documents that are too short."""
-    special = special_token_ids(tokenizer)
+    special = tokenizers.kgi_ids(tokenizer, RELATION_TOKENS, HREL)
     texts = [" " + string for string in strings.values()]  # as in the middle of a text
     ids = tokenizers.encode_lists(tokenizer, texts, f"{graph.lang}: names")
     # A name without any token (control characters) is [UNK].
@@ -597,12 +616,6 @@ def write_language(writers, lang, graph, samples, strings, documents, tokenizer,
         found = tokenizers.encode_lists(tokenizer, documents[split], "documents")
         writer.add(MLM, lang, document_sequences(found, s))
         issues["short texts"] += sum(len(ids) < builds.MIN_DOCUMENT for ids in found)
-
-
-def special_token_ids(tokenizer):
-    """{"pad", "cls", "sep", "mask", "unk", "hrel": id, "relations": [ids in the order of RELATIONS]}."""
-    relations = [tokenizer.token_to_id(token) for token in RELATION_TOKENS]
-    return tokenizers.special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(HREL)}
 
 
 # ---------------------------------------------------------------- effective batches, masked
@@ -638,13 +651,16 @@ class PretrainingDataset:
         """
         tokens, length = self.gather_tokens(rows, splitmix64(seed, epochs, rows), mlm_probability)
         task_index = self.task[rows].astype(np.int64)
-        token_task, ids, labels = np.repeat(task_index, length), tokens.ids.copy(), np.full(len(tokens.ids), IGNORE)
+        token_task = np.repeat(task_index, length)
+        ids, labels = tokens.ids.copy(), np.full(len(tokens.ids), IGNORE)
         for i, task in enumerate(TASKS):
             index = np.flatnonzero(token_task == i)
-            targets, inputs, answers = task.mask(tokens.take(index))
-            ids[index[targets]], labels[index[targets]] = inputs, answers
+            targets, inputs, target_labels = task.mask(tokens.take(index))
+            ids[index[targets]] = inputs
+            labels[index[targets]] = target_labels
         n_targets = np.bincount(token_task[labels != IGNORE], minlength=len(TASKS))
-        offset, heads = np.cumsum(length) - length, tuple(task.head for task in TASKS)
+        heads = tuple(task.head for task in TASKS)
+        offset = np.cumsum(length) - length
         return MaskedBatch(ids, labels, offset, length, task_index, n_targets, heads, self.special["pad"])
 
     def gather_tokens(self, rows, key, mlm_probability):
@@ -654,13 +670,18 @@ class PretrainingDataset:
         example is longer. Args: key: a hash for each example.
         """
         stored = self.offsets[rows + 1] - self.offsets[rows]
-        length = np.minimum(stored, self.seq_len - 2) + 2
-        window = (hash_uniform(key, WINDOW) * (stored + 3 - length)).astype(np.int64)
-        example, offset = np.repeat(np.arange(len(rows)), length), np.cumsum(length) - length
+        taken = np.minimum(stored, self.seq_len - 2)
+        n_windows = stored - taken + 1
+        window = self.offsets[rows] + (hash_uniform(key, WINDOW) * n_windows).astype(np.int64)  # its first token
+
+        length = taken + 2  # with [CLS] and [SEP]
+        offset = np.cumsum(length) - length
+        example = np.repeat(np.arange(len(rows)), length)
         position = np.arange(len(example)) - offset[example]
-        index = (self.offsets[rows] + window - 1)[example] + position  # the -1 is for [CLS]
-        ids = self.ids[np.clip(index, 0, len(self.ids) - 1)].astype(np.int64)
-        ids[offset], ids[offset + length - 1] = self.special["cls"], self.special["sep"]
+        stored_index = window[example] + position - 1  # position 0 is [CLS]
+        ids = self.ids[np.clip(stored_index, 0, len(self.ids) - 1)].astype(np.int64)
+        ids[offset] = self.special["cls"]
+        ids[offset + length - 1] = self.special["sep"]
         arrays = ids, position, length[example], self.relation_of_token[ids], self.kind[rows][example], key[example]
         return Tokens(*arrays, self.special, self.ordinary, mlm_probability), length
 
@@ -709,36 +730,16 @@ class EpochSampler:
 
 def show(s):
     """Prints the tables of a data set again, and examples of each task as the model sees them."""
-    dataset = PretrainingDataset(s.dataset, "train")
-    tokenizer = Tokenizer.from_buffer(datasets.read_tokenizer(s.dataset))
+    dataset, rng = PretrainingDataset(s.dataset, "train"), np.random.default_rng(0)
     print_dataset_tables(dataset.manifest, TASKS)
-    rng = np.random.default_rng(0)
     for index in np.unique(dataset.task).tolist():
-        rows = dataset.rows[dataset.task == index]
+        rows = np.flatnonzero(dataset.task == index)
         by_kind = [rows[dataset.kind[rows] == kind] for kind in (TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION)]
         n_shown = (1, 1, 1) if index == TC else (3, 0, 0)
         rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(by_kind, n_shown)])
         batch = dataset.masked_batch(rows, np.zeros(len(rows), np.int64), 0, configs.Train.mlm_probability)
-        print(TASKS[index].title)
-        for row, offset, length in zip(rows, batch.offset, batch.length):
-            ids, labels = (x[offset : offset + length] for x in (batch.ids, batch.labels))
-            answer = describe_targets(index, labels[labels != IGNORE].tolist(), dataset.kind[row], tokenizer)
-            for line in (tokenizer.decode(ids.tolist(), skip_special_tokens=False), f"-> {answer}"):
-                line = line[:600] + " ..." if len(line) > 600 else line
-                print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
-        print()
+        print_examples(s.dataset, TASKS[index], dataset.kind[rows], batch, RELATIONS)
     print_next(("python kgi.py --data {}", s.dataset))
-
-
-def describe_targets(task, labels, kind, tokenizer):
-    """What the model should answer for one example, as text."""
-    if task == TC:
-        return ("true", "false: other concepts", "false: another relation")[kind]
-    if task == LP:
-        return " ".join(RELATIONS[k] for k in labels)
-    if task == EP:
-        return tokenizer.decode(labels)
-    return " | ".join(tokenizer.decode([k]) if TASKS[task].head == "mlm_head" else str(k) for k in labels)
 
 
 COMMANDS = {"build": (build, configs.Data), "show": (show, configs.Show)}

@@ -35,9 +35,8 @@ from support.corpora import CORPORA, Corpus, read_corpus
 from support.datasets import take_settings_of_run
 from support.files import folder_lock, progress, write_json
 from support.hardware import autocast, choose_device
-from support.labels import count_entities
 from support.programs import run_command
-from support.reports import print_next
+from support.reports import print_after_finetuning
 from support.results import (
     check_results,
     describe_results,
@@ -56,8 +55,8 @@ from support.scores import (
     precision_recall_f1,
     type_scores,
 )  # fmt: skip
-from support.tables import print_advice, print_corpora, print_scores, write_tables
-from support.windows import central_words, count_split_entities, labels_of, make_windows
+from support.tables import print_advice, print_corpora, print_corpus, print_scores, write_tables
+from support.windows import central_words, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
 
@@ -136,26 +135,26 @@ def finetune_one_seed(s, seed, setup):
 
 @torch.no_grad()
 def predict(classifier, documents, windows):
-    """A label for every word of every document, and probabilities.
+    """Predicts a label for every word: that of the highest logit. Returns: a list of labels for each document."""
+    best = word_scores(classifier, documents, windows, lambda logits: logits.argmax(-1, keepdim=True))
+    return [[classifier.labels[i] for i in x[:, 0].tolist()] for x in best]
 
-    A word that is in several windows gets its label from the one in which it is farthest from an edge.
 
-    Returns: two lists with an entry a document: a list of labels, and (words, 2) float32, the probability of that label
-    and that of O, which is 0 if O is no label.
+@torch.no_grad()
+def word_scores(classifier, documents, windows, function):
+    """function(logits (words, labels)) -> (words, k) of every word, split into one array for each document.
+
+    A word that is in several windows gets its scores from the one in which it is farthest from an edge.
     """
-    labels = classifier.labels
-    outside, found = [i for i, label in enumerate(labels) if label == "O"], [np.zeros((0, 3), np.float32)]
     by_length = sorted(windows, key=lambda w: len(w.ids))
+    found = [function(torch.zeros(0, len(classifier.labels))).numpy()]  # there may be no window
     for i in progress("predicting", range(0, len(by_length), 64)):
         logits = classifier(by_length[i : i + 64])
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
-        highest, softmax = logits.argmax(-1, keepdim=True), logits.float().softmax(-1)
-        columns = highest, softmax.gather(-1, highest), softmax[:, outside].sum(-1, keepdim=True)
-        found.append(torch.cat(columns, -1).cpu().numpy())
-    best = np.concatenate(found)[central_words(documents, by_length)]
-    per_document = np.split(best, np.cumsum([len(d.tokens) for d in documents])[:-1])
-    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in per_document], [x[:, 1:] for x in per_document]
+        found.append(function(logits).cpu().numpy())
+    central = np.concatenate(found)[central_words(documents, by_length)]
+    return np.split(central, np.cumsum([len(d.tokens) for d in documents])[:-1])
 
 
 # ---------------------------------------------------------------- the two scores (section 4.2.1)
@@ -246,8 +245,7 @@ def finetune_seeds(s):
     print_scores(record["runs"], setup.constant, unit, corpus.pos)
     print_advice(predicted_labels, scores, s, setup.encoder.config.dim)
     print(f"\n{out}\ntagger: {out / 'model'}, seed {record['tagger']['seed']} ({record['tagger']['chosen']})")
-    of_all = [("python finetune.py tables",)] if not s.out else []  # elsewhere nobody knows what --results to give
-    print_next(("python -m beyond.tag {} < notes.txt > entities.jsonl", out), *of_all)
+    print_after_finetuning(s, out)
 
 
 def choose_machine(device, precision):
@@ -276,30 +274,12 @@ def set_up(s, splits, device, dtype):
 def evaluate(classifier, seed, setup):
     """(the scores of a seed, its predictions for the test split). The scores have "dev" if there is a dev split."""
     test = setup.splits["test"]
-    predictions, _ = predict(classifier, test, setup.windows["test"])
+    predictions = predict(classifier, test, setup.windows["test"])
     scores = {"seed": seed} | score(test, predictions, setup.corpus, setup.constant)
     if "dev" in setup.splits:
-        dev_predictions, _ = predict(classifier, setup.splits["dev"], setup.windows["dev"])
+        dev_predictions = predict(classifier, setup.splits["dev"], setup.windows["dev"])
         scores["dev"] = {"entity": entity_score(setup.splits["dev"], dev_predictions, setup.corpus)}
     return scores, predictions
-
-
-def print_corpus(s, setup, issues):
-    """Prints what is trained and tested on, and what of it cannot be learnt or found. issues: of read_corpus."""
-    train, test, windows = setup.splits["train"], setup.splits["test"], setup.windows
-    entities = "" if setup.corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
-    print(
-        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(windows['train']):,} + "
-        f"{len(windows['test']):,} windows of up to {setup.max_len} tokens, {len(setup.labels)} labels",
-        flush=True,
-    )
-    for split in ("train", "test"):
-        for what, n in sorted((+issues[split]).items()):
-            print(f"{split}: {n:,} {what}")
-    if not setup.corpus.pos and (n_split := count_split_entities(test, windows["test"])):
-        print(f"test: {n_split:,} entities are split across windows; they count as missed unless joined correctly")
-    if unseen := sorted({t for d in test for t in d.labels} - set(setup.labels)):
-        print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")
 
 
 COMMANDS = {

@@ -19,7 +19,6 @@ import configs  # isort: split
 import math
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,8 +53,10 @@ def alphas(n):
     only: their alphas then add up to 1, the weight of MLM, as "the same weighting" asks. The 2 is the number of tasks
     less one, so that an ablation with two tasks works too. A task alone has the weight 1, one without examples 0.
     """
-    total, n_other_tasks = sum(n), sum(x > 0 for x in n) - 1
-    return [(total - x) / (n_other_tasks * total) if n_other_tasks > 0 and x else float(x > 0) for x in n]
+    total, n_tasks = sum(n), sum(x > 0 for x in n)
+    if n_tasks < 2:
+        return [float(x > 0) for x in n]
+    return [(total - x) / ((n_tasks - 1) * total) if x else 0.0 for x in n]
 
 
 def coefficients(s, manifest, objectives):
@@ -69,6 +70,22 @@ def coefficients(s, manifest, objectives):
     if not any(weights[name] for name, n in counts.items() if n):
         raise UserError(f"alphas = {s.alphas}: no task has a weight, so nothing would be trained")
     return torch.tensor([weights.get(x.name, 0.0) for x in (*TASKS, *objectives)])
+
+
+def mixed_loss(run, sums):
+    """Equation (2) over a step or a validation: the mean loss of each task, weighted by its coefficient.
+
+    A task without targets is left out; without any target there is no loss.
+
+    Args: sums: (names, 3), over all ranks: summed loss, correct predictions, targets.
+    Returns: {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}, or {}.
+    """
+    out = {"loss": 0.0}
+    for name, weight, (loss, n_correct, n) in zip(run.names, run.coefficients.tolist(), np.asarray(sums).tolist()):
+        if n:
+            out |= {f"{name}_loss": loss / n, f"{name}_accuracy": n_correct / n}
+            out["loss"] += weight * loss / n
+    return out if len(out) > 1 else {}
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -96,17 +113,10 @@ class Batches:
         self.sampler = data.EpochSampler(len(dataset), s.batch_size, s.seed)
         self.on_gpu = ranks.device.type == "cuda"
         self.is_packed = s.layout == "packed" or (s.layout == "auto" and self.on_gpu)
-        # A thread begins on the first GPU, where pinned memory would open a context for every rank.
-        gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if self.on_gpu else {}
-        self.thread, self.prefetched = ThreadPoolExecutor(1, **gpu), {}
-
-    def get(self, step):
-        """(this rank's MicroBatches, the whole MaskedBatch) of effective batch `step`."""
-        now = self.prefetched.pop(step, None) or self.thread.submit(self.assemble, step)
-        self.prefetched = {step + 1: self.thread.submit(self.assemble, step + 1)}
-        return now.result()
+        self.get = distributed.Prefetcher(self.assemble, ranks.device)
 
     def assemble(self, step):
+        """(this rank's MicroBatches, the whole MaskedBatch) of effective batch `step`."""
         index, epochs = self.sampler(step)
         batch = self.mask(self.dataset, self.dataset.rows[index], epochs)
         return self.lay_out(batch), batch
@@ -158,18 +168,6 @@ class Run:
     matmul_flops: float = 0.0  # operations a second of all ranks at most, for the MFU
     fell_back: bool = False  # the last checkpoint on disk is damaged: not to be kept as the previous one
 
-    def mixed_loss(self, sums):
-        """(names, 3) sums over all ranks -> {"loss": equation (2), "mlm_loss": .., "mlm_accuracy": .., ...}.
-
-        A task without targets is left out; without any target there is no loss.
-        """
-        out = {"loss": 0.0}
-        for name, weight, (loss, correct, n) in zip(self.names, self.coefficients.tolist(), np.asarray(sums).tolist()):
-            if n:
-                out |= {f"{name}_loss": loss / n, f"{name}_accuracy": correct / n}
-                out["loss"] += weight * loss / n
-        return out if len(out) > 1 else {}
-
     def start_over(self):
         """A new optimizer and scaler, and step 0; the number of steps stays."""
         s, ranks = self.s, self.ranks
@@ -219,8 +217,7 @@ def set_up(s, objectives=()):
 def check_settings(s):
     """Raises UserError for settings that exclude one another; puts the tasks into their order."""
     if not set(s.tasks) <= set(TASK_NAMES):
-        hint = "; sa is trained by python -m beyond.synonyms" * ("sa" in s.tasks)
-        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}{hint}")
+        raise UserError(f"tasks = {' '.join(s.tasks)}: choose some of {' '.join(TASK_NAMES)}")
     s.tasks = [name for name in TASK_NAMES if name in (s.tasks or TASK_NAMES)]
     if s.time_budget and s.steps:
         both = f"time_budget = {s.time_budget} and steps = {s.steps}"
@@ -279,9 +276,6 @@ def training_loop(run):
     """One step after another, until the last one. Raises: runs.Interrupted, on all ranks, if a signal asks to stop."""
     s, state = run.s, run.state
     with reports.progress_bar(run) as bar:
-        if validation_is_due(run):  # a signal interrupted it
-            reports.log_validation(run, validate(run))
-            runs.save_checkpoint(run)
         first_step, loop_began = state.step, time.monotonic()
         while state.step < state.steps:
             lr = learning_rate(state.step, state.steps, warmup_steps(s, state.steps), s.lr)
@@ -293,7 +287,8 @@ def training_loop(run):
             save_at_step = state.step == state.steps or state.step % run.save_every == 0
             if validate_now or save_at_step or state.step % s.log_every == 0:
                 seconds_per_step = (time.monotonic() - loop_began) / (state.step - first_step)
-                reports.log_training(run, lr, eta=(state.steps - state.step) * seconds_per_step)
+                eta = (state.steps - state.step) * seconds_per_step
+                reports.log_training(run, mixed_loss(run, state.sums), lr, eta)
             if stop:
                 raise runs.Interrupted
             if validate_now:
@@ -334,17 +329,19 @@ def forward_backward(run, micro_batches, batch):
     for i, objective in enumerate(run.objectives, n_tasks):
         sums[i] = objective.backward(run, run.coefficients[i])
     # DDP averages gradients over ranks; multiplying by world_size turns the mean into the sum.
-    scale = run.coefficients[:n_tasks] * ranks.world_size / torch.from_numpy(batch.n_targets).clamp(min=1)
-    scale = scale.to(ranks.device, torch.float32)
+    n_targets = torch.from_numpy(batch.n_targets).clamp(min=1)
+    weight_per_target = run.coefficients[:n_tasks] * ranks.world_size / n_targets
+    weight_per_target = weight_per_target.to(ranks.device, torch.float32)
     for i, micro_batch in enumerate(micro_batches):
         is_last = i == len(micro_batches) - 1
-        stop_if_asked(run, is_last)
+        runs.vote_to_stop(run, is_last)
         seed_dropout(run, i)
         # The ranks exchange gradients once, after their last micro-batch.
-        with nullcontext() if ranks.world_size == 1 or is_last else run.ddp.no_sync():
+        is_local = ranks.world_size > 1 and not is_last
+        with run.ddp.no_sync() if is_local else nullcontext():
             with hardware.autocast(ranks.device, ranks.dtype):
                 loss_and_correct = run.ddp(hardware.to_device(micro_batch, ranks.device, run.compiled))
-            loss = (loss_and_correct[:, 0] * scale).sum()
+            loss = (weight_per_target * loss_and_correct[:, 0]).sum()
             run.scaler.scale(loss).backward()
         sums[:n_tasks, :2] += loss_and_correct.detach()
         sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets).to(ranks.device, non_blocking=True)
@@ -354,17 +351,6 @@ def forward_backward(run, micro_batches, batch):
 def seed_dropout(run, stream):
     """Dropout is a function of (seed, step, stream, rank); each micro-batch is a stream, from 0 on."""
     torch.manual_seed(int(splitmix64(run.s.seed, run.state.step, stream, run.ranks.rank)) >> 1)
-
-
-def stop_if_asked(run, is_last):
-    """Raises runs.Interrupted on all ranks, if a signal came to any; called before each micro-batch of a pass.
-
-    A rank that has its signal votes at once, the others before their last micro-batch. So each rank votes once a pass,
-    and gradients are exchanged by all ranks or by none.
-    """
-    asked = run.stop_signal.number > 0
-    if (asked or is_last) and run.ranks.all_reduce_sum([float(asked)])[0]:
-        raise runs.Interrupted
 
 
 def update(run, lr):
@@ -398,7 +384,7 @@ def collect(run, sums, micro_batches, batch):
     save_now = run.ranks.is_main_process and time.monotonic() - run.saved_at > 60 * run.s.save_minutes > 0
     *sums, computed, stop, save_now = run.ranks.all_reduce_sum([*sums.flatten().tolist(), computed, stop, save_now])
     sums = np.reshape(sums, (len(run.names), 3))
-    if not math.isfinite(loss := run.mixed_loss(sums).get("loss", 0.0)):
+    if not math.isfinite(loss := mixed_loss(run, sums).get("loss", 0.0)):
         runs.stop_diverged(run, f"the loss is {loss}")
     state.sums = (np.array(state.sums) + sums).tolist()
     vocabulary_targets = sum(n for head, n in zip(batch.heads, batch.n_targets) if head == "mlm_head")
@@ -435,7 +421,7 @@ def validation_rows(run):
 
 @torch.no_grad()
 def validate(run, rows=None):
-    """Loss and accuracy of each task over the rows of a validation, or over others, as Run.mixed_loss gives them.
+    """Loss and accuracy of each task over the rows of a validation, or over others, as mixed_loss gives them.
 
     Raises: runs.Interrupted, on all ranks, if a signal asks to stop.
     """
@@ -445,15 +431,16 @@ def validate(run, rows=None):
     for i, objective in enumerate(run.objectives, n_tasks):
         sums[i] = objective.validate(run)
     batches = np.split(rows, range(run.s.batch_size, len(rows), run.s.batch_size)) if len(rows) else []
-    for some in progress("validation", batches) if ranks.is_main_process else batches:
-        micro_batches = run.batches.lay_out(run.batches.mask(run.valid, some, np.full(len(some), VALID_EPOCH)))
+    for batch_rows in progress("validation", batches) if ranks.is_main_process else batches:
+        batch = run.batches.mask(run.valid, batch_rows, np.full(len(batch_rows), VALID_EPOCH))
+        micro_batches = run.batches.lay_out(batch)
         for i, micro_batch in enumerate(micro_batches):
-            stop_if_asked(run, i == len(micro_batches) - 1)
+            runs.vote_to_stop(run, is_last=i == len(micro_batches) - 1)
             with hardware.autocast(ranks.device, ranks.dtype):
                 sums[:n_tasks, :2] += run.model(hardware.to_device(micro_batch, ranks.device, run.compiled))
             sums[:n_tasks, 2] += torch.tensor(micro_batch.n_targets).to(ranks.device, non_blocking=True)
     run.model.train()
-    losses = run.mixed_loss(np.reshape(ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
+    losses = mixed_loss(run, np.reshape(ranks.all_reduce_sum(sums.flatten().tolist()), sums.shape))
     if not math.isfinite(loss := losses.get("loss", 0.0)):
         runs.stop_diverged(run, f"the validation loss is {loss}")
     return losses
@@ -481,6 +468,10 @@ def begin(run):
         if not state.steps:
             fit_steps_to_budget(run, seconds, last)
         reports.log_validation(run, validation)
+    if validation_is_due(run):  # a signal interrupted it
+        ranks.print("first, the validation that a signal interrupted")
+        reports.log_validation(run, validate(run))
+        runs.save_checkpoint(run)
     steps = f"training steps {run.state.step:,} to {run.state.steps:,}, {run.s.batch_size:,} examples each"
     ranks.print(steps if run.state.step < run.state.steps else "the last validation is made up for")
 
@@ -490,7 +481,7 @@ def warm_up(run):
 
     At the beginning of its second pass DistributedDataParallel orders its buckets again, and the order decides how sums
     over three or more ranks are rounded. Without this the first step of a resumed run would differ from that of a run
-    never stopped. All ranks meet there too, so that a rank that votes early (stop_if_asked) would wait without end.
+    never stopped. All ranks meet there too, so that a rank that votes early (runs.vote_to_stop) would wait without end.
     """
     micro_batches, batch = run.batches.get(run.state.step)
     hardware.compile_encoder(run, micro_batches[0])

@@ -125,8 +125,8 @@ class Encoder(nn.Module):
         """
         if position is None and ids.shape[1] > self.config.max_positions:
             raise ValueError(f"{ids.shape[1]} tokens; the encoder has {self.config.max_positions} positions")
-        positions = self.position.weight[: ids.shape[1]] if position is None else self.position(position)
-        x = self.norm(self.word(ids) + positions)
+        position_vectors = self.position.weight[: ids.shape[1]] if position is None else self.position(position)
+        x = self.norm(self.word(ids) + position_vectors)
         x = dropout(x, self.config.dropout, self.training)
         x = x if self.stream_dtype is None else x.to(self.stream_dtype)
         mask = None if mask is None else attention_mask(mask, x.dtype)
@@ -167,11 +167,12 @@ class KGIBert(nn.Module):
     def logits(self, batch):
         """The scores of every target of a MicroBatch: a tensor (targets, classes) for each task."""
         hidden = self.encoder(batch.ids, batch.mask, batch.position).flatten(0, 1).index_select(0, batch.target_index)
-        scores = []  # tasks that share a head are scored at once
+        scores, offset = [], 0
         for head, tasks in groupby(zip(batch.heads, batch.n_targets), key=itemgetter(0)):
-            sizes = [n for _, n in tasks]
-            mine, hidden = hidden.split([sum(sizes), len(hidden) - sum(sizes)])
-            scores += getattr(self, head)(mine).split(sizes)
+            n_targets = [n for _, n in tasks]  # of each task that shares this head: MLM and EP do
+            head_input = hidden[offset : offset + sum(n_targets)]
+            scores += getattr(self, head)(head_input).split(n_targets)
+            offset += sum(n_targets)
         return scores
 
     def forward(self, batch):
@@ -183,11 +184,13 @@ class KGIBert(nn.Module):
 
         Returns: (tasks, 2) float32.
         """
-        out = []
+        sums = []
         for scores, label in zip(self.logits(batch), batch.label.split(batch.n_targets)):
             scores = scores.float()
-            out += [F.cross_entropy(scores, label, reduction="sum"), (scores.argmax(-1) == label).sum()]
-        return torch.stack([x.float() for x in out]).view(-1, 2)
+            loss = F.cross_entropy(scores, label, reduction="sum")
+            n_correct = (scores.argmax(-1) == label).sum()
+            sums.append(torch.stack([loss, n_correct.float()]))
+        return torch.stack(sums)
 
 
 @torch.no_grad()

@@ -214,10 +214,12 @@ class Pairs:
         """
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
         stored = np.diff(self.offsets)[rows]
-        length, offset = stored + 2, np.cumsum(stored + 2) - stored - 2
+        length = stored + 2  # with [CLS] and [SEP]
+        offset = np.cumsum(length) - length
         ids, labels = np.full(length.sum(), special["cls"], np.int64), np.full(length.sum(), IGNORE)
         ids[concat_ranges(offset + 1, stored)] = self.ids[concat_ranges(self.offsets[rows], stored)]
-        ids[offset + length - 1], labels[offset] = special["sep"], np.arange(len(rows))
+        ids[offset + length - 1] = special["sep"]
+        labels[offset] = np.arange(len(rows))
         n_cuis = np.diff(self.cui_offsets)[rows]
         cuis = self.cuis[concat_ranges(self.cui_offsets[rows], n_cuis)]
         task = np.zeros(len(rows), np.int64)
@@ -303,21 +305,24 @@ class Alignment:
 
     def loss(self, run, names, concepts):
         """(mean loss over all names of some pairs, as Pairs.batch gives them, and sums as backward returns them)."""
-        found, mine = [], []
+        vectors, name_index = [], []
         for micro_batch in run.batches.lay_out(names):
             micro_batch = hardware.to_device(micro_batch, run.ranks.device, run.compiled)
             with hardware.autocast(run.ranks.device, run.ranks.dtype):
                 hidden = run.model.encoder(micro_batch.ids, micro_batch.mask, micro_batch.position)
-            vectors = hidden.flatten(0, 1).index_select(0, micro_batch.target_index)
-            found.append(F.normalize(vectors.float(), dim=-1))
-            mine.append(micro_batch.label)
-        found, mine = torch.cat(found), torch.cat(mine)
-        vectors = torch.zeros(len(names.length), found.shape[1], device=found.device)
-        vectors[mine] = found.detach()
-        vectors = run.ranks.all_reduce(vectors).index_put((mine,), found)
-        losses, correct = alignment_loss(vectors, concepts, self.temperature)
-        n_mine = torch.tensor(float(len(mine)), device=found.device)
-        return losses.mean(), torch.stack([losses.detach()[mine].sum(), correct[mine].sum(), n_mine])
+            cls = hidden.flatten(0, 1).index_select(0, micro_batch.target_index)
+            vectors.append(F.normalize(cls.float(), dim=-1))
+            name_index.append(micro_batch.label)
+        local, name_index = torch.cat(vectors), torch.cat(name_index)  # of the names of this rank
+
+        # All ranks get all vectors, without gradients; the local ones are put back with theirs.
+        gathered = torch.zeros(len(names.length), local.shape[1], device=local.device)
+        gathered[name_index] = local.detach()
+        gathered = run.ranks.all_reduce(gathered).index_put((name_index,), local)
+
+        losses, correct = alignment_loss(gathered, concepts, self.temperature)
+        n_local = torch.tensor(float(len(name_index)), device=local.device)
+        return losses.mean(), torch.stack([losses.detach()[name_index].sum(), correct[name_index].sum(), n_local])
 
     def validate(self, run):
         """The sums of a validation, as backward returns them.

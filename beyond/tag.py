@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 import model as models
 from beyond.pages import PAGE, PAGE_CHARACTERS, format_block, format_page, types_of
 from beyond.tagged import FORMATS, RECORDS, Entity, TaggedText, read_texts, write_brat
-from finetune import TokenClassifier, choose_machine, predict
+from finetune import TokenClassifier, choose_machine, word_scores
 from support import taggers, tokenizers
 from support.files import atomic_directory, check_output, check_output_file, progress, write_all, write_atomic
 from support.labels import align_entities, decode_entities, strict_iob2, to_iob2
@@ -87,11 +88,27 @@ def tag_texts(tagger, inputs, beginnings):
         read = documents if tagger.has_text else [replace(d, spans=None) for d in documents]
         windows = make_windows(read, tagger.tokenizer, special, tagger.max_len)
         windows = [w for w in windows if w.word_positions]  # a text without a word has nothing to predict
-        predicted = predict(tagger.classifier, read, windows)
+        predicted = predict_with_probabilities(tagger.classifier, read, windows)
         for (key, text), document, *found in zip(chunk, documents, *predicted):
             labels, probabilities = read_labels(tagger, *found, beginnings)
             entities = scored_entities(document.spans, labels, probabilities, tagger.pos)
             yield TaggedText(key, text, document.spans, labels, probabilities, entities)
+
+
+def predict_with_probabilities(classifier, documents, windows):
+    """predict, with the probability of each label and that of O: two lists with an entry a document, (words, 2) each.
+
+    The probability of O is 0 if O is no label.
+    """
+    labels = classifier.labels
+    outside = [i for i, label in enumerate(labels) if label == "O"]
+
+    def best_of(logits):
+        best, softmax = logits.argmax(-1, keepdim=True), logits.float().softmax(-1)
+        return torch.cat([best, softmax.gather(-1, best), softmax[:, outside].sum(-1, keepdim=True)], -1)
+
+    found = word_scores(classifier, documents, windows, best_of)
+    return [[labels[int(i)] for i in x[:, 0].tolist()] for x in found], [x[:, 1:] for x in found]
 
 
 def in_chunks(texts):

@@ -201,8 +201,8 @@ def count_samples(graph, samples, tasks, relations):
 
     Triple classification has a column for each kind of triple. Paths have no synonyms.
     """
-    n, counts, columns = len(graph.groups), graph.counts, {"graph": (graph.counts, graph.counts)}
-    is_mixed = (np.arange(n**2) // n != np.arange(n**2) % n)[:, None]  # pairs of two different groups
+    counts, columns = graph.counts, {"graph": (graph.counts, graph.counts)}
+    is_mixed = graph.joins_groups[:, None]
     frames = {"corrupted entities": counts * is_mixed, "corrupted relation": counts * ~is_mixed}
     frames["paths"] = counts * (np.array(relations) != "SY")
     for task, sample in samples.items():

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
@@ -67,3 +68,19 @@ class Ranks:
             sys.stderr.flush()
             os._exit(status)
         sys.exit(status)
+
+
+class Prefetcher:
+    """function(step), computed in a thread one step ahead."""
+
+    def __init__(self, function, device):
+        # A thread begins on the first GPU, where pinned memory would open a context for every rank.
+        on_gpu = device.type == "cuda"
+        gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
+        self.function, self.thread, self.prefetched = function, ThreadPoolExecutor(1, **gpu), {}
+
+    def __call__(self, step):
+        """Returns the result for `step`, and starts on the next."""
+        now = self.prefetched.pop(step, None) or self.thread.submit(self.function, step)
+        self.prefetched = {step + 1: self.thread.submit(self.function, step + 1)}
+        return now.result()

@@ -31,9 +31,10 @@ def dropout(x, p, training):
     """F.dropout; on the CPU from 16 random bits an element, as its own generator takes a fifth of a step."""
     if x.device.type != "cpu" or not training or p == 0:
         return F.dropout(x, p, training)
-    bits = torch.empty(ceil_div(x.numel(), 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = torch.empty_like(x, requires_grad=False)
-    torch.ge(bits[: x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=keep)
+    words = torch.empty(ceil_div(x.numel(), 4), dtype=torch.int64).random_(-(2**63), None)
+    uniform = words.view(torch.int16)[: x.numel()].view(x.shape)  # from -2**15 to 2**15 - 1
+    threshold = round(p * 2**16) - 2**15
+    keep = torch.ge(uniform, threshold, out=torch.empty_like(x, requires_grad=False))
     return x * keep.mul_(1 / (1 - p))
 
 
@@ -47,8 +48,9 @@ def attention_mask(mask, dtype):
         return mask[:, None, None, :]
     device = mask.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    apart = mask[:, None, :, None] != mask[:, None, None, :]
-    return torch.zeros(apart.shape, dtype=dtype, device=mask.device).masked_fill_(apart, float("-inf"))
+    is_other_example = mask[:, None, :, None] != mask[:, None, None, :]
+    bias = torch.zeros(is_other_example.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(is_other_example, float("-inf"))
 
 
 def attention(q, k, v, mask, p):

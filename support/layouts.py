@@ -117,7 +117,10 @@ def place_examples(batch, examples, row, offset, shape, is_packed):
     if is_packed:
         position = np.zeros(shape, np.int64)
         position.ravel()[index] = concat_ranges(np.zeros(len(length), np.int64), length)
-    mask = segment if is_packed else None if segment.all() else segment > 0
+    if is_packed:
+        mask = segment
+    else:
+        mask = None if segment.all() else segment > 0
 
     labels, example = batch.labels[batch_index], np.repeat(examples, length)
     targets = np.flatnonzero(labels != IGNORE)

@@ -4,17 +4,21 @@ import json
 import math
 import shlex
 import sys
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import configs
 from configs import UserError
 from support import hardware
+from support.datasets import read_tokenizer
 from support.files import append_line, name_of, read_bytes
+from support.layouts import IGNORE
 from support.texts import replace_surrogates
 
 VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
@@ -70,6 +74,33 @@ def print_dataset_tables(manifest, tasks):
     for file, n in manifest["nci_rows_left_out"].items():
         print(f"\n{file}: {n:,} rows left out, of concepts with NCI Metathesaurus ids (CL...)")
     print()
+
+
+def print_examples(folder, task, kinds, batch, relations):
+    """Prints examples of a task as the model sees them, each with what it should answer.
+
+    Args: folder: of the data set. task: of data.TASKS. kinds: of the triples. batch: a data.MaskedBatch of them.
+    """
+    tokenizer = Tokenizer.from_buffer(read_tokenizer(folder))
+    print(task.title)
+    for kind, offset, length in zip(kinds.tolist(), batch.offset, batch.length):
+        ids, labels = (x[offset : offset + length].tolist() for x in (batch.ids, batch.labels))
+        answer = describe_answer(task, [label for label in labels if label != IGNORE], kind, tokenizer, relations)
+        for line in (tokenizer.decode(ids, skip_special_tokens=False), f"-> {answer}"):
+            line = line[:600] + " ..." if len(line) > 600 else line
+            print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
+    print()
+
+
+def describe_answer(task, labels, kind, tokenizer, relations):
+    """What the model should answer for one example, as text."""
+    if task.name == "tc":
+        return ("true", "false: other concepts", "false: another relation")[kind]
+    if task.name == "lp":
+        return " ".join(relations[label] for label in labels)
+    if task.name == "ep":
+        return tokenizer.decode(labels)
+    return " | ".join(tokenizer.decode([label]) if task.head == "mlm_head" else str(label) for label in labels)
 
 
 def print_training(s, out, counts, tasks):
@@ -167,11 +198,10 @@ def progress_bar(run):
     return tqdm(total=state.steps, initial=state.step, unit="step", disable=disable, leave=False, dynamic_ncols=True)
 
 
-def log_training(run, lr, eta):
+def log_training(run, losses, lr, eta):
     """A line of the console and of metrics.jsonl about the steps since the last one. eta: seconds left."""
     state = run.state
     work, seconds = state.work, state.work["seconds"] or math.inf  # no clock is fine enough for everything
-    losses = run.mixed_loss(state.sums)
     achieved = work["flops"] / seconds
     run.matmul_flops = max(run.matmul_flops, achieved)  # it may have been measured on a busy machine
     speed = work["tokens"] / seconds
@@ -216,6 +246,12 @@ def print_after_training(s, out):
     if s.tables.get("finetune", {}).get("data"):
         finetune = ("python finetune.py {}" + " {}" * len(s.files), out, *s.files)
     print_next(finetune, ("python -m beyond.evaluate {}", out), ("python -m beyond.plot {}", out))
+
+
+def print_after_finetuning(s, out):
+    """Prints what to do with a results folder. s: its configs.Finetune."""
+    tables = [("python finetune.py tables",)] * (not s.out)  # elsewhere nobody knows what --results to give
+    print_next(("python -m beyond.tag {} < notes.txt > entities.jsonl", out), *tables)
 
 
 def model_card(folder, init, config, manifest, weights, values, titles):

@@ -84,6 +84,17 @@ class StopSignal:
         return signal.Signals(self.number).name if self.number else "a signal to another rank"
 
 
+def vote_to_stop(run, is_last):
+    """Raises Interrupted on all ranks, if a signal came to any; called before each micro-batch of a pass.
+
+    A rank with a signal votes at once, the others before their last micro-batch. So each rank votes once a pass, and
+    gradients are exchanged by all ranks or by none.
+    """
+    asked = run.stop_signal.number > 0
+    if (asked or is_last) and run.ranks.all_reduce_sum([float(asked)])[0]:
+        raise Interrupted
+
+
 @contextmanager
 def out_of_memory_named(run):
     """Ends a run that is out of memory with a line that says what to do, from any rank: the others do not know."""

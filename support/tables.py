@@ -15,9 +15,11 @@ from configs import UserError
 from support.corpora import CORPORA, TABLE_5_NOTE
 from support.files import check_output, write_atomic
 from support.forms import find_misfit
+from support.labels import count_entities
 from support.reports import print_next
 from support.results import SCORES, differing_settings, read_records
 from support.texts import replace_surrogates
+from support.windows import count_split_entities
 
 ABLATION = re.compile(r"(.+)-(mlm|ep-lp|ep-tc|tc-lp|all)(-untrained)?")  # names of runs that belong into Table 6
 KNOWLEDGE = {  # columns of the table of what encoders know: keys of the scores that beyond.evaluate writes
@@ -308,3 +310,21 @@ def print_advice(predicted_labels, scores, s, dim):
 def name_seeds(seeds):
     """seed 1, or seeds 0, 2."""
     return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+
+
+def print_corpus(s, setup, issues):
+    """Prints what is trained and tested on, and what of it cannot be learnt or found. issues: of read_corpus."""
+    train, test, windows = setup.splits["train"], setup.splits["test"], setup.windows
+    entities = "" if setup.corpus.pos else f"{count_entities(train):,} + {count_entities(test):,} entities, "
+    print(
+        f"{s.corpus}: {len(train):,} + {len(test):,} sequences, {entities}{len(windows['train']):,} + "
+        f"{len(windows['test']):,} windows of up to {setup.max_len} tokens, {len(setup.labels)} labels",
+        flush=True,
+    )
+    for split in ("train", "test"):
+        for what, n in sorted((+issues[split]).items()):
+            print(f"{split}: {n:,} {what}")
+    if not setup.corpus.pos and (n_split := count_split_entities(test, windows["test"])):
+        print(f"test: {n_split:,} entities are split across windows; they count as missed unless joined correctly")
+    if unseen := sorted({t for d in test for t in d.labels} - set(setup.labels)):
+        print(f"labels {', '.join(unseen)} never occur in training; their entities count as missed")

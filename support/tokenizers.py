@@ -236,6 +236,12 @@ def special_ids(tokenizer):
     return ids
 
 
+def kgi_ids(tokenizer, relation_tokens, hrel):
+    """special_ids, and {"hrel": id, "relations": [ids in the order of the relation tokens]}."""
+    relations = [tokenizer.token_to_id(token) for token in relation_tokens]
+    return special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(hrel)}
+
+
 def encode(tokenizer, texts, what):
     """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP].
 

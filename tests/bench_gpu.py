@@ -95,7 +95,7 @@ def train_steps(run, n):
         before = np.array(run.state.sums)
         lr = kgi.learning_rate(run.state.step, run.state.steps, kgi.warmup_steps(run.s, run.state.steps), run.s.lr)
         kgi.training_step(run, lr)
-        losses.append(run.mixed_loss(np.array(run.state.sums) - before)["loss"])
+        losses.append(kgi.mixed_loss(run, np.array(run.state.sums) - before)["loss"])
     return losses
 
 

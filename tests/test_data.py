@@ -139,7 +139,7 @@ NEW_TASK = (
         "data.py",
         "# ---------------------------------------------------------------- the table of tasks\n",
         """def sample_head_prediction(rng, graph, split, n, s):
-    i = stratified_sample(rng, split.true, graph.counts.sum(axis=1), n)
+    i = stratified_sample(rng, split.index, graph.counts.sum(axis=1), n)
     return name_triples(rng, graph, graph.h[i], graph.r[i], graph.t[i], np.full(len(i), TRUE))
 
 

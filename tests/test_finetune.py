@@ -208,7 +208,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
         return torch.nn.functional.one_hot(window, len(windows)) * (1.0 + window[:, None])  # the later, the surer
 
     classifier.labels = labels
-    predictions, probabilities = finetune.predict(classifier, sentences, windows)
+    predictions, probabilities = __import__("beyond.tag").tag.predict_with_probabilities(classifier, sentences, windows)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):
             distance = {

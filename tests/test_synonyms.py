@@ -397,7 +397,7 @@ def test_out_of_memory_names_the_pairs(aligned, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(kgi, "forward_backward", full)
-    message = "retry with --max_tokens 1024; the run will resume; if it ends so again, begin another with fewer examples of sa"
+    message = "retry with --max_tokens 1024; the run will resume; .* begin another with fewer examples of sa in a step"
     with pytest.raises(SystemExit, match=message):
         synonyms.train(settings(aligned, tmp_path / "run"))
 
@@ -594,7 +594,7 @@ def test_settings_are_those_of_the_table_train(aligned, tmp_path):
 def test_what_is_refused(dataset, aligned, tmp_path):
     with pytest.raises(UserError, match="sa is always trained here: leave it out of --tasks, which names the tasks"):
         train(aligned, tmp_path, tasks=["sa"])
-    with pytest.raises(UserError, match="tasks = mlm sa: choose .*; sa is trained by python -m beyond.synonyms"):
+    with pytest.raises(UserError, match="tasks = mlm sa: choose some of mlm ep lp tc"):
         training.set_up(aligned, tmp_path, tasks=["mlm", "sa"])
     with pytest.raises(UserError, match="choose some of mlm ep lp tc$"):
         set_up(aligned, tmp_path, tasks=["mlms"])
