@@ -188,13 +188,22 @@ class ExampleWriter:
 
     def add(self, task, lang, sequences):
         """Adds examples of one task. sequences: yields (kind, CUIs, token ids) of each."""
-        columns = self.columns
+        columns, kinds, n_cuis, n_ids = self.columns, [], [], []
         for kind, cuis, ids in sequences:
             columns["cuis"].extend(cuis)
             columns["ids"].extend(ids)
-            numbers = {"task": task, "lang": lang, "kind": kind, "n_cuis": len(cuis), "n_ids": len(ids)}
-            for name, number in numbers.items():
-                columns[name].append(number)
+            kinds.append(kind)
+            n_cuis.append(len(cuis))
+            n_ids.append(len(ids))
+        rows = {
+            "task": [task] * len(kinds),
+            "lang": [lang] * len(kinds),
+            "kind": kinds,
+            "n_cuis": n_cuis,
+            "n_ids": n_ids,
+        }
+        for name, values in rows.items():
+            columns[name].extend(values)
 
     def arrays(self):
         return {name: np.frombuffer(values, np.int64) for name, values in self.columns.items()}

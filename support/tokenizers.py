@@ -6,6 +6,7 @@ merges.txt (RoBERTa's byte-level BPE). Out: tokenizer.json and the two small fil
 
 import re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -243,25 +244,36 @@ def kgi_ids(tokenizer, relation_tokens, hrel):
 
 
 def encode(tokenizer, texts, what):
-    """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP].
+    """Strings -> (token ids one after another (int32), tokens of each string (int64)), as encode_lists has them."""
+    ids, lengths = [np.zeros(0, np.int32)], []
+    for batch in encode_batches(tokenizer, texts, what):
+        lengths += map(len, batch)
+        ids.append(np.fromiter(chain.from_iterable(batch), np.int32, sum(lengths[-len(batch) :])))
+    return np.concatenate(ids), np.array(lengths, np.int64)
+
+
+def encode_lists(tokenizer, texts, what):
+    """Strings -> a list of token ids each; no [CLS], [SEP].
 
     A "[SEP]" inside a text is text here, while other libraries make the special token of it.
 
     Args: what: for the progress bar. Raises: UserError if the tokenizer cannot encode a text.
     """
+    return [*chain.from_iterable(encode_batches(tokenizer, texts, what))]
+
+
+def encode_batches(tokenizer, texts, what):
+    """Yields lists of what encode_lists returns, for 2,048 texts at a time."""
     tokenizer.encode_special_tokens = True
-    ids, lengths = [np.zeros(0, np.int32)], []
     with progress(what, len(texts)) as bar:
         for i in range(0, len(texts), 2048):
             try:
                 encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
             except Exception as e:  # such as an unknown character and no token for it
                 raise UserError(f"{what}: the tokenizer cannot encode all of them: {e}") from None
-            lengths += [len(e) for e in encoded]
-            ids.append(np.fromiter((x for e in encoded for x in e.ids), np.int32))
+            yield [e.ids for e in encoded]
             bar.update(len(encoded))
     tokenizer.encode_special_tokens = False
-    return np.concatenate(ids), np.array(lengths, np.int64)
 
 
 def encode_names(tokenizer, names, what):
@@ -270,13 +282,6 @@ def encode_names(tokenizer, names, what):
     To a byte-level BPE "liver" and " liver" are different words, and the second is the one it mostly met.
     """
     return encode(tokenizer, [" " + name for name in names], what)
-
-
-def encode_lists(tokenizer, texts, what):
-    """Strings -> a list of token ids each, as encode has them."""
-    ids, lengths = encode(tokenizer, texts, what)
-    ids, end = ids.tolist(), np.cumsum(lengths).tolist()
-    return [ids[b - n : b] for b, n in zip(end, lengths.tolist())]
 
 
 # ---------------------------------------------------------------- out
