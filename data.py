@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support import builds, cache, datasets, tokenizers, umls
-from support.arrays import hash_uniform, is_first_of_equals, splitmix64
+from support.arrays import hash_uniform, splitmix64
 from support.layouts import IGNORE
 from support.programs import run_command
 from support.reports import print_dataset_tables, print_examples, print_next, print_training
@@ -432,7 +432,8 @@ def sample_negatives(rng, graph, triples, corrupt, shares, n):
             break
         h, r, t = corrupt(rng, source)
         key = umls.triple_key(h, r, t)
-        is_new = ~np.isin(key, keys) & is_first_of_equals(key)
+        is_first_of_equals = np.isin(np.arange(len(key)), np.unique(key, return_index=True)[1])
+        is_new = is_first_of_equals & ~np.isin(key, keys)
         is_good = is_new & ~graph.contains(h, r, t) & triples.has_pair(h, t)
         negatives = np.concatenate([negatives, np.stack([h, r, t])[:, is_good]], axis=1)
         keys = np.concatenate([keys, key[is_good]])

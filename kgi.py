@@ -30,7 +30,7 @@ import data
 import model as models
 from configs import UserError, check_schedule, warmup_steps
 from data import TASK_NAMES, TASKS
-from support import checkpoints, distributed, hardware, layouts, reports, runs
+from support import checkpoints, distributed, hardware, layouts, reports, runs, tokenizers
 from support.arrays import ceil_div, splitmix64
 from support.datasets import find_data, read_tokenizer
 from support.files import folder_lock, name_of, progress
@@ -245,7 +245,9 @@ def load_initial_model(s, train, out, ranks):
     checkpoints.check_initial(s, c, train, out, data.NEW_TOKENS)
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
     model = models.load(s.init, s.dropout, log=ranks.print)
-    models.resize_token_embeddings(model, checkpoints.missing_ids(s.init, train.special), train.manifest["vocab_size"])
+    own, special = tokenizers.load(s.init), train.special
+    new_ids = [i for i in (*special["relations"], special["hrel"]) if own.id_to_token(i) is None]
+    models.resize_token_embeddings(model, new_ids, train.manifest["vocab_size"])
     return model, runs.digest([Path(s.init, "config.json"), *weight_files(s.init)])
 
 
@@ -457,7 +459,8 @@ def begin(run):
     if ranks.world_size > 1 or run.compiled:
         warm_up(run)
     if state.step and state.compiled != run.compiled:
-        reports.print_compiled(run)
+        how = "compiled, and was not" if run.compiled else "no longer compiled, and was"
+        ranks.print(f"the encoder is {how} up to here: dropout masks differ from here on")
     state.compiled = run.compiled
     if state.step == 0:
         rows = validation_rows(run)

@@ -182,17 +182,13 @@ def build(s):
     table = pa.concat_tables(tables).combine_chunks()
     if not pc.any(pc.equal(table["split"], 0)).as_py():
         raise UserError(f"{folder}: no concept has two names, so there is no pair")
-    write_atomic(folder / "pairs.arrow", lambda f: write_pairs(f, table))
-    digest = hashlib.sha256((folder / "pairs.arrow").read_bytes()).hexdigest()
-    write_json(folder / "pairs.json", {"sha256": digest, "data": manifest["sha256"]})
+    with ipc.new_file(content := pa.BufferOutputStream(), SCHEMA) as out:
+        out.write_table(table)
+    content = content.getvalue().to_pybytes()
+    write_atomic(folder / "pairs.arrow", lambda f: f.write(content))
+    write_json(folder / "pairs.json", {"sha256": hashlib.sha256(content).hexdigest(), "data": manifest["sha256"]})
     print(f"wrote {folder / 'pairs.arrow'}")
     print_next(("python -m beyond.synonyms --data {}", folder))
-
-
-def write_pairs(f, table):
-    """Writes names as an Arrow file, a row each; rows 2k and 2k + 1 are a pair."""
-    with ipc.new_file(f, SCHEMA) as out:
-        out.write_table(table)
 
 
 class Pairs:

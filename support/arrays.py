@@ -61,10 +61,3 @@ def npy_header(shape):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def is_first_of_equals(values):
-    """Whether each value is the first among those equal to it (bool array)."""
-    out = np.zeros(len(values), bool)
-    out[np.unique(values, return_index=True)[1]] = True
-    return out

@@ -37,7 +37,7 @@ class Family(NamedTuple):
     keys: dict  # {our name: key of config.json}
     padded_positions: bool = False  # RoBERTa's positions begin after the padding token's
     mlm_activation: str = ""  # of the vocabulary head, if it is not the encoder's
-    constants: dict = {}  # what else its config.json says, always
+    constants: dict = {"position_embedding_type": "absolute"}  # other values of its config.json
 
 
 DISTILBERT_PARTS = {
@@ -64,7 +64,6 @@ DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps
 BERT = Family(
     "BertForMaskedLM", "bert.", "encoder.layer", BERT_PARTS, "cls.predictions.transform.dense",
     "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder", BERT_KEYS,
-    constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
 DISTILBERT = Family(
     "DistilBertForMaskedLM", "distilbert.", "transformer.layer", DISTILBERT_PARTS, "vocab_transform",
@@ -74,7 +73,6 @@ DISTILBERT = Family(
 ROBERTA = Family(
     "RobertaForMaskedLM", "roberta.", "encoder.layer", BERT_PARTS, "lm_head.dense", "lm_head.layer_norm",
     "lm_head.bias", "lm_head.decoder", BERT_KEYS, padded_positions=True, mlm_activation="gelu",
-    constants={"position_embedding_type": "absolute"},
 )  # fmt: skip
 FAMILIES = {
     "distilbert": DISTILBERT,
@@ -302,9 +300,3 @@ def check_initial(s, c, train, out, new_tokens):
     if c.max_positions < train.seq_len:
         sizes = f"{c.max_positions} positions and {train.folder} sequences of up to {train.seq_len} tokens"
         raise UserError(f"{s.init} has {sizes}; build it with a smaller --seq_len")
-
-
-def missing_ids(init, special):
-    """The ids of the relation tokens and [HREL] that a checkpoint's own tokenizer lacks. special: of the data set."""
-    tokenizer = tokenizers.load(init)
-    return [i for i in (*special["relations"], special["hrel"]) if tokenizer.id_to_token(i) is None]

@@ -185,12 +185,6 @@ def print_validation_time(run, n, seconds, last):
     run.ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{at_end}")
 
 
-def print_compiled(run):
-    """Prints that a run resumes with an encoder that is compiled, and was not, or the other way round."""
-    now, before = ("", "not ") if run.compiled else ("no longer ", "")
-    run.ranks.print(f"the encoder is {now}compiled, and was {before}up to here: dropout masks differ from here on")
-
-
 def progress_bar(run):
     """A bar over the steps: on a terminal from the first rank, nothing elsewhere."""
     disable = None if run.ranks.is_main_process else True  # None: only where there is no terminal

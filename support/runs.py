@@ -202,7 +202,9 @@ def form_of(like):
         return tuple(map(form_of, like))
     if isinstance(like, torch.Tensor):
         return partial(tensor_fault, like)
-    return type(like) if type(like) in (bool, int) else number_fault
+    if type(like) in (bool, int):
+        return type(like)
+    return lambda x: "" if type(x) in (int, float) and abs(x) < 1e300 else f"is {ascii(x)[:20]}"
 
 
 def tensor_fault(like, value):
@@ -210,11 +212,6 @@ def tensor_fault(like, value):
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
         return "is no tensor of numbers"
     return "" if value.shape == like.shape else f"has shape {[*value.shape]}, not {[*like.shape]}"
-
-
-def number_fault(value):
-    """What is wrong with a value where there was a number, maybe below 0; "" if nothing."""
-    return "" if type(value) in (int, float) and abs(value) < 1e300 else f"is {ascii(value)[:20]}"
 
 
 def signature_fault(value):
