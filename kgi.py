@@ -467,7 +467,8 @@ def begin(run):
         reports.announce_validation(run, rows)
         validation, seconds = timed(run, validate, run)
         last = seconds * len(run.valid) / max(1, len(rows))  # all of the split
-        reports.print_validation_time(run, len(rows), seconds, last)
+        at_end = f"; all {len(run.valid):,} at the end, in about {last:.0f} s" if len(rows) < len(run.valid) else ""
+        ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{at_end}")
         if not state.steps:
             fit_steps_to_budget(run, seconds, last)
         reports.log_validation(run, validation)

@@ -225,9 +225,9 @@ class Pairs:
 
 def read_pairs(folder):
     """({split: Pairs}, the SHA-256 of the file) of a data set. Raises: UserError if it has none."""
-    path, how = Path(folder, "pairs.arrow"), f"python -m beyond.synonyms build {folder}"
-    about = read_json(Path(folder, "pairs.json"))
-    if not path.is_file() or about.get("data") != datasets.read_manifest(folder)["sha256"]:
+    manifest, path = datasets.read_manifest(folder), Path(folder, "pairs.arrow")
+    about, how = read_json(Path(folder, "pairs.json")), f"python -m beyond.synonyms build {folder}"
+    if not path.is_file() or about.get("data") != manifest["sha256"]:
         raise UserError(f"{folder} has no pairs of names, or those of another build; choose some: {how}")
     try:
         if hashlib.sha256(path.read_bytes()).hexdigest() != about.get("sha256"):

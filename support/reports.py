@@ -179,12 +179,6 @@ def announce_validation(run, rows):
     run.ranks.print(f"validation: {what}, in about {max(1, seconds):.0f} s{note}")
 
 
-def print_validation_time(run, n, seconds, last):
-    """Prints what validations cost. Args: n: examples of the first. seconds: it took. last: those of the last one."""
-    at_end = f"; all {len(run.valid):,} at the end, in about {last:.0f} s" if n < len(run.valid) else ""
-    run.ranks.print(f"validation: took {seconds:.1f} s, every {run.valid_every:,} steps{at_end}")
-
-
 def progress_bar(run):
     """A bar over the steps: on a terminal from the first rank, nothing elsewhere."""
     disable = None if run.ranks.is_main_process else True  # None: only where there is no terminal

@@ -40,10 +40,15 @@ def read_record(path, form):
     """The object in a JSON file of results. Raises: UserError, OSError, ValueError or TypeError for another file."""
     if not path.is_file():
         raise ValueError("a folder, a pipe or a device")
-    record = json.loads(read_utf8(path), parse_constant=str)  # NaN is no number
+    record = json.loads(read_utf8(path), parse_constant=reject_constant)
     if misfit := find_misfit(record, form):
         raise ValueError(misfit)
     return record
+
+
+def reject_constant(name):
+    """Raises TypeError for NaN and Infinity, which Python's JSON lets in."""
+    raise TypeError(f"{name!r} is not a number")
 
 
 def read_records(folder, pattern, form):
