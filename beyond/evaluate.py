@@ -69,6 +69,8 @@ def evaluate(s):
     names = [name_of(checkpoint) for checkpoint in s.checkpoints]
     if len({*names}) < len(names):
         raise UserError(f"results are named by checkpoint, and two of {', '.join(names)} are the same")
+    for checkpoint in s.checkpoints:
+        models.load_config(checkpoint)  # a mistake in the last one is found before the first one takes its time
     for checkpoint, name in zip(s.checkpoints, names):
         began, folder = time.monotonic(), retrieval.data_of(s, checkpoint)
         print(f"{checkpoint} on {folder}", flush=True)

@@ -223,6 +223,12 @@ def test_mistakes(run, dataset, argv, message):
         run_command(evaluate, *(names.get(a, a) for a in argv))
 
 
+def test_a_mistake_in_the_last_checkpoint_is_found_first(run, dataset, capsys):
+    with pytest.raises(UserError, match="nope"):
+        run_command(evaluate, "evaluate", run.out, "nope", "--data", dataset, "--device", "cpu")
+    assert " on " not in capsys.readouterr().out  # of no checkpoint has the evaluation begun
+
+
 def copied(run, place):
     """A run folder without what only a resumed run needs."""
     return shutil.copytree(run.out, place, ignore=shutil.ignore_patterns("checkpoint*"))
