@@ -417,8 +417,8 @@ def sample_negatives(rng, graph, triples, corrupt, shares, n):
     """n distinct triples that are not in the graph: (3, n) int64. They are made from true ones with these shares.
 
     A corrupted triple is rejected if it or its inverse is in the graph, if its pair is in the other split, or if it is
-    a repeat. Then another true triple of
-    its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer negatives than requested are returned.
+    a repeat. Then another true triple of its stratum is corrupted, in up to 200 rounds. In a very dense graph fewer
+    negatives than requested are returned.
 
     Args: corrupt(rng, indices of true triples) -> (h, r, t). shares: (strata,).
     """

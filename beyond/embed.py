@@ -81,7 +81,7 @@ def choose_pooling(s, c, log, max_len=0):
 
 
 def longest_text(own, c, max_len=0):
-    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a checkpoints.Pooling. max_len: if another one."""
+    """Tokens of the longest text between [CLS] and [SEP]. Args: own: a pooling.Pooling. max_len: if another one."""
     limit = min(max_len or own.max_len or c.max_positions, c.max_positions)
     if limit < 3:
         raise UserError(f"max_len = {limit} leaves no room for a token")

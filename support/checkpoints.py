@@ -206,7 +206,7 @@ def remove_tied_copies(folder, family, weights, with_heads):
         weights.setdefault(name, copied)  # some files have the copy alone
         if with_heads and not torch.equal(copied.float(), weights[name].float()):
             fault = f"{copy_name} differs from {name}, so the vocabulary head is not tied to the word embeddings"
-            what_works = "finetune.py and embed can use the encoder"
+            what_works = "finetune.py and beyond.embed can use the encoder"
             raise UserError(f"{folder}: {fault}, as it must be to continue training; {what_works}")
 
 

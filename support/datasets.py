@@ -265,7 +265,7 @@ def find_data(folder, checkpoint="", new_tokens=()):
     if checkpoint:
         advice = (
             f"no data set under datasets/ has the tokenizer of {checkpoint}; {how_to_build(checkpoint)} "
-            "(evaluate and map can do with another one, given as --data)"
+            "(beyond.evaluate can do with another one, given as --data)"
         )
     raise UserError(advice + faults)
 

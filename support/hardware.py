@@ -89,13 +89,13 @@ def tune_malloc():
         pass
 
 
-def measure_matmul_flops(device, dtype, repeat=3):
+def measure_matmul_flops(device, dtype):
     """Floating-point operations a second of a product of two square matrices: what the machine can do at most."""
     n = 8192 if device.type == "cuda" else 2048
     generator = torch.Generator(device).manual_seed(0)  # not the global one, which a run has seeded
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32, generator=generator)
     best = math.inf
-    for _ in range(repeat):
+    for _ in range(3):
         began = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the GPU
         best = min(best, time.perf_counter() - began)
