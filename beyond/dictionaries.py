@@ -20,9 +20,10 @@ from beyond import embed, retrieval
 from configs import UserError
 from support import hardware, tokenizers
 from support.arrays import npy_header
-from support.files import folder_lock, name_of, read_utf8, write_atomic
+from support.files import folder_lock, name_of, progress, read_utf8, write_atomic
 from support.pooling import read_pooling
 
+MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
 NO_ID = ("", "-", "-1")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
 NAMED = r"\w+[ _-]|concept|entity|disease|chemical|term|mesh|omim|umls"
@@ -161,6 +162,12 @@ def trigram_similarities(names, queries):
     """A function of a slice of the queries: (k, names) float32, the cosine of retrieval.trigram_vectors."""
     x, y = (retrieval.sparse_trigram_vectors(strings) for strings in (names, queries))
     return lambda block: np.ascontiguousarray((x @ y[block].toarray().T).T)
+
+
+def query_blocks(dictionary, n_queries):
+    """Slices of the queries, so that at most MAX_SIMILARITIES of a slice to all names are in memory."""
+    size = max(1, MAX_SIMILARITIES // len(dictionary.names))
+    return progress("blocks of mentions", [slice(i, i + size) for i in range(0, n_queries, size)])
 
 
 def embed_mentions_and_names(s, mentions, names, poolings):

@@ -51,9 +51,9 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from beyond import link as linking  # noqa: E402
-from beyond.dictionaries import Dictionary  # noqa: E402
-from beyond.mentions import LinkingTask  # noqa: E402
+from beyond import ranking  # noqa: E402
+from beyond.dictionaries import MAX_SIMILARITIES, Dictionary  # noqa: E402
+from beyond.gold import LinkingTask  # noqa: E402
 from support import datasets, hardware, layouts, rrf  # noqa: E402
 from support.layouts import IGNORE  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -360,7 +360,7 @@ def bench_search(n_names, repeat):
     gold = [[rng.integers(0, n_names // 2, 1)] for _ in range(n_mentions)]
     mentions, unseen = range(n_mentions), np.zeros(n_mentions, bool)
     task = LinkingTask(mentions, dictionary, mentions, np.arange(n_mentions), gold, unseen, {})
-    n_at_once = max(1, linking.MAX_SIMILARITIES // n_names)
+    n_at_once = max(1, MAX_SIMILARITIES // n_names)
     floors, searches = [], []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -368,7 +368,7 @@ def bench_search(n_names, repeat):
             queries[start : start + n_at_once] @ names.T
         floors.append(time.perf_counter() - began)
         began = time.perf_counter()
-        linking.rank_mentions(task, lambda block: [("cosine", queries[block] @ names.T)])
+        ranking.rank_mentions(task, lambda block: [("cosine", queries[block] @ names.T)])
         searches.append(time.perf_counter() - began)
     ratio = statistics.median(search / floor for search, floor in zip(searches, floors))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

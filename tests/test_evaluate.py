@@ -17,7 +17,7 @@ import data
 import kgi
 import model as models
 from beyond import embed as embedding
-from beyond import evaluate, maps, retrieval, synonyms
+from beyond import evaluate, maps, ranking, retrieval, synonyms
 from beyond import link as linking
 from beyond.dictionaries import make_dictionary
 from configs import UserError
@@ -299,13 +299,13 @@ def test_checkpoints_of_one_name_do_not_share_results(run, dataset, tmp_path, mo
     (tmp_path / "latest").symlink_to(other)
     run_command(evaluate, "map", "latest/", "--terms", 200, "--device", "cpu")
     assert (tmp_path / "results/latest/map-en.png").is_file() and path.read_bytes() == before[0]
-    assert linking.results_file(linking.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
+    assert ranking.results_file(linking.Link("latest", corpus=".")).parts[:2] == ("results", "latest")
 
 
 def test_results_of_linking_are_of_one_checkpoint(run, tmp_path):
     names, zero = make_dictionary(["C1", "C2"], ["a", "b"]), np.zeros(1, int)
     of_task, again, other = (
-        linking.results_signature(
+        ranking.results_signature(
             linking.Link("x", corpus=c), SimpleNamespace(queries=["b"], dictionary=names, gold=[gold])
         )
         for c, gold in (("c", [zero]), (os.path.abspath("c") + "/", [zero]), ("c", [zero + 1]))

@@ -16,9 +16,9 @@ import torch
 
 import configs
 import model as models
+from beyond import dictionaries, ranking, retrieval, tagged
 from beyond import embed as embedding
 from beyond import link as linking
-from beyond import retrieval, tagged
 from beyond.dictionaries import (
     exact_matches,
     gold_concepts,
@@ -32,19 +32,8 @@ from beyond.dictionaries import (
     vectors_file,
 )
 from beyond.export import Dictionary, Ids, write_dictionary, write_ids
-from beyond.mentions import (
-    LINKS,
-    LinkingTask,
-    Mention,
-    find_abbreviations,
-    mentions_of_records,
-    parse_record,
-    read_mentions,
-    read_records,
-    read_task,
-    split_of,
-    write_records,
-)
+from beyond.gold import LinkingTask, Mention, find_abbreviations, read_mentions, read_task, split_of
+from beyond.mentions import LINKS, mentions_of_records, parse_record, read_records, write_records
 from configs import UserError
 from support import corpora, datasets, files, rrf, texts, tokenizers
 from support.arrays import bootstrap
@@ -96,7 +85,7 @@ def ranks_by_spelling(task):
         "exact": exact_matches(task.dictionary.names, task.queries),
         "trigrams": trigram_similarities(task.dictionary.names, task.queries),
     }
-    ranks = linking.rank_mentions(task, lambda block: ((name, method(block)) for name, method in methods.items()))
+    ranks = ranking.rank_mentions(task, lambda block: ((name, method(block)) for name, method in methods.items()))
     return {name: {(m.document, m.text): r for m, r in zip(task.mentions, x.tolist())} for name, x in ranks.items()}
 
 
@@ -175,7 +164,7 @@ def test_issues_are_those_of_the_split(small, tmp_path):
     assert +issues["train"] == {once: 2, without: 1, "repeated documents: left out": 2}
     assert +issues["test"] == {once: 1, without: 1} and not +issues["dev"]
     for split in ("train", "test"):
-        record = linking.linking_record(task := task_of(small, split=split), {"x": np.ones(len(mentions[split]))})
+        record = ranking.linking_record(task := task_of(small, split=split), {"x": np.ones(len(mentions[split]))})
         assert len(task.mentions) == len(mentions[split]) and record["issues"] == dict(+issues[split])
 
 
@@ -330,8 +319,8 @@ def test_ranks_are_those_of_sorting(seed, monkeypatch):
     mentions = [Mention("1", "", "", ()) for _ in gold]
     task = LinkingTask(mentions, dictionary, queries, query, gold, None, Counter())
     table = rng.integers(0, 6, (len(queries), len(dictionary.names))).astype(np.float32)  # few values: many ties
-    monkeypatch.setattr(linking, "MAX_SIMILARITIES", 3 * len(dictionary.names))
-    ranks = linking.rank_mentions(task, lambda block: [("x", table[block])])["x"]
+    monkeypatch.setattr(dictionaries, "MAX_SIMILARITIES", 3 * len(dictionary.names))
+    ranks = ranking.rank_mentions(task, lambda block: [("x", table[block])])["x"]
     want = [rank_by_sorting(table[q], dictionary, g) if g else np.inf for q, g in zip(query, gold)]
     assert ranks.tolist() == pytest.approx(want)
 
@@ -352,18 +341,18 @@ def test_alternatives_composites_homonyms_and_names_that_are_not_there(small):
 
 def test_a_composite_is_right_at_1_if_the_first_concepts_hold_all_its_parts():
     parts, similarity = [np.array([0]), np.array([1, 2])], np.array([0.9, 0.1, 0.8, 0.7])
-    assert linking.rank_of_mention(similarity, parts) == 1
-    assert linking.rank_of_mention(np.array([0.9, 0.1, 0.2, 0.7]), parts) == 3
-    assert linking.rank_of_mention(np.array([0.9, 0.8, 0.2, 0.9]), parts) == 3  # two before the second part
-    assert linking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.1]), parts) == 1  # 1.5 each
-    assert linking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.9]), parts) == 2  # three for two places
-    assert linking.rank_of_mention(similarity, [np.array([3])]) == 3
+    assert ranking.rank_of_mention(similarity, parts) == 1
+    assert ranking.rank_of_mention(np.array([0.9, 0.1, 0.2, 0.7]), parts) == 3
+    assert ranking.rank_of_mention(np.array([0.9, 0.8, 0.2, 0.9]), parts) == 3  # two before the second part
+    assert ranking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.1]), parts) == 1  # 1.5 each
+    assert ranking.rank_of_mention(np.array([0.9, 0.9, 0.2, 0.9]), parts) == 2  # three for two places
+    assert ranking.rank_of_mention(similarity, [np.array([3])]) == 3
 
 
 def test_concepts_that_are_equally_near_share_the_mean_of_their_ranks():
     """A search that finds everything equally near finds nothing; of three, two of them right, the first is at 4 / 3."""
-    assert linking.rank_of_mention(np.zeros(9), [np.array([4])]) == 5
-    assert linking.rank_of_mention(np.array([1.0, 1.0, 1.0, 0.0]), [np.array([0, 2, 3])]) == pytest.approx(4 / 3)
+    assert ranking.rank_of_mention(np.zeros(9), [np.array([4])]) == 5
+    assert ranking.rank_of_mention(np.array([1.0, 1.0, 1.0, 0.0]), [np.array([0, 2, 3])]) == pytest.approx(4 / 3)
 
 
 def test_trigrams_are_those_of_the_synonym_baseline():
@@ -410,7 +399,7 @@ def test_scores_and_their_intervals():
     ranks = np.where(rng.random(200) < 0.1 + 0.8 * (number % 2), 1, rng.integers(2, 9, 200)).astype(float)
     ranks[:5] = np.inf
     documents = [f"d{i}" for i in number]
-    scores = linking.linking_scores(ranks, documents)
+    scores = ranking.linking_scores(ranks, documents)
     assert scores["at_1"] == pytest.approx(100 * np.mean([r <= 1 for r in ranks]))
     assert scores["at_5"] == pytest.approx(100 * np.mean([r <= 5 for r in ranks]))
     assert scores["mrr"] == pytest.approx(100 * sum(1 / r for r in ranks) / 200)
@@ -420,15 +409,15 @@ def test_scores_and_their_intervals():
         found = np.concatenate([[r <= 1 for r, d in zip(ranks, documents) if d == name] for name in drawn])
         means.append(100 * found.mean())
     assert scores["interval"]["at_1"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=3)
-    assert linking.linking_scores(ranks, documents) == scores  # seeded
-    assert linking.linking_scores(np.ones(0), []) == {}
+    assert ranking.linking_scores(ranks, documents) == scores  # seeded
+    assert ranking.linking_scores(np.ones(0), []) == {}
     assert bootstrap(["a", "b"], np.array([[1.0], [1.0]]), 50).tolist() == [[2.0]] * 50
 
 
 def test_a_record_counts_all_reachable_and_unseen_mentions(small):
     task = task_of(small)
     ranks = {"exact match": np.array([1, 2, np.inf, 1, np.inf, 1])}
-    record = linking.linking_record(task, ranks)
+    record = ranking.linking_record(task, ranks)
     got = {name: (x["mentions"], x["methods"]["exact match"]["at_1"]) for name, x in record["scores"].items()}
     assert got == {
         "all": (6, 50), "reachable": (5, 60), "unseen": (4, 50), "unseen_reachable": (3, pytest.approx(200 / 3)),
@@ -439,9 +428,9 @@ def test_a_record_counts_all_reachable_and_unseen_mentions(small):
 def test_mentions_are_not_unseen_where_there_is_no_training_split(tmp_path, capsys):
     (tmp_path / "names.tsv").write_text(NAMES)
     task = task_of((corpus(tmp_path / "corpus", test=TEST), tmp_path / "names.tsv"))
-    record = linking.linking_record(task, {"exact match": np.ones(6)})
+    record = ranking.linking_record(task, {"exact match": np.ones(6)})
     assert [*record["scores"]] == ["all", "reachable"]
-    linking.print_linking(record | {"settings": {"corpus": "x", "split": "test"}})
+    ranking.print_linking(record | {"settings": {"corpus": "x", "split": "test"}})
     printed = capsys.readouterr().out
     assert "unseen" not in printed and "100.0 [100.0, 100.0]  100.0 [" in printed
 
@@ -578,8 +567,8 @@ def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
         cosine = queries @ names.T
         both = cosine + spelling(task.queries) @ spelling(task.dictionary.names).T
         for method, similarity in ((pooling, cosine), (f"{pooling} + trigrams", both)):
-            ranks = linking.rank_mentions(task, lambda block, x=similarity: [("x", x[block].numpy())])["x"]
-            want = linking.linking_scores(ranks, [m.document for m in task.mentions])
+            ranks = ranking.rank_mentions(task, lambda block, x=similarity: [("x", x[block].numpy())])["x"]
+            want = ranking.linking_scores(ranks, [m.document for m in task.mentions])
             assert first["scores"]["all"]["methods"][method] == want
 
 
@@ -622,7 +611,7 @@ def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
     ]
     dictionary = make_dictionary(*zip(*pairs))
     similarity = rng.choice([0.0, 0.25, 0.5, 0.75], (n_queries, len(dictionary.names))).astype(np.float32)
-    monkeypatch.setattr(linking, "MAX_SIMILARITIES", int(rng.integers(1, 40)))
+    monkeypatch.setattr(dictionaries, "MAX_SIMILARITIES", int(rng.integers(1, 40)))
     found = linking.nearest_concepts(dictionary, n_queries, lambda block: similarity[block])
     assert len(found) == n_queries
     of_name = {name: i for i, name in enumerate(dictionary.names)}
@@ -748,9 +737,9 @@ def test_which_files_links_replace(tmp_path):
 
 def test_results_of_other_protocols_have_other_names():
     s = {"checkpoint": "runs/a", "corpus": "x/ncbi/"}
-    assert linking.results_file(linking.Link(**s)) == Path("results/a/linking-ncbi.json")
+    assert ranking.results_file(linking.Link(**s)) == Path("results/a/linking-ncbi.json")
     other = linking.Link(**s, split="dev", expand_abbreviations=True, out="o")
-    assert linking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
+    assert ranking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
 
 
 def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
