@@ -3,6 +3,7 @@
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
     python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
     python tests/bench.py search [--names 4000000] [--repeat 3]
+    python tests/bench.py embed [--sizes 6x384] [--names 20000] [--repeat 3]
     python tests/bench.py busy [--repeat 3]                                           (after make demo)
 
 data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
@@ -17,6 +18,9 @@ width. A useful token is one that is not padding. This is for a CPU; where torch
 search: the exact search of beyond.link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
 ones as the test split of NCBI-Disease has. Beside it are the products of the same matrices alone. Four million names
 take 13 GB of memory.
+
+embed: the vectors of names as beyond.embed makes them, beside a plain loop over the same encoder: 64 names at a time in
+their order, padded to the longest of them. Both begin with text. The names have 8 words on average.
 
 busy: whole commands on what make demo has left, alone and beside one process that never sleeps, with the spin count of
 OpenMP that libgomp has by itself, with ours, and with none. Training is also run with two ranks of one thread each.
@@ -43,6 +47,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -51,7 +56,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from beyond import ranking  # noqa: E402
+from beyond import embed, ranking  # noqa: E402
 from beyond.dictionaries import MAX_SIMILARITIES, Dictionary  # noqa: E402
 from beyond.gold import LinkingTask  # noqa: E402
 from support import datasets, hardware, layouts, rrf  # noqa: E402
@@ -379,6 +384,42 @@ def bench_search(n_names, repeat):
     print(f"{memory:.1f} GB of memory")
 
 
+def bench_embed(sizes, n_names, repeat):
+    """Names a second of embed.embed_terms and of a plain loop, whose vectors must agree."""
+    rng, tokenizer, special = np.random.default_rng(0), tokenizer_of_numbers(), {"pad": 0, "cls": 2, "sep": 3}
+    n_words = np.clip(rng.lognormal(np.log(8) - 0.18, 0.6, n_names).round().astype(int), 1, 60)
+    names = [" ".join(map(str, rng.integers(5, VOCAB, k).tolist())) for k in n_words.tolist()]
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    for layers, dim in sizes:
+        torch.manual_seed(0)
+        c = models.Config(vocab_size=VOCAB, dim=dim, layers=layers, heads=dim // 64, ffn=4 * dim, max_positions=64)
+        encoder, took = models.Encoder(c).eval(), {"plain loop": [], "beyond.embed": []}
+        for _ in range(repeat):
+            began = time.perf_counter()
+            plain = plain_embeddings(encoder, tokenizer, special, names)
+            took["plain loop"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            ours = embed.embed_terms(encoder, tokenizer, names, ["cls"], None)["cls"]
+            took["beyond.embed"].append(time.perf_counter() - began)
+            assert (plain - ours).abs().max() < 1e-4
+        ratio = statistics.median(a / b for a, b in zip(*took.values()))
+        speeds = ", ".join(f"{way} {n_names / statistics.median(x):,.0f} names/s" for way, x in took.items())
+        print(f"{layers} x {dim}, {torch.get_num_threads()} threads, medians of {repeat}: {speeds}, {ratio:.2f} x")
+
+
+@torch.inference_mode()
+def plain_embeddings(encoder, tokenizer, special, names, at_once=64):
+    """(names, dim): the vectors at [CLS], with batches in the order of the names."""
+    vectors = []
+    for i in range(0, len(names), at_once):
+        texts = [encoding.ids for encoding in tokenizer.encode_batch(names[i : i + at_once], add_special_tokens=False)]
+        x = [torch.tensor([special["cls"], *text, special["sep"]]) for text in texts]
+        x = nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=special["pad"])
+        vectors.append(encoder(x, x != special["pad"])[:, 0])
+    return torch.cat(vectors)
+
+
 def bench_busy(repeat):
     """Seconds of commands for each spin count, quiet and busy in turn."""
     demo = ROOT / "demo"
@@ -437,17 +478,19 @@ if __name__ == "__main__":
 
         sys.exit(bench_gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "train", "search", "busy"])
+    parser.add_argument("what", choices=["data", "train", "search", "embed", "busy"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
-    parser.add_argument("--names", type=int, default=4_000_000)
+    parser.add_argument("--names", type=int, help="default: 4,000,000 of search, 20,000 of embed")
     args = parser.parse_args()
     if args.what == "data":
         bench_data(args.folder, args.scale, args.repeat)
     elif args.what == "search":
-        bench_search(args.names, args.repeat)
+        bench_search(args.names or 4_000_000, args.repeat)
+    elif args.what == "embed":
+        bench_embed(args.sizes, args.names or 20_000, args.repeat)
     elif args.what == "busy":
         bench_busy(args.repeat)
     else:
