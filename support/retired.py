@@ -6,12 +6,17 @@ CUI2 is followed, and again from there until a CUI is alive. Several lead nowher
 to take the first would depend on the order of the rows.
 """
 
+import re
+import sys
+from collections import Counter
+
 import numpy as np
 
 from support import rrf
 from support.rrf import prefix8
 from support.umls import N_CUIS
 
+CUI = re.compile("C[0-9]{7}")
 # What becomes of a CUI. Only the first three have a concept in the release.
 OUTCOMES = ("alive", "merged", "not synonymous", "several", "deleted", "not in this subset", "unknown", "loop")
 ALIVE, MERGED, NOT_SYNONYMOUS, SEVERAL, DELETED, NOT_IN_SUBSET, UNKNOWN, LOOP = range(len(OUTCOMES))
@@ -20,8 +25,10 @@ ALIVE, MERGED, NOT_SYNONYMOUS, SEVERAL, DELETED, NOT_IN_SUBSET, UNKNOWN, LOOP = 
 def follow_cuis(umls, cuis):
     """{CUI: (the CUI that stands for it or None, its outcome)}, CUIs as strings. Raises: UserError naming file and row.
 
-    A release without MRCUI has no retired CUIs: those that are not alive are unknown.
+    Without MRCUI all CUIs that are not alive are unknown.
     """
+    if not cuis:
+        return {}
     rrf.check_files(umls, "MRCONSO")
     alive = np.zeros(N_CUIS, bool)
     for cui in rrf.read_rrf(umls, "MRCONSO", lambda rows: rows.parse_cui("CUI")):
@@ -31,8 +38,11 @@ def follow_cuis(umls, cuis):
         cui1, cui2 = rows.parse_cui("CUI1"), rows.parse_cui("CUI2", optional=True)
         return [column[cui1 >= 0] for column in (cui1, rows.prefix8("REL"), cui2)]
 
-    has_retired = rrf.find_rrf(umls, "MRCUI")
-    columns = zip(*rrf.read_rrf(umls, "MRCUI", parse_block)) if has_retired else [[np.zeros(0, np.int64)]] * 3
+    if rrf.find_rrf(umls, "MRCUI"):
+        columns = zip(*rrf.read_rrf(umls, "MRCUI", parse_block))
+    else:
+        print(f"{umls} has no MRCUI.RRF, so that retired CUIs are unknown", file=sys.stderr)
+        columns = [[np.zeros(0, np.int64)]] * 3
     target, outcome = follow_all(*map(np.concatenate, columns), alive)
     found = {}
     for cui in cuis:
@@ -40,6 +50,20 @@ def follow_cuis(umls, cuis):
         has_concept = outcome[number] <= NOT_SYNONYMOUS
         found[cui] = f"C{target[number]:07d}" if has_concept else None, OUTCOMES[outcome[number]]
     return found
+
+
+def follow_ids(umls, ids, used):
+    """The concepts of ids, with a CUI that leads to another replaced by it. Others stay as they are.
+
+    Args: ids: {id: [concepts]}; an id that is not in it is a concept itself. used: the ids that are looked up.
+    Returns: (that dictionary, the same where CUIs that are not synonymous stay, a Counter of outcomes of CUIs).
+    """
+    concepts = {i: ids.get(i, [i]) for i in used}
+    found = follow_cuis(umls, {c for all_of_id in concepts.values() for c in all_of_id if CUI.fullmatch(c)})
+    every = {cui: target or cui for cui, (target, _) in found.items()}
+    synonyms = every | {cui: cui for cui, (_, outcome) in found.items() if outcome == "not synonymous"}
+    followed = ({i: [to.get(c, c) for c in x] for i, x in concepts.items()} for to in (every, synonyms))
+    return *followed, Counter(outcome for _, outcome in found.values())
 
 
 def follow_all(cui1, rel, cui2, alive):

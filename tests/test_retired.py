@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 import configs
+from beyond.dictionaries import read_dictionary
+from beyond.gold import read_task
+from beyond.link import Link
+from beyond.ranking import linking_record, print_linking
 from configs import UserError
 from support.cache import describe_source
-from support.retired import ALIVE, LOOP, NOT_SYNONYMOUS, OUTCOMES, SEVERAL, follow_all, follow_cuis
+from support.retired import ALIVE, LOOP, NOT_SYNONYMOUS, OUTCOMES, SEVERAL, follow_all, follow_cuis, follow_ids
 from support.rrf import prefix8
 from tests.small_releases import BASE, TYPES, conso, rel, write
 
@@ -121,8 +125,10 @@ def test_a_concept_is_alive_with_suppressed_names_too(tmp_path):
     assert follow_cuis(folder, ["C0000011"]) == {"C0000011": ("C0000011", "alive")}
 
 
-def test_a_release_without_mrcui(tmp_path):
+def test_a_release_without_mrcui(tmp_path, capsys):
+    assert follow_cuis("none", []) == {}
     found = follow_cuis(release(tmp_path, None), ["C0000001", "C0000011"])
+    assert capsys.readouterr().err == f"{tmp_path}/release has no MRCUI.RRF, so that retired CUIs are unknown\n"
     assert found == {"C0000001": ("C0000001", "alive"), "C0000011": (None, "unknown")}
 
 
@@ -155,9 +161,68 @@ def test_files_that_are_no_mrcui(tmp_path, content, message):
         follow_cuis(release(tmp_path, content), ["C0000011"])
 
 
+def test_ids_that_lead_to_retired_cuis(tmp_path):
+    """Only those that are used are followed. Ids of other sources, and CUIs without a concept, stay as they are."""
+    ids = {"D1": ["C0000011", "C0000012"], "D2": ["C0000013"], "D3": ["C0000015"], "D4": ["X"], "c0000011": ["C1"]}
+    used = {"D1", "D2", "D4", "D9", "C0000012", "C0000001", "c0000011", "C00000111"}
+    every, synonyms, outcomes = follow_ids(release(tmp_path, RETIRED), ids, used)
+    same = {"D2": ["C0000013"], "D4": ["X"], "D9": ["D9"], "C0000001": ["C0000001"], "c0000011": ["C1"],
+        "C00000111": ["C00000111"]}  # fmt: skip
+    assert every == same | {"D1": ["C0000001", "C0000002"], "C0000012": ["C0000002"]}
+    assert synonyms == same | {"D1": ["C0000001", "C0000012"], "C0000012": ["C0000012"]}
+    assert outcomes == {"alive": 1, "merged": 1, "not synonymous": 1, "deleted": 1}
+
+
 def test_mrcui_is_no_part_of_the_tables(tmp_path):
     """Those of a data set stay valid when it comes, or changes."""
     folder, semgroups = release(tmp_path, None), tmp_path / "SemGroups.txt"
     before = describe_source(folder, configs.Data(), semgroups)
     (folder / "MRCUI.RRF").write_text("".join(RETIRED))
     assert describe_source(folder, configs.Data(), semgroups) == before
+
+
+# ---------------------------------------------------------------- in linking
+
+
+def linked(folder, **settings):
+    """The LinkingTask of a corpus whose concepts were alive, merged, mapped, deleted ...; by exact match."""
+    text = "Hepatitis and ataxia, liver disease of the liver; flu.\n"
+    gold = {"Hepatitis": "C0000016", "ataxia": "C0000013", "liver disease": "C0000012", "liver;": "C0000003|C0000012",
+        "flu": "C0000011+C0000020"}  # fmt: skip
+    places = [(text.index(words), text.index(words) + len(words), words, ids) for words, ids in gold.items()]
+    lines = [f"1\t{start}\t{end}\t{words}\tDisease\t{ids}\n" for start, end, words, ids in places]
+    for split in ("train", "test"):
+        (folder / f"{split}.txt").write_text(f"1|t|{text.strip()}\n1|a|\n" + "".join(lines))
+    names = "C0000001\thepatitis\nC0000002\tliver disease\nC0000003\tliver\n"
+    (folder / "names.tsv").write_text(names)
+    return read_task(Link("", corpus=str(folder), **settings), read_dictionary(folder / "names.tsv"))
+
+
+def test_retired_cuis_of_a_gold_standard(tmp_path, capsys):
+    """A mapped concept counts only where no other is found, and is a miss in scores of their own."""
+    folder = str(release(tmp_path, RETIRED))
+    task = linked(tmp_path, umls=folder)
+    assert [parts and [x.tolist() for x in parts] for parts in task.gold] == [[[0]], None, [[1]], [[2]], [[0], [1]]]
+    assert task.not_synonymous.tolist() == [False, False, True, False, True]
+    assert task.retired == {"alive": 1, "merged": 2, "not synonymous": 2, "deleted": 1}
+    ranks = {"first": np.array([1.0, np.inf, 1, 1, 2])}
+    record = linking_record(task, ranks) | {"settings": {"corpus": "x", "split": "test", "umls": "2022AB"}}
+    at_1 = {name: scores["methods"]["first"].get("at_1") for name, scores in record["scores"].items()}
+    assert at_1 == {"all": 60, "reachable": 75, "unseen": None, "unseen_reachable": None, "synonymous": 40}
+    print_linking(record)
+    out = capsys.readouterr().out
+    assert "\n  CUIs in 2022AB: 1 alive, 2 merged, 2 not synonymous, 1 deleted\n" in out
+    assert "\n  all, broader or related concepts not found (5) " in out
+    names = linked(tmp_path, umls=folder, train_mentions=True).dictionary.names
+    assert {*names} - {*task.dictionary.names} == {"Hepatitis", "liver;"}
+
+
+def test_retired_cuis_are_followed_only_if_asked_for(tmp_path):
+    task = linked(tmp_path)
+    assert [bool(parts) for parts in task.gold] == [False, False, False, True, False]
+    record = linking_record(task, {"first": np.ones(5)})
+    assert record["retired"] == {} and "synonymous" not in record["scores"]
+    (tmp_path / "ids.tsv").write_text("C0000016\tC0000011|C0000014\nC0000013\tC0000012\n")
+    task = linked(tmp_path, umls=str(release(tmp_path, RETIRED)), ids=str(tmp_path / "ids.tsv"))
+    assert [parts and [x.tolist() for x in parts] for parts in task.gold[:2]] == [[[0]], [[1]]]
+    assert task.retired == {"alive": 1, "merged": 1, "not synonymous": 2, "several": 1}
