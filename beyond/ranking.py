@@ -11,6 +11,8 @@ The protocol of scoring, as figures of different papers differ most by it:
   their bars (`c|SUB|G|94|A` is one id). A concept that a dictionary calls `a|b` is found by either id.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
+* A retired CUI counts as the one that took its place in the release of --umls. The scores are given a second time with
+  broader, narrower and related concepts, which are not synonymous, counted as not found.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
   there are no figures for them.
 * Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
@@ -31,6 +33,7 @@ from support import runs
 from support.arrays import bootstrap
 from support.files import made_folder, name_of, write_json
 from support.results import check_results_file
+from support.retired import OUTCOMES
 
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 
@@ -118,7 +121,7 @@ def rank_of_part(similarity, concepts):
 def results_file(s):
     """Where beyond.link keeps its scores. The name has the protocol's settings that are not the default."""
     parts = [name_of(s.corpus)] + [s.split] * (s.split != "test")
-    parts += [key for key in ("expand_abbreviations", "train_mentions") if getattr(s, key)]
+    parts += [key for key in ("expand_abbreviations", "train_mentions", "umls") if getattr(s, key)]
     return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
 
 
@@ -128,7 +131,7 @@ def results_signature(s, task):
     texts = "\n".join([*d.ids, "", *d.names, "", repr((task.queries, gold))])
     content = texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes()
     kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
-    for key in ("corpus", "ids", "dictionary", "data"):  # "NCBI/" is "NCBI"
+    for key in ("corpus", "ids", "dictionary", "data", "umls"):  # "NCBI/" is "NCBI"
         kept[key] = kept[key] and str(Path(kept[key]).resolve())
     return kept | {"dictionary sha256": hashlib.sha256(content).hexdigest()}
 
@@ -161,12 +164,17 @@ def linking_record(task, ranks):
     subsets = {"all": np.ones(len(reachable), bool), "reachable": reachable}
     if task.unseen is not None:
         subsets |= {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
+    if task.not_synonymous.any():
+        subsets["synonymous"] = subsets["all"]
     for name, subset in subsets.items():
-        methods = {method: linking_scores(x[subset], documents[subset].tolist()) for method, x in ranks.items()}
+        missed = task.not_synonymous & (name == "synonymous")
+        found = {method: np.where(missed, np.inf, x)[subset] for method, x in ranks.items()}
+        methods = {method: linking_scores(x, documents[subset].tolist()) for method, x in found.items()}
         scores[name] = {"mentions": int(subset.sum()), "methods": methods}
     return {
         "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
         "concepts": len(task.dictionary.ids), "names": len(task.dictionary.names), "issues": dict(+task.issues),
+        "retired": {outcome: task.retired[outcome] for outcome in OUTCOMES if task.retired[outcome]},
         "scores": scores,
     }  # fmt: skip
 
@@ -181,9 +189,12 @@ def print_linking(record):
     )
     for issue, n in record["issues"].items():
         print(f"  {issue}: {n:,}")
+    if record["retired"]:
+        print(f"  CUIs in {s['umls']}: " + ", ".join(f"{n:,} {outcome}" for outcome, n in record["retired"].items()))
     titles = {
         "all": "all mentions", "reachable": "mentions with a concept in the dictionary",
         "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
+        "synonymous": "all, broader or related concepts not found",
     }  # fmt: skip
     for subset, title in titles.items():
         if not (x := scores.get(subset)):
