@@ -296,11 +296,11 @@ def read_documents(path, columns, types, issues):
             if type(kind) is not str or TOKEN_TAG.fullmatch(kind):
                 raise UserError(f"{where}: the type {kind!r} is the tag of a token; take a config with tokens and tags")
             check_type(kind, where)
-            is_inside = all(type(a) is type(b) is int and 0 <= a <= b <= len(text) for a, b in fragments)
-            in_text = " ".join(text[a:b] for a, b in fragments) if is_inside else "outside"
-            if not is_inside or not is_same_text(in_text, words):
-                at = " ".join(f"{a}-{b}" for a, b in fragments)
-                raise UserError(f"{where}: {at[:60]} is {in_text[:40]!r} in the text, not {words[:40]!r}")
+            at = " ".join(f"{a}-{b}" for a, b in fragments)[:60]
+            if not all(type(a) is type(b) is int and 0 <= a <= b <= len(text) for a, b in fragments):
+                raise UserError(f"{where}: {kind} at {at} is not within the text of {len(text):,} characters")
+            if not is_same_text(in_text := " ".join(text[a:b] for a, b in fragments), words):
+                raise UserError(f"{where}: {kind} at '{at}' is {in_text[:40]!r} in the text, not {words[:40]!r}")
             spans.append((kind, fragments))
         documents.append(align_entities(str(name or key), text, spans, types, issues))
     return documents
