@@ -185,6 +185,12 @@ def test_documents_of_sentences(tmp_path):
         assert {d.group for d in corpora.read_corpus("custom", tmp_path)[0]["test"]} == {""}
 
 
+def test_tags_of_negation(tmp_path):
+    for part in "train", "test":
+        write_lines(tmp_path / f"{part}.jsonl", [ROW | {"ner_tags": ["B_scope_neg", "I_scope_neg"]}])
+    assert corpora.read_corpus("custom", tmp_path)[0]["test"][0].labels == ["B-scope_neg", "I-scope_neg"]
+
+
 def test_blank_tokens_and_empty_sentences_are_counted(tmp_path):
     rows = [{"tokens": ["a", " ", "b"], "tags": ["B-x", "I-x", "I-x"]}, {"tokens": [], "tags": []}]
     for part in "train", "test":
@@ -406,6 +412,9 @@ def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
     write_parquet(tmp_path / "train.parquet", [{"tokens": ["a" * 1000] * 100}] * 200)
     assert (tmp_path / "train.parquet").stat().st_size < 2**20
     with pytest.raises(UserError, match="more than 1 MB in memory"):
+        hub.load_table(tmp_path / "train.parquet")
+    monkeypatch.setattr(hub, "MAX_VALUES", 10**4)
+    with pytest.raises(UserError, match="more than 10,000 values"):
         hub.load_table(tmp_path / "train.parquet")
 
 
