@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import umls
+from support.codes import read_codes
 from support.datasets import names_of_dataset
 from support.programs import check_destination, run_command, write_output
 from support.reports import print_next
@@ -46,7 +46,8 @@ def write_dictionary(s):
 def write_ids(s):
     """Writes a line id TAB CUI for each code of MeSH and OMIM in a UMLS release, as PubTator corpora write the ids."""
     check_destination(s.out, rb"id\tcui\n", s.umls)
-    codes = umls.read_codes(s.umls, {"MSH": "", "OMIM": "OMIM:"})
+    found = read_codes(s.umls, ["MSH", "OMIM"], all_needed=False)
+    codes = sorted((code if source == "MSH" else f"{source}:{code}", cui) for source, code, cui in found)
     counted = f"{len(codes):,} pairs of an id and its concept"
     write_lines(s.out, ["id\tcui", *map("\t".join, codes)], counted, "--corpus CORPUS --ids {}")
 

@@ -791,7 +791,7 @@ def test_codes_of_a_release(tmp_path):
     for rows, message in (
         (
             mrconso[4:5],
-            "MRCONSO.RRF: no row of the sources MSH OMIM; take the full release, or a subset of MetamorphoSys",
+            "MRCONSO.RRF has no code of the sources MSH OMIM; take the full release, or a subset of MetamorphoSys",
         ),
         ([], "MRCONSO.RRF is neither"),
     ):
