@@ -204,19 +204,28 @@ def format_score(i, entity):
     return f"#{i}\tAnnotatorNotes T{i}\tscore {entity.score}\n"
 
 
+def check_names(ids):
+    """Raises UserError if ids of documents cannot be names of files, each another one."""
+    seen = set()
+    for name in map(str, ids):
+        if "\0" in name or any(part.startswith(".") or not part for part in name.split("/")):
+            raise UserError(f"the id {name[:60]!r} cannot be the name of a file, which brat needs")
+        if name in seen:
+            raise UserError(f"two documents have the id {name[:60]!r}; brat needs a file for each")
+        seen.add(name)
+
+
 def write_brat(folder, document, notes=format_score):
     """Writes <id>.txt and <id>.ann, where the lines `notes(i, entity)` follow that of entity i.
 
     An entity over a line break or a TAB has a fragment on either side, as brat itself has it.
     Raises: UserError if the id is no name of a file, or that of an earlier document.
     """
-    name = str(document.id)
-    if "\0" in name or any(part.startswith(".") or not part for part in name.split("/")):
-        raise UserError(f"the id {name[:60]!r} cannot be the name of a file, which brat needs")
-    path = folder / f"{name}.txt"
+    check_names([document.id])
+    path = folder / f"{document.id}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        raise UserError(f"two documents have the id {name[:60]!r}; brat needs a file for each")
+        raise UserError(f"two documents have the id {str(document.id)[:60]!r}; brat needs a file for each")
     lines = []
     for i, entity in enumerate(document.entities, 1):
         kind = re.sub(r"\s", "_", entity.type)
