@@ -21,7 +21,7 @@ The protocol of scoring, as figures of different papers differ most by it:
 import hashlib
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +130,12 @@ def results_signature(s, task):
     d, gold = task.dictionary, [parts and [x.tolist() for x in parts] for parts in task.gold]
     texts = "\n".join([*d.ids, "", *d.names, "", repr((task.queries, gold))])
     content = texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes()
-    kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
+    others = ["mentions", "keep_vectors", "device", "out"] + ["umls"] * (not s.umls)
+    others += [f.name for f in fields(s) if f.metadata.get("group") == "links"]
+    kept = {key: value for key, value in asdict(s).items() if key not in others}
     for key in ("corpus", "ids", "dictionary", "data", "umls"):  # "NCBI/" is "NCBI"
-        kept[key] = kept[key] and str(Path(kept[key]).resolve())
+        if kept.get(key):
+            kept[key] = str(Path(kept[key]).resolve())
     return kept | {"dictionary sha256": hashlib.sha256(content).hexdigest()}
 
 
