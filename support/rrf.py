@@ -29,6 +29,10 @@ COLUMNS = {  # of the release files that are read here, in order
     "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF".split(),
     "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
     "MRRANK": "RANK SAB TTY SUPPRESS".split(),
+    "MRSAB": (
+        "VCUI RCUI VSAB RSAB SON SF SVER VSTART VEND IMETA RMETA SLC SCC SRL TFR CFR CXTY TTYL ATNL LAT CENC CURVER "
+        "SABIN SSN SCIT"
+    ).split(),
 }
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
 MAX_ROW = 64 << 20  # bytes: a longer row is no row
