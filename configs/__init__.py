@@ -118,6 +118,8 @@ class Data(Settings):
     exclude: str = setting("", "leave out documents of these corpora: folders or files, ':' between", "sources")
     e3c_layers: list[str] = setting(["3"], "E3C layers to read (Table 1 counts layer 3)", "sources")
     semantic_types: list[str] = setting(SEMANTIC_TYPES, "TUIs or semantic groups that are kept", "sources")
+    sources: list[str] = setting([], "read only these sources of the release (SAB: SNOMEDCT_US MSH ...)", "sources")
+    exclude_sources: list[str] = setting([], "read the release without these sources", "sources")
     semgroups: str = setting("", "another SemGroups.txt than the one in configs/", "sources")
     keep_duplicates: bool = setting(False, "count a text each time it occurs, as Table 1 seems to", "sources")
     skip_bad_rows: bool = setting(False, "count malformed and missing rows instead of stopping", "sources")

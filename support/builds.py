@@ -89,6 +89,8 @@ def choose_output(s, langs):
     out = Path(s.out or Path("datasets", name))
     if s.text and len(langs) > 1 and "{lang}" not in s.text:
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
+    if s.sources and s.exclude_sources:
+        raise UserError("sources and exclude_sources: give one of them; the sources that are named are the only ones")
     check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
     before = None
     with suppress(UserError):  # there is none, or it is damaged
@@ -169,6 +171,7 @@ def count_language(lang, graph, writers, names, issues, log):
     if issues["short texts"]:
         log(f"{graph.lang}: {issues['short texts']:,} documents of less than {MIN_DOCUMENT} tokens left out")
     counts |= {"terms": len(graph.terms), "cuis": len(graph.cui), "relations": len(graph.h), "issues": dict(issues)}
+    counts["sources"] = graph.sources
     return counts | {"megabytes": round(writers["train"].n_bytes(lang) / 1e6, 1)}
 
 

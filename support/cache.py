@@ -16,6 +16,8 @@ import configs
 from support import rrf
 from support.arrays import memory_map
 from support.files import atomic_directory, check_output, read_bytes, write_atomic
+from support.forms import find_misfit
+from support.sources import FORM, Selection
 from support.umls import Tables, read_tables, split_key, triple_key
 
 FILES = {  # of the tables of a language: how their beginning is recognised, as files.check_output has it
@@ -50,7 +52,8 @@ def read_release(umls, langs, s, cache, relations, log):
         check_output(cache / lang, FILES)
     if missing:
         counters = Counter() if s.skip_bad_rows else None, Counter()
-        for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, counters, log):
+        selection = Selection(s.sources, s.exclude_sources)
+        for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, selection, counters, log):
             found[tables.lang] = tables
         skipped, nci = skipped | (counters[0] or Counter()), nci | counters[1]
     tables, unsaved = ([found[lang] for lang in these] for these in (langs, missing))
@@ -61,9 +64,10 @@ def describe_source(umls, s, semgroups):
     """What the tables of a release depend on: if it is the same again, the cache holds."""
     files = {path.name: path.stat() for name in (*rrf.TABLE_FILES, "MRFILES") for path in rrf.find_rrf(umls, name)}
     return {
-        "version": 4, "folder": str(Path(umls).resolve()),
+        "version": 5, "folder": str(Path(umls).resolve()),
         "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
+        "sources": sorted({*s.sources}), "exclude_sources": sorted({*s.exclude_sources}),
         "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),
     }  # fmt: skip
 
@@ -81,7 +85,7 @@ def save_tables(folder, tables, source, skipped, nci):
         for name, table in columns.items():
             path, table = new / f"{name}.parquet", pa.table(table)
             write_atomic(path, lambda f, table=table: parquet.write_table(table, f, **options))
-        about = {"source": source, "groups": tables.groups, "skipped": skipped, "nci": nci}
+        about = {"source": source, "groups": tables.groups, "skipped": skipped, "nci": nci, "sources": tables.sources}
         write_atomic(new / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
 
 
@@ -99,9 +103,10 @@ def load_tables(folder, lang, source=None):
         h, r, t = (relations[c].to_numpy() for c in ("head", "relation", "tail"))
         tables = Tables(
             lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
-            terms["term"].combine_chunks(), triple_key(h, r, t),
+            terms["term"].combine_chunks(), triple_key(h, r, t), about.get("sources", {}),
         )  # fmt: skip
         consistent = first_term[-1] == len(tables.terms) and len(tables.groups) > tables.group.max()
+        consistent &= not find_misfit(tables.sources, FORM)
         return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None

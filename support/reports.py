@@ -19,6 +19,7 @@ from support import hardware
 from support.datasets import read_tokenizer
 from support.files import append_line, name_of, read_bytes
 from support.layouts import IGNORE
+from support.sources import print_sources
 from support.texts import replace_surrogates
 
 VALID_MFU = 0.3  # what a validation makes of the speed of matrix products, to say beforehand how long it may take
@@ -58,6 +59,8 @@ def print_dataset_tables(manifest, tasks):
     print("\nTable 7: the knowledge graph")
     row("", ("terms", "CUIs", "relations"))
     print_rows_and_total(row, table_7)
+    for lang, c in counts.items():
+        print_sources(lang, c.get("sources"), manifest["settings"].get("sources"))
     for lang, c in counts.items():
         distribution = c["distribution"]
         print(f"\n{lang}: shares in the graph and in the training samples (%)")

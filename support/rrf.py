@@ -30,6 +30,10 @@ COLUMNS = {  # of the release files that are read here, in order
     "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
     "MRRANK": "RANK SAB TTY SUPPRESS".split(),
     "MRCUI": "CUI1 VER REL RELA MAPREASON CUI2 MAPIN".split(),
+    "MRSAB": (
+        "VCUI RCUI VSAB RSAB SON SF SVER VSTART VEND IMETA RMETA SLC SCC SRL TFR CFR CXTY TTYL ATNL LAT CENC CURVER "
+        "SABIN SSN SCIT"
+    ).split(),
 }
 TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time

@@ -1,11 +1,11 @@
 """A UMLS release -> the tables of a knowledge graph, one set for each language; cache.py keeps them.
 
 They are the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
-groups), and their relations (MRREL). data.py makes the graph of them.
+groups), and their relations (MRREL), of the sources that sources.py selects. data.py makes the graph of them.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from configs import UserError
 from support import rrf
 from support.files import read_bytes
 from support.rrf import prefix8, read_rrf
+from support.sources import check_selection, count_relations, count_terms, find_lacks, read_source_list, sum_by_source
 
 N_CUIS = 10_000_000  # a CUI is C and seven digits, so a table over all of them is small
 MAX_RANK = 4095
@@ -24,7 +25,7 @@ LANGUAGES = {  # what users type: (LAT code of the UMLS, folder of E3C)
     "da": ("DAN", ""), "el": ("GRE", ""), "et": ("EST", ""), "fi": ("FIN", ""), "he": ("HEB", ""),
     "hr": ("SCR", ""), "hu": ("HUN", ""), "ja": ("JPN", ""), "ko": ("KOR", ""), "lv": ("LAV", ""),
     "no": ("NOR", ""), "pl": ("POL", ""), "ru": ("RUS", ""), "sv": ("SWE", ""), "tr": ("TUR", ""),
-    "uk": ("UKR", ""), "zh": ("CHI", ""),
+    "uk": ("UKR", ""), "zh": ("CHI", ""), "ar": ("ARA", ""),
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class Tables:
     first_term: np.ndarray  # (N + 1,) int64
     terms: pa.Array  # of strings
     keys: np.ndarray  # (E,) int64: triple_key of each triple
+    sources: dict = field(default_factory=dict)  # rows by source, as sources.FORM has it
 
 
 def triple_key(h, r, t):
@@ -151,14 +153,15 @@ def read_semantic_groups(path):
     return group_of, name_of
 
 
-def read_terms(umls, lats, group, skipped=None, nci=None):
-    """MRCONSO (and MRRANK) -> [(cui, first_term, terms)] of each language, as in Tables, for concepts with a group.
+def read_terms(umls, lats, group, selection, skipped=None, nci=None):
+    """MRCONSO (and MRRANK) -> [(cui, first_term, terms, counts by source)] of each language, for concepts with a group.
 
-    Rows with SUPPRESS other than N are left out. The strings of a concept are in order of preference, and the first is
-    the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF, then TS=P, then the rest. Among equals
-    the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
+    Rows with SUPPRESS other than N, or of sources that are not selected, are left out. The strings of a concept are in
+    order of preference, and the first is the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF,
+    then TS=P, then the rest. Among equals the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
 
-    Returns: (that list, (N_CUIS,) bool: the concepts of MRCONSO). Raises: UserError if a language has no row.
+    Returns: (that list, as in Tables but for lists of counts; (N_CUIS,) bool: the concepts of MRCONSO, whatever their
+    source). Raises: UserError if a language has no row.
     """
     rank, has_row = read_ranks(umls, skipped), np.zeros(N_CUIS, bool)
 
@@ -167,7 +170,7 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
         rows, cui, languages = rows.filter(cui >= 0), cui[cui >= 0], codes[cui >= 0]
         has_row[cui] = True
         aui = rows.parse_id("AUI", "A", 7, 8)
-        keep = (aui >= 0) & (group[cui] >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
+        keep = (aui >= 0) & (group[cui] >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N")) & selection.includes(rows)
         indices = {lat: np.flatnonzero(keep & (languages == prefix8(lat))) for lat in lats}
         atoms = {lat: parse_atoms(rows.filter(i), cui[i], aui[i], rank) for lat, i in indices.items()}
         return atoms, np.unique(codes)
@@ -178,7 +181,11 @@ def read_terms(umls, lats, group, skipped=None, nci=None):
         names = (int(c).to_bytes(8, "little").decode(errors="replace").rstrip("\0") for c in codes)
         path = rrf.find_rrf(umls, "MRCONSO")[0]
         raise UserError(f"{path}: no row in language {missing[0]}; it has {' '.join(sorted(names))}")
-    return [sort_terms(*zip(*(block.pop(lat) for block in atoms))) for lat in lats], has_row
+    terms = []
+    for lat in lats:
+        *parts, counts = zip(*(block.pop(lat) for block in atoms))
+        terms.append((*sort_terms(*parts), counts))
+    return terms, has_row
 
 
 def read_ranks(umls, skipped=None):
@@ -194,7 +201,10 @@ def read_ranks(umls, skipped=None):
 
 
 def parse_atoms(rows, cui, aui, rank):
-    """Rows of MRCONSO in one language -> (cui, priority, string) of those with a name; low priorities come first."""
+    """Rows of MRCONSO in one language -> (cui, priority, string) of those with a name, and their counts by source.
+
+    Low priorities come first.
+    """
     start, end = rows.span("STR")
     keep = end > start  # an empty string is no name
     rows, cui, aui = rows.filter(keep), cui[keep], aui[keep]
@@ -205,7 +215,7 @@ def parse_atoms(rows, cui, aui, rank):
     source = rows.strings("SAB", "TTY").dictionary_encode()
     ranks = np.array([rank.get(s, 0) for s in source.dictionary.to_pylist()] or [0])[source.indices]
     priority = (level << 39) | ((MAX_RANK - ranks) << 27) | aui
-    return cui.astype(np.int32), priority, rows.strings("STR").cast(pa.large_string())
+    return cui.astype(np.int32), priority, rows.strings("STR").cast(pa.large_string()), count_terms(rows, source)
 
 
 def sort_terms(cui, priority, strings):
@@ -232,16 +242,16 @@ def sort_terms(cui, priority, strings):
     return concepts, first_term, strings.take(pa.array(order))
 
 
-def read_relations(umls, terms, relations, skipped=None, nci=None):
-    """MRREL -> the sorted triple_key of each language's triples.
+def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
+    """MRREL -> the sorted triple_key of each language's triples, and lists of counts by source.
 
     REL is the relation of the SECOND concept to the first: `C1|..|PAR|C2` says that C2 is a parent of C1. The paper
     does not say which of them is h. We read (h, r, t) as "h is the r of t", so that h = CUI2, r = REL, t = CUI1. Kept
-    are the given relations with SUPPRESS=N, both concepts with a term in the language. A concept is related to itself
-    only by SY, and only if the language has two strings for it, or there would be nothing to read.
+    are the given relations with SUPPRESS=N of selected sources, both concepts with a term in the language. A concept is
+    related to itself only by SY, and only if the language has two strings for it, or there would be nothing to read.
 
     Args: terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
-    Returns: (a list of (E,) int64, (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
+    Returns: (a list of ((E,) int64, counts), (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
     """
     stands_in = np.zeros((2, N_CUIS + 1), bool)  # the last one for "no concept", -1
     concept_of, has_synonym = [], []
@@ -253,7 +263,7 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     codes = np.array([prefix8(name) for name in relations])
     relation_of = np.zeros(1 << 16, np.int8)
     relation_of[codes & np.uint64(0xFFFF)] = np.arange(len(codes))
-    synonymy = relations.index("SY")
+    synonymy, is_hierarchical = relations.index("SY"), np.isin(relations, ["PAR", "CHD"])
 
     def parse_block(rows):
         t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
@@ -261,16 +271,17 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
         rel = rows.prefix8("REL")
         r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
         r[codes[r] != rel] = -1
-        keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
-        h, r, t, keys = h[keep], r[keep], t[keep], []
+        keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N")) & selection.includes(rows)
+        rows, h, r, t, found = rows.filter(keep), h[keep], r[keep], t[keep], []
         for index, synonyms in zip(concept_of, has_synonym):
             head, tail = index[h], index[t]
             good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
-            keys.append(triple_key(head[good], r[good], tail[good]))
-        return keys
+            keys = triple_key(head[good], r[good], tail[good])
+            found.append((keys, count_relations(rows.filter(good), is_hierarchical[r[good]])))
+        return found
 
-    keys = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
-    return [sort_unique(np.concatenate(blocks)) for blocks in keys], stands_in
+    languages = (zip(*blocks) for blocks in zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci)))
+    return [(sort_unique(np.concatenate(keys)), counts) for keys, counts in languages], stands_in
 
 
 def sort_unique(keys):
@@ -282,22 +293,29 @@ def sort_unique(keys):
 # ---------------------------------------------------------------- a release -> tables
 
 
-def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log):
-    """The Tables of each language, from the files. counters: (skipped, nci) of read_rrf."""
+def read_tables(umls, langs, semantic_types, semgroups, relations, selection, counters, log):
+    """The Tables of each language, from the files. selection: of sources. counters: (skipped, nci) of read_rrf."""
+    levels, present = read_source_list(umls, counters[0])
+    check_selection(umls, selection, levels, present, counters[0])
     groups, group = read_semantic_types(umls, semantic_types, semgroups, *counters)
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
-    terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, *counters)
-    log(f"MRCONSO: {sum(len(strings) for _, _, strings in terms):,} terms")
-    keys, stands_in = read_relations(umls, terms, relations, *counters)
-    log(f"MRREL: {sum(map(len, keys)):,} relations")
+    terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, selection, *counters)
+    log(f"MRCONSO: {sum(len(strings) for _, _, strings, _ in terms):,} terms")
+    triples, stands_in = read_relations(umls, terms, relations, selection, *counters)
+    log(f"MRREL: {sum(len(keys) for keys, _ in triples):,} relations")
     for line in find_gaps(group, has_row, *stands_in[:, :-1]):
         log(line)
-    for lang, (cui, *_), key in zip(langs, terms, keys):
-        if not len(key):
+    tables = []
+    for lang, (cui, first_term, strings, n_terms), (keys, n_relations) in zip(langs, terms, triples):
+        sources = sum_by_source((*n_terms, *n_relations), levels)
+        if not len(keys):
             what = f"{len(cui)} concepts with a term and a kept semantic type, none of them related"
-            advice = "see --semantic_types, or use a larger subset"
+            settings = "--semantic_types" + ", --sources and --exclude_sources" * any(selection)
+            lacks = "".join(f"; {line}" for line in find_lacks(lang, sources, selection.only))
+            advice = f"see {settings}, or use a larger subset{lacks}"
             raise UserError(f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {what}; {advice}")
-    return [Tables(lang, x[0], group[x[0]], groups, *x[1:], key) for lang, x, key in zip(langs, terms, keys)]
+        tables.append(Tables(lang, cui, group[cui], groups, first_term, strings, keys, sources))
+    return tables
 
 
 def find_gaps(group, has_row, in_cui1, in_cui2):
