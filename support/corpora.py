@@ -4,7 +4,6 @@ splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Docume
 texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from configs import UserError
+from support.bioc import load_collection, text_parts
 from support.files import read_utf8
-from support.formats import bioc_parts, read_brat, read_cas, read_split
+from support.formats import XML_BIOC, read_brat, read_cas, read_split
 from support.labels import check_type
 from support.umls import LANGUAGES
 
@@ -26,7 +26,7 @@ SPLIT_NAMES = {  # what files and folders of a split are called
     "test": ("test", "tests", "testing", "testb"),
 }
 SPLITS = tuple(SPLIT_NAMES)
-TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json")
+TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json", ".xml")
 
 
 # ---------------------------------------------------------------- the table
@@ -51,6 +51,7 @@ DEFT = {  # ours, by semantic group where there is one: the paper does not say w
     "anatomie": "ANAT", "pathologie": "DISO", "sosy": "DISO", "substance": "CHEM", "examen": "PROC",
     "traitement": "PROC", "dose": "dose", "mode": "mode", "moment": "moment", "valeur": "valeur",
 }  # fmt: skip
+BIORED = ("PubTator", "BioC.JSON", "BioC.XML")
 NCBI = dict.fromkeys(("Disease", "SpecificDisease", "Modifier", "DiseaseClass", "CompositeMention"), "Disease")
 
 
@@ -126,9 +127,8 @@ CORPORA = {
         types=NCBI,
     ),
     "biored": Corpus(
-        "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON", "387 98 97 7",
-        in_splits(*([f"{part}.{end}" for part in ("Train", "Dev", "Test")] for end in ("PubTator", "BioC.JSON"))),
-        bio=False,
+        "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON or .BioC.XML",
+        "387 98 97 7", in_splits(*([f"{part}.{end}" for part in ("Train", "Dev", "Test")] for end in BIORED)), bio=False,
     ),
     "jnlpba": Corpus(
         "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",
@@ -249,13 +249,15 @@ def read_texts(place):
 def texts_of_file(file):
     """The texts of BioC, PubTator, a brat .txt, columns or a plain text."""
     text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", read_utf8(file), flags=re.M)
-    if file.suffix.lower() == ".json":
+    if file.suffix.lower() == ".json" or XML_BIOC.match(text):
         try:
-            return [" ".join(part["text"] for part in bioc_parts(d)) for d in json.loads(text)["documents"]]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"exclude: {file}: not a collection of BioC in JSON; name another folder") from None
+            return [" ".join(part["text"] for part in text_parts(d)) for d in load_collection(file)]
+        except UserError as e:
+            raise UserError(f"exclude: {e}; name another folder") from None
     if abstracts := re.findall(r"^([^\s|]+)\|t\|(.*)\n\1\|a\|(.*)", text, re.M):
         return [" ".join(title_and_abstract) for _, *title_and_abstract in abstracts]
+    if file.suffix.lower() == ".xml":  # as MEDDOCAN has it beside brat
+        return []
     lines = [line for line in text.splitlines() if line.strip()][:5]
     is_columns = "\t" in "".join(lines[:1]) or all(re.search(r" (O|[BIELSU]-\S+)$", line) for line in lines)
     if file.with_suffix(".ann").is_file() or not is_columns:

@@ -1,27 +1,25 @@
-"""Formats of corpora, one reader each: brat, PubTator, BioC (JSON), CoNLL columns, and the columns of CAS and ESSAI.
+"""Formats of corpora, one reader each: brat, PubTator, CoNLL columns, and the columns of CAS and ESSAI (and bioc.py).
 
 Nothing is dropped silently: `issues`, a Counter, has what labels cannot express and what was repaired.
 """
 
 import gzip
-import json
 import re
-import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from configs import UserError
+from support.bioc import read_bioc
 from support.files import read_utf8
-from support.labels import Document, align_entities, check_label, convert_tags
-from support.texts import replace_surrogates
+from support.labels import Document, align_entities, check_label, convert_tags, is_same_text
 
 PUBTATOR_TEXT = re.compile(r"([^\s|]+)\|([ta])\|(.*)")
 NUMBER = re.compile(r"\d{1,15}")  # an offset, or the number of a sentence; int() refuses thousands of digits
 BRAT_SPAN = re.compile(r"(\S+) (N N(?:;N N)*)".replace("N", NUMBER.pattern))
 LABEL = re.compile(r"O|[BIELSU]-.+")  # of IOB, BIOES and BILOU
 COLUMNS_MARK = ("###MEDLINE:", "-DOCSTART-")  # lines that begin a document of columns
-MAX_CHARACTERS = 10**7  # of a document: where BioC has a passage further away, its offset is wrong
+XML_BIOC = re.compile(r"\s*(<[?!][^>]*>[\s\]>]*)*<collection[\s>]")  # after its XML declaration and DOCTYPE
 MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
 
 
@@ -67,12 +65,6 @@ def parse_brat_entity(where, line, text, issues):
     raise UserError(f"{where}: {fault}; are both files of one version?")
 
 
-def is_same_text(found, words):
-    """Whether the words that a corpus gives for an entity are those at its offsets, in any Unicode form and blanks."""
-    found, words = (unicodedata.normalize("NFC", x).split() for x in (found, words))
-    return found == words != []
-
-
 def read_pubtator(path, types, issues):
     """PubTator blocks (id|t|title, id|a|abstract, then entities, a TAB between fields) -> a list of Documents."""
     texts, entities, n_repeats = parse_pubtator(path)
@@ -114,41 +106,6 @@ def parse_pubtator(path):
             raise UserError(f"{path}, row {row}: {a} {b} is {found[:40]!r} in the text, not {words[:40]!r}")
         entities[pmid].append((a, b, kind, ids))
     return texts, entities, n_repeats
-
-
-def read_bioc(path, types, issues):
-    """BioC as JSON -> a list of Documents. Annotations are those of documents, passages and sentences.
-
-    Offsets are of the document: a passage or a sentence begins at its own.
-    """
-    documents = []
-    try:
-        for document in json.loads(read_utf8(path))["documents"]:
-            name, text = replace_surrogates(str(document["id"])), ""
-            for part in bioc_parts(document):
-                if not 0 <= part["offset"] <= MAX_CHARACTERS:
-                    raise UserError(f"{path}, document {name}: no passage can begin at {part['offset']}")
-                text = text.ljust(part["offset"], "\n") + replace_surrogates(part["text"])
-            sentences = [sentence for passage in document["passages"] for sentence in passage.get("sentences", [])]
-            parts = [document, *document["passages"], *sentences]
-            entities = []
-            for a in (a for part in parts for a in part.get("annotations", [])):
-                spans = tuple((x["offset"], x["offset"] + x["length"]) for x in a["locations"])
-                found = " ".join(text[a:b] for a, b in spans)
-                is_inside = all(0 <= a <= b <= len(text) for a, b in spans)
-                if not is_inside or not is_same_text(found, replace_surrogates(a["text"])):
-                    raise UserError(f"{path}, document {name}: {spans} is {found[:40]!r}, not {a['text'][:40]!r}")
-                entities.append((replace_surrogates(a["infons"]["type"]), spans))
-            documents.append(align_entities(name, text, entities, types, issues))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path}: not a collection of BioC in JSON ({type(e).__name__}: {e})") from None
-    return documents
-
-
-def bioc_parts(document):
-    """Yields the parts of a document in BioC that have its text: passages, or the sentences of one without text."""
-    for passage in document["passages"]:
-        yield from [passage] if passage.get("text") else passage.get("sentences") or [passage]
 
 
 def read_conll(path, types, issues):
@@ -236,12 +193,14 @@ def read_cas(folder, name, issues):
 
 
 def read_split(path, types, issues):
-    """The Documents of a file or folder in brat, BioC, PubTator or columns. Raises: UserError for another form."""
+    """The Documents of a file or folder in brat, BioC, PubTator or columns. Raises: UserError for others."""
     if path.is_dir():
         return read_brat(path, types, issues)
     if path.suffix.lower() == ".json":
         return read_bioc(path, types, issues)
     head = read_head(path) or ""
+    if XML_BIOC.match(head):
+        return read_bioc(path, types, issues)
     if PUBTATOR_TEXT.match(head):
         return read_pubtator(path, types, issues)
     line = re.split("[\r\n]", head, maxsplit=1)[0]
@@ -250,7 +209,7 @@ def read_split(path, types, issues):
         return read_conll(path, types, issues)
     if line.lstrip().startswith("<"):
         raise UserError(f"{path}: {describe_xml(head)}")
-    forms = "columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, nor named .json as BioC is"
+    forms = "columns (a token first, its label last: O, B-<type> or I-<type>) nor PubTator, nor BioC (.json, or XML)"
     raise UserError(f"{path}: neither {forms}; it begins with {line[:60]!r}")
 
 
@@ -265,12 +224,11 @@ def read_head(path):
 
 
 def describe_xml(head):
-    """What to do with a file of XML, of which none is read."""
+    """What to do with a file of XML that is not BioC."""
     for root, advice in (
-        ("collection", "BioC in XML; convert it to BioC in JSON (.json), which biored and custom read, or to PubTator"),
         ("MEDDOCAN", "the XML of MEDDOCAN; --corpus meddocan reads the brat files that lie beside it"),
         ("(xmi:)?XMI", "XMI, as E3C has it; --corpus e3c reads train.txt and test.txt of clinical_entities/layer1"),
     ):
         if re.search(rf"<{root}[\s>]", head):
             return advice
-    return "XML, which is not read; convert it to columns, brat, PubTator or BioC in JSON"
+    return "XML that is not BioC; convert it to columns, brat, PubTator or BioC"

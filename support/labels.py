@@ -148,6 +148,12 @@ def align_entities(name, text, entities, types, issues):
     return Document(name, [text[a:b] for a, b in spans], labels, spans, entities, text, breaks)
 
 
+def is_same_text(found, words):
+    """Whether the words that a corpus gives for an entity are those at its offsets, in any Unicode form and blanks."""
+    found, words = (unicodedata.normalize("NFC", x).split() for x in (found, words))
+    return found == words != []
+
+
 def distinct_entities(text, entities, types, issues):
     """Entities with the task's types, their fragments as join_fragments has them, and each entity once."""
     distinct = {}

@@ -14,6 +14,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -68,6 +69,29 @@ def bioc(pmid, title, abstract, *entities):
     return json.dumps({"documents": [{"id": pmid, "passages": passages}]})
 
 
+def bioc_xml(content):
+    """A collection of BioC in JSON as XML."""
+    names = {"passages": "passage", "sentences": "sentence", "annotations": "annotation", "locations": "location"}
+
+    def element(name, node):
+        e = ElementTree.Element(name)
+        for key, value in node.items():
+            if key == "infons":
+                for k, x in value.items():
+                    ElementTree.SubElement(e, "infon", key=k).text = x
+            elif name == "location":
+                e.set(key, str(value))
+            elif isinstance(value, list):
+                e.extend(element(names[key], x) for x in value)
+            else:
+                ElementTree.SubElement(e, key).text = str(value)
+        return e
+
+    root = ElementTree.Element("collection")
+    root.extend(element("document", d) for d in json.loads(content)["documents"])
+    return '<?xml version="1.0"?>\n<!DOCTYPE collection SYSTEM "BioC.dtd">\n' + ElementTree.tostring(root, "unicode")
+
+
 def tagged(numbers, words="Sans fièvre .", cue="***"):
     """Sentences of CAS or ESSAI, each of three words and its number."""
     row = "{0}\t1\t{1}\tx\tPRP\t{4}\n{0}\t2\t{2}\tx\tNOM\t{4}\n{0}\t3\t{3}\tx\tSENT\t{4}\n{0}\t4\tn{0}\tx\tNOM\t{4}\n\n"
@@ -104,6 +128,8 @@ LAYOUTS = {  # corpus and variant: (label, files)
     "ncbi-disease tsv": ("Disease", {f"{p[:5]}{'el' * (p == 'dev')}.tsv": columns(p, "Disease") for p in SPLITS}),
     "biored": ("Gene", in_pubtator(BIORED, "Gene", end="\r\n") | {"Test.BioC.JSON": "{}"}),
     "biored json": ("Gene", {f"{p.title()}.BioC.JSON": bioc(7, "Sans", f"fièvre {p}.", "Gene fièvre") for p in SPLITS}),
+    "biored xml": ("Gene", {
+        f"{p.title()}.BioC.XML": bioc_xml(bioc(7, "Sans", f"fièvre {p}.", "Gene fièvre")) for p in SPLITS}),
     "jnlpba": ("DNA", {f"Genia4ER{q}1.iob2": columns(p, "Wrong") for p, q in GENIA}
         | {f"Genia4ER{q}2.iob2": "###MEDLINE:1\n\n" + columns(p, "DNA") for p, q in GENIA}
         | {"sampletest2.iob2": "a\tB-Wrong\n", "Genia4ERtask2.raw": "Sans"}),
@@ -436,10 +462,11 @@ def test_bioc_of_any_level(tmp_path, place, in_sentences):
     places["all"] = [document, *document["passages"], *sentences]
     for i, a in enumerate(annotations):
         places[place][i % len(places[place])].setdefault("annotations", []).append(a)
-    write(tmp_path, {"b.json": json.dumps(collection)})
-    one, other = (formats.read_split(tmp_path / name, None, Counter())[0] for name in ("a.txt", "b.json"))
-    assert other.tokens == one.tokens and other.labels == one.labels and {*other.gold} == {*one.gold}
-    found, want = (corpora.read_texts(tmp_path / name)[0].split() for name in ("b.json", "a.txt"))
+    write(tmp_path, {"b.json": json.dumps(collection), "c.xml": bioc_xml(json.dumps(collection))})
+    one, other, xml = (formats.read_split(tmp_path / f, None, Counter())[0] for f in ("a.txt", "b.json", "c.xml"))
+    assert other.tokens == one.tokens and other.labels == one.labels and {*other.gold} == {*one.gold} and xml == other
+    found, in_xml, want = (corpora.read_texts(tmp_path / f)[0].split() for f in ("b.json", "c.xml", "a.txt"))
+    assert found == in_xml
     assert found == want if not in_sentences else "".join(found) == "".join(want)
 
 
@@ -511,7 +538,18 @@ ERRORS = [  # (corpus, files to which these are added, {name: [(content, message
         *((bioc(9, "A", "b").replace('"offset": 2', f'"offset": {n}'), message) for n, message in (
             (10**12, "document 9: no passage can begin at 1000"), (-1, "document 9: no passage can begin at -1"),
             ("1" * 5000, "not a coll"), ("NaN", "document 9"))),
-        ('{"documents": ' + "[" * 10**5, "not a coll"), ('{"documents": [' + '{"x":' * 10**5, "not a coll")]),
+        ('{"documents": ' + "[" * 10**5, "not a coll"), ('{"documents": [' + '{"x":' * 10**5, "not a coll"),
+        *((bioc(9, "A", "b", "X b").replace(*change), message) for *change, message in (
+            ('"length": 1', '"length": "1"', "not a coll"), ('"X"', "null", "9: the annotation 'b' has no type"),
+            ('{"type": "X"}', "[]", "not a coll"), ('"offset": 2', '"offset": "2"', "not a collection")))]),
+    ("biored", {}, "Train.BioC.XML", [
+        (bioc_xml(bioc(9, "A", "b", "X b")).replace(*change), message) for *change, message in (
+            ("</id>", "", "not a collection of BioC: mismatched tag"), ("<passage>", "</x>", "not a coll"),
+            ('length="1"', 'length="9"', "document 9: "), ('length="1"', "", "not a coll"),
+            ("<offset>2</offset>", "<offset>x</offset>", "not a coll"), ("<offset>2</offset>", "", "document 9: no pass"),
+            ("collection>", "html>", "XML that is not BioC"),
+            ('SYSTEM "BioC.dtd"', '[<!ENTITY a "b">]', "defines entities of XML"),
+            ('<infon key="type">X</infon>', "", "document 9: the annotation 'b' has no type"))]),
     ("custom", {"test.txt": "a O"}, "train.json", [
         (bioc(9, "A", "b", f"{kind} b"), "document 9: the label or type '.*' holds a TAB, a line break or half a surr")
         for kind in ("X\t", "X\nY", "X\u2028")]),
@@ -531,10 +569,9 @@ def test_errors_name_file_and_row(tmp_path, corpus, files, name, content, messag
 
 @pytest.mark.parametrize("content, message", [
     ('<?xml version="1.0"?>\n<!DOCTYPE collection SYSTEM "BioC.dtd">\n<collection><source/>',
-        "BioC in XML; convert it to BioC in JSON .*biored and custom read"),
-    ("\n<collection>\n", "BioC in XML"),
+        "not a collection of BioC: no element found"),
     ('<?xml version="1.0"?>\n<MEDDOCAN>\n<TEXT>', "--corpus meddocan reads the brat"),
-    ('<xmi:XMI xmlns:cas="x">', "--corpus e3c reads train.txt"), ("<html><body>", "XML, which is not read; convert it"),
+    ('<xmi:XMI xmlns:cas="x">', "--corpus e3c reads train.txt"), ("<html><body>", "XML that is not BioC; convert it"),
     ("Le foie est normal.\n", "neither columns .* nor PubTator.* begins with 'Le foie est normal.'"),
     ("Sans,O\nfoie,B-x\n", "begins with 'Sans,O'"), ("Sans ety\n", "begins with 'Sans ety'"),
     ('{"tokens": ["a"]}\n', "neither columns"), ("# text = a\n1\ta\tO\n", "neither columns"),
