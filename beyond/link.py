@@ -28,6 +28,7 @@ from beyond.retrieval import DATA_HELP, data_of
 from support.datasets import names_of_dataset
 from support.programs import check_destination, run_command
 
+LANG_HELP = "only names of these languages (en,fr); default: all of the data set"
 N_NEAREST = 5  # concepts that are written for a mention
 
 
@@ -39,16 +40,16 @@ class Link:
     mentions: str = argument(
         "MENTIONS", "a file, a mention a line, or JSON Lines of beyond.tag; default: standard input", optional=True
     )
-    corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
-    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
+    corpus: str = setting("", "folder of a gold standard: PubTator, BioC, brat with ids, E3C's XMI: score it", "corpus")
+    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test", "all"))
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
     expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
+    lang: list[str] = setting([], f"{LANG_HELP}; for a corpus several choices in turn (fr en fr,en)", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting("", f"{POOLING_HELP}; for a corpus both in turn", "model", choices=POOLINGS)
+    pooling: str = setting("", f"{POOLING_HELP}; for a corpus of none both in turn", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
     out: str = setting("", "file of links [standard output]; of a --corpus the results folder [results]", "output")
@@ -65,11 +66,17 @@ def link(s):
         raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
     if not s.corpus:
         check_destination(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
+    if len(s.lang) > 1 and not s.corpus:
+        raise UserError(f"--lang {' '.join(s.lang)}: several choices are for a --corpus; give one, such as fr,en")
     if s.dictionary:
-        dictionary = read_dictionary(s.dictionary)
+        dictionaries = {"": read_dictionary(s.dictionary)}
     else:
-        dictionary = make_dictionary(*names_of_dataset(data_of(s, s.checkpoint), s.lang))
-    (link_corpus if s.corpus else link_mentions)(s, dictionary)
+        data = data_of(s, s.checkpoint)
+        dictionaries = {lang: make_dictionary(*names_of_dataset(data, lang)) for lang in s.lang or [""]}
+    if s.corpus:
+        link_corpus(s, dictionaries)
+    else:
+        link_mentions(s, *dictionaries.values())
 
 
 def link_mentions(s, dictionary):
