@@ -219,14 +219,14 @@ def print_linking(record):
         found = {lang: x["scores"][subset] for lang, x in choices.items() if subset in x["scores"]}
         if not found:
             continue
-        sizes = {lang: f"{x['mentions']:,}" for lang, x in found.items()}
+        sizes = {lang: f" ({x['mentions']:,})" for lang, x in found.items()}
         is_same = len({*sizes.values()}) == 1
-        title += f" ({[*sizes.values()][0] if is_same else '; '.join(map(': '.join, sizes.items()))})"
+        title += [*sizes.values()][0] * is_same
         print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
         for method, lang in [(method, lang) for method in first["scores"][subset]["methods"] for lang in found]:
             if scores := found[lang]["methods"][method]:
                 intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in scores["interval"].items()}
                 cells = [f"{scores[key]:5.1f} {interval}" for key, interval in intervals.items()]
-                label = f"{method}, names in {lang}" if lang else method
+                label = method + (f", names in {lang}" + sizes[lang] * (not is_same)) * bool(lang)
                 print(f"    {label:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")
