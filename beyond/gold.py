@@ -155,7 +155,7 @@ def read_mentions(corpus, expand_abbreviations=False):
     for path, split_of_file in files.items():
         for document, text, entities, of_document in form.read(path):
             split = split_of_file or lists.get(document, "test" if form.is_document else "")
-            of_document["documents of which nothing says the split: test"] += not (split_of_file or lists)
+            of_document["documents of no stated split: taken as test"] += not (split_of_file or lists)
             if split:
                 mentions[split] += mentions_of_document(document, text, entities, of_document, expand_abbreviations)
                 issues[split].update(of_document)

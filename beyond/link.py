@@ -67,7 +67,9 @@ def link(s):
     if not s.corpus:
         check_destination(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
     if len(s.lang) > 1 and not s.corpus:
-        raise UserError(f"--lang {' '.join(s.lang)}: several choices are for a --corpus; give one, such as fr,en")
+        raise UserError(
+            f"--lang {' '.join(s.lang)}: several choices are for a --corpus; give one, such as fr,en, after MENTIONS"
+        )
     if s.dictionary:
         dictionaries = {"": read_dictionary(s.dictionary)}
     else:

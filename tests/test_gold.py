@@ -223,7 +223,7 @@ def test_notes_of_brat(note, parts, tmp_path):
     want = [("rhume. des", parts), ("des", (("C0000001",),))]
     nothing = {"notes without an id: not read": 1, "mentions without an id": 1} if not parts else {}
     assert found == (want if parts else want[1:])
-    assert issues == {"documents of which nothing says the split: test": 1} | nothing
+    assert issues == {"documents of no stated split: taken as test": 1} | nothing
 
 
 def test_references_of_brat(tmp_path):
@@ -265,7 +265,7 @@ def test_what_e3c_has_besides_cuis(tmp_path):
     assert found == [("grippe", (("C0000001",),)), (whole, (("C0000002",),)), (whole[-6:], (("C0000003",),))]
     assert issues == {
         "mentions that are CUILESS": 1, "mentions with a malformed CUI": 2, "mentions without an id": 1,
-        "rows given twice: counted once": 1, "documents of which nothing says the split: test": 1,
+        "rows given twice: counted once": 1, "documents of no stated split: taken as test": 1,
     }  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def test_patterns_of_folders(tmp_path):
     assert {m.document for m in found["train"]} <= {name for name, *_ in splits["train"]} and found["test"]
     one, issues = read_mentions(f"{tmp_path}/corpus/train/MEDLINE")  # a single folder: nothing says which split it is
     assert one["test"] == found["train"] and not one["train"]
-    assert issues["test"]["documents of which nothing says the split: test"] == 6
+    assert issues["test"]["documents of no stated split: taken as test"] == 6
     for nothing in ("none", "*/MEDLINE", "corpus/*/x"):
         with pytest.raises(UserError, match="no such folder; name one with a gold standard"):
             read_mentions(f"{tmp_path}/{nothing}")
