@@ -199,7 +199,7 @@ def read_split_lists(form, files):
             train = {*re.findall(r"'(\w+)'", read_utf8(path))}
             if not any(file.stem in train for file in files):
                 raise UserError(f"{path}: it names no document of {folder}, such as {next(iter(files)).stem!r}")
-            return defaultdict(lambda: "test", dict.fromkeys(train, "train"))
+            return dict.fromkeys(train, "train")
     return {}
 
 
