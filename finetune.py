@@ -218,7 +218,7 @@ def finetune_seeds(s):
         raise UserError("precision = 'fp16': fine-tuning has no loss scaler; give auto, bf16 or fp32")
     take_settings_of_run(s)
     device, dtype = choose_machine(s.device, s.precision)
-    splits, issues = read_corpus(s.corpus, s.data)
+    splits, issues = read_corpus(s.corpus, s.data, s.labels)
     corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
     out, record = describe_results(s, corpus)
     check_results(s, out)

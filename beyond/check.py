@@ -33,11 +33,12 @@ class Check:
     corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat")
     data: str = setting("", "folder of the corpus")
     dataset: str = setting("", "also count the texts of the corpus that overlap with documents of this data set")
+    labels: str = setting("", "column of the tags, where a set of the hub has several")
 
 
 def check(s):
     """What a corpus holds, what labels cannot express, and its overlap with a data set."""
-    splits, issues = read_corpus(s.corpus, s.data)
+    splits, issues = read_corpus(s.corpus, s.data, s.labels)
     corpus, overlaps = CORPORA[s.corpus], {}
     rows = count_corpus(corpus, splits, issues)
     if s.dataset:
@@ -57,7 +58,8 @@ def check(s):
         print(f"{what:<{width}}" + "".join(f"{v:>10,}" if v != "-" else f"{v:>10}" for v in values.values()))
     if overlaps.get("test"):
         print("make data EXCLUDE=.., the folder or file of the test split, leaves them out of pre-training")
-    print_next(("python finetune.py CHECKPOINT --corpus {} --data {}", s.corpus, s.data))
+    finetune = "python finetune.py CHECKPOINT --corpus {} --data {}" + " --labels {}" * bool(s.labels)
+    print_next((finetune, s.corpus, s.data, *[s.labels] * bool(s.labels)))
 
 
 def count_corpus(corpus, splits, issues):

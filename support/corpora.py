@@ -1,6 +1,7 @@
 """The evaluation corpora (section 4.2): one table, and reading by name; formats.py has one reader for each format.
 
 splits, issues = read_corpus("meddocan", "MEDDOCAN")        -> {"train": [Document, ...], "dev": .., "test": ..}
+splits, issues = read_corpus("ncbi-disease", "ncbi_disease")    the same, from the form in which the hub stores it
 texts = read_texts("MEDDOCAN/test")                          what make data EXCLUDE=.. leaves out of pre-training
 """
 
@@ -14,19 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from configs import UserError
+from support import hub
 from support.bioc import load_collection, text_parts
 from support.files import read_utf8
 from support.formats import XML_BIOC, read_brat, read_cas, read_split
+from support.hub import SPLIT_NAMES
 from support.labels import check_type
 from support.umls import LANGUAGES
 
-SPLIT_NAMES = {  # what files and folders of a split are called
-    "train": ("train", "training", "trng"),
-    "dev": ("dev", "devel", "develop", "development", "val", "valid", "validation", "eval", "testa"),
-    "test": ("test", "tests", "testing", "testb"),
-}
 SPLITS = tuple(SPLIT_NAMES)
-TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json", ".xml")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl")
+TEXT_SUFFIXES = (".txt", ".tsv", ".conll", ".bio", ".iob", ".iob2", ".pubtator", ".json", ".xml", *TABLE_SUFFIXES)
 
 
 # ---------------------------------------------------------------- the table
@@ -45,6 +44,7 @@ class Corpus(NamedTuple):
     types: dict | None = None  # {their type: ours}; others are left out, counted
     bio: bool = True  # whether the paper's labels have B- and I-
     pos: bool = False  # parts of speech: every token counts
+    mark: str = ""  # a file of the owner's form, of a corpus with `read`
 
 
 DEFT = {  # ours, by semantic group where there is one: the paper does not say what its groups are
@@ -103,11 +103,11 @@ def in_splits(*patterns):
 CORPORA = {
     "cas-pos": Corpus(
         "CAS-POS", "fr", "on request (Grabar, Dalloux, Claveau)", "CAS_neg.txt and CAS_spec.txt",
-        "2,652 569 569 31", read=partial(read_parts_of_speech, "CAS"), pos=True,
+        "2,652 569 569 31", read=partial(read_parts_of_speech, "CAS"), pos=True, mark="CAS_neg.txt",
     ),
     "cas-sg": Corpus(
         "CAS-SG", "fr", "on request (DEFT 2021)", "distribution-corpus.txt and DEFT-cas-cliniques/*.{txt,ann}",
-        "167 54 54 8", read=read_cas_sg, bio=False,
+        "167 54 54 8", read=read_cas_sg, types=DEFT, bio=False, mark="distribution-corpus.txt",
     ),
     "quaero-medline": Corpus(
         "QUAERO-MEDLINE", "fr", "GFDL", "corpus/{train,dev,test}/MEDLINE/*.{txt,ann}",
@@ -119,7 +119,7 @@ CORPORA = {
     ),
     "essai-pos": Corpus(
         "ESSAI-POS", "fr", "on request (Dalloux, Claveau, Grabar)", "ESSAI_neg.txt and ESSAI_spec.txt",
-        "5,072 1,088 1,087 34", read=partial(read_parts_of_speech, "ESSAI"), pos=True,
+        "5,072 1,088 1,087 34", read=partial(read_parts_of_speech, "ESSAI"), pos=True, mark="ESSAI_neg.txt",
     ),
     "ncbi-disease": Corpus(
         "NCBI-Disease", "en", "public domain", "NCBI{train,develop,test}set_corpus.txt, or {train,devel,test}.tsv",
@@ -128,15 +128,17 @@ CORPORA = {
     ),
     "biored": Corpus(
         "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON or .BioC.XML",
-        "387 98 97 7", in_splits(*([f"{part}.{end}" for part in ("Train", "Dev", "Test")] for end in BIORED)), bio=False,
+        "387 98 97 7", in_splits(*([f"{p}.{end}" for p in ("Train", "Dev", "Test")] for end in BIORED)), bio=False,
     ),
     "jnlpba": Corpus(
         "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",
         "16,619 1,927 3,856 11", in_splits(*[(f"Genia4ERtask{i}.iob2", None, f"Genia4EReval{i}.iob2") for i in "21"]),
     ),
     "pharmaconer": Corpus(
-        "PharmaCoNER", "es", "CC BY 4.0", "{train,dev,test}-set_1.1/{train,dev,test}/subtrack1/*.{txt,ann}",
-        "500 250 250 5", in_splits("{}-set_1.1/{}/subtrack1", "{}/subtrack1"), bio=False,
+        "PharmaCoNER", "es", "CC BY 4.0",
+        "{train,dev,test}-set_1.1/{train,dev,test}/subtrack1/*.{txt,ann}, or {train,dev,test}[-set_1.1].conll",
+        "500 250 250 5", in_splits("{}-set_1.1/{}/subtrack1", "{}/subtrack1", "{}-set_1.1.conll", "{}.conll"),
+        bio=False,
     ),
     "meddocan": Corpus(
         "MEDDOCAN", "es", "CC BY 4.0", "{train,dev,test}/brat/*.{txt,ann}",
@@ -160,33 +162,49 @@ TABLE_5_NOTE = (
 # ---------------------------------------------------------------- a corpus, by name
 
 
-def read_corpus(name, folder):
-    """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent. Raises: UserError."""
+def read_corpus(name, folder, labels=""):
+    """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent. Raises: UserError.
+
+    The folder holds the corpus as its owners distribute it, or else in a form of the hub. labels: the column of tags
+    there; "" for the only one.
+    """
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py list)")
     corpus = CORPORA[name]
+    needs = f"{corpus.holds}; or a form of the hub: {hub.FORMS}"
     if not folder:
-        raise UserError(f"no folder of the corpus given; give --data, which must hold {corpus.holds}")
+        raise UserError(f"no folder of the corpus given; give --data, which must hold {needs}")
     if not Path(folder).is_dir():
-        raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {corpus.holds}")
+        raise UserError(f"--data '{folder}': there is no such folder; it must hold the corpus: {needs}")
     folder, issues = corpus_folder(name, folder), defaultdict(Counter)
-    splits = corpus.read(folder, issues["train"]) if corpus.read else {}
-    for split, patterns in (corpus.splits or {}).items():
-        if path := find_split(folder, split, patterns):
-            splits[split] = read_split(path, corpus.types, issues[split])
+    places = {split: find_split(folder, split, patterns) for split, patterns in (corpus.splits or {}).items()}
+    is_owners = Path(folder, corpus.mark).is_file() if corpus.mark else any(places.values())
+    files = {} if is_owners else hub.find_splits(folder)
+    if labels and not files:
+        raise UserError(f"labels = '{labels}': {folder} has no columns with names, as it is in no form of the hub")
+    splits = {} if files or not corpus.read else corpus.read(folder, issues["train"])
+    places = {split: files.get(split) for split in SPLITS} if files else places
+    for split, place in places.items():
+        if place and files:
+            splits[split] = hub.read_files(place, corpus.types, corpus.pos, labels, issues[split])
+        elif place:
+            splits[split] = read_split(place, corpus.types, issues[split])
             for d in splits[split]:
                 for kind in dict(d.gold or ()):
-                    check_type(kind, f"{path}, document {d.name}")
+                    check_type(kind, f"{place}, document {d.name}")
         elif split != "dev":
-            raise UserError(f"{folder} holds no {split} split; corpus {name} needs {corpus.holds}")
-        else:  # its names may be others than those that are known
+            there = ", ".join(split for split in places if places[split]) or "none"
+            raise UserError(f"{folder} holds no {split} split (it has: {there}); corpus {name} needs {needs}")
+        elif not files:  # its names may be others than those that are known
             unread = [p for p in Path(folder).glob("[!.]*") if re.search("dev|valid", p.name.lower())]
             issues["train"]["files that look like a dev split: not read"] += len(unread)
+    if files:
+        hub.group_documents(splits)
     for split, documents in splits.items():
         splits[split] = [d for d in documents if d.tokens]
         issues[split]["documents without a word: left out"] += len(documents) - len(splits[split])
         if not splits[split]:
-            raise UserError(f"{folder}: the {split} split is empty; corpus {name} needs {corpus.holds}")
+            raise UserError(f"{folder}: the {split} split is empty; corpus {name} needs {needs}")
     return splits, issues
 
 
@@ -195,7 +213,7 @@ def find_split(folder, split, patterns):
     for pattern in patterns:
         for below in ("", "*/"):
             places = {p for place in pattern.split("|") for p in Path(folder).glob(below + place)}
-            found = sorted(p for p in places if p.is_file() or any(p.glob("*.ann")))
+            found = sorted(p for p in places if any(p.glob("*.ann")) or (p.is_file() and not hub.is_hub_file(p)))
             if len(found) > 1:
                 names = ", ".join(str(p.relative_to(folder)) for p in found[:3]) + " .." * (len(found) > 3)
                 raise UserError(f"{folder} holds {len(found)} of {split} ({names}); leave one, or name a folder of one")
@@ -247,17 +265,19 @@ def read_texts(place):
 
 
 def texts_of_file(file):
-    """The texts of BioC, PubTator, a brat .txt, columns or a plain text."""
+    """The texts of a form of the hub, BioC, PubTator, a brat .txt, columns or a plain text."""
+    if file.suffix.lower() in TABLE_SUFFIXES or hub.is_hub_file(file):
+        return hub.read_table_texts(file)
     text = re.sub(r"^(###MEDLINE:|-DOCSTART-).*", "", read_utf8(file), flags=re.M)
-    if file.suffix.lower() == ".json" or XML_BIOC.match(text):
+    if XML_BIOC.match(text) or (file.suffix.lower() == ".json" and file.name not in hub.METADATA):
         try:
             return [" ".join(part["text"] for part in text_parts(d)) for d in load_collection(file)]
         except UserError as e:
             raise UserError(f"exclude: {e}; name another folder") from None
+    if file.suffix.lower() in (".json", ".xml"):  # metadata of the hub; XML as MEDDOCAN has it beside brat
+        return []
     if abstracts := re.findall(r"^([^\s|]+)\|t\|(.*)\n\1\|a\|(.*)", text, re.M):
         return [" ".join(title_and_abstract) for _, *title_and_abstract in abstracts]
-    if file.suffix.lower() == ".xml":  # as MEDDOCAN has it beside brat
-        return []
     lines = [line for line in text.splitlines() if line.strip()][:5]
     is_columns = "\t" in "".join(lines[:1]) or all(re.search(r" (O|[BIELSU]-\S+)$", line) for line in lines)
     if file.with_suffix(".ann").is_file() or not is_columns:

@@ -20,6 +20,7 @@ BRAT_SPAN = re.compile(r"(\S+) (N N(?:;N N)*)".replace("N", NUMBER.pattern))
 LABEL = re.compile(r"O|[BIELSU]-.+")  # of IOB, BIOES and BILOU
 COLUMNS_MARK = ("###MEDLINE:", "-DOCSTART-")  # lines that begin a document of columns
 XML_BIOC = re.compile(r"\s*(<[?!][^>]*>[\s\]>]*)*<collection[\s>]")  # after its XML declaration and DOCTYPE
+OFFSETS = re.compile(r"\d+_\d+")  # the third of PharmaCoNER's four columns
 MAX_SHIFT = 3  # characters that an entity's offsets may be beside its words
 
 
@@ -118,15 +119,16 @@ def read_conll(path, types, issues):
     """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
 
     Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
-    Tags of IOB1, BIOES and BILOU become IOB2: O, B-X, I-X.
+    Of four columns as PharmaCoNER has them (token, document, offsets, tag) the second names the document. Tags of IOB1,
+    BIOES and BILOU become IOB2: O, B-X, I-X.
     Raises: UserError naming the row of another number of columns, an unknown tag or one of another scheme.
     """
-    sentences, n_columns, tokens, tags, n_documents, scheme = [], None, [], [], 0, ""
+    sentences, n_columns, tokens, tags, n_documents, document, scheme = [], None, [], [], 0, "", ""
     for row, line in enumerate([*read_utf8(path).split("\n"), ""], 1):
         line = line.rstrip("\r")
         if not line.strip() or line.startswith(COLUMNS_MARK):
             if tokens:
-                group = f"{n_documents}" if n_documents else ""
+                group = document or (f"{n_documents}" if n_documents else "")
                 labels = convert_tags(tags, types, issues)
                 sentences.append(Document(f"{path.stem}:{row}", tokens, labels, group=group))
                 tokens, tags = [], []
@@ -138,6 +140,7 @@ def read_conll(path, types, issues):
             what = f"{len(fields)} columns instead of {n_columns}" if fields[0] else "an empty token"
             raise UserError(f"{path}, row {row}: {what} (the token first, its tag last): {line[:60]!r}")
         scheme = check_label(fields[-1], scheme, f"{path}, row {row}")
+        document = fields[1] if len(fields) == 4 and OFFSETS.fullmatch(fields[2]) else ""
         tokens.append(fields[0])
         tags.append(fields[-1])
     if not sentences:

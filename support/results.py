@@ -5,6 +5,7 @@ A results folder holds scores.json, predictions-<seed>.conll, and the tagger of 
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,9 +65,12 @@ def read_records(folder, pattern, form):
 
 
 def differing_settings(before, now):
-    """Which settings of two signatures differ; a digest only if its path does not, which says more."""
+    """Which settings of two signatures differ; a digest only if its path does not, which says more.
+
+    Results that are older than a setting have its default, "".
+    """
     before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
-    keys = [k for k in now if before.get(k) != now[k]]
+    keys = [k for k in now if before.get(k, "") != now[k]]
     return [k for k in keys if not (k.endswith(" sha256") and k.removesuffix(" sha256") in keys)]
 
 
@@ -106,6 +110,7 @@ def describe_results(s, corpus):
     task = s.corpus
     if not language or corpus.language != language:  # of several languages, or of your own: what tells which it is
         task += f"-{language or name_of(s.data)}"
+    task += re.sub(r"[^\w.-]", "-", f"-{s.labels}") if s.labels else ""
     task += f"-{s.epochs}-epochs" if s.epochs > 1 else ""
     out = Path(s.out or Path("results", name, task))
     settings = {k: v for k, v in asdict(s).items() if k not in ("seed", "runs")}
@@ -129,7 +134,7 @@ def result_signature(s, encoder, tokenizer, max_len, train, test):
     for d in (*train, None, *test):
         corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
     values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len}
+    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len, "labels": s.labels}
     values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
     return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
 

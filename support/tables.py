@@ -12,6 +12,7 @@ from pathlib import Path
 
 import configs
 from configs import UserError
+from support import hub
 from support.corpora import CORPORA, TABLE_5_NOTE
 from support.files import check_output, write_atomic
 from support.forms import find_misfit
@@ -250,6 +251,7 @@ def print_corpora():
     for name, c in CORPORA.items():
         print(row.format(name, c.title, c.language, c.table5 or "-", c.licence or "-"))
         print(f"    --data: a folder that holds {c.holds}")
+    print(f"Each folder may also hold its corpus in a form of the hub: {hub.FORMS}.")
     print(TABLE_5_NOTE)
     print_next(("python -m beyond.check --corpus CORPUS --data FOLDER",))
 
