@@ -17,6 +17,7 @@ from configs import UserError
 from support import bioc, corpora, formats
 from support.files import read_utf8
 from support.markup import parse_xml
+from support.retired import follow_ids
 
 NOTE = re.compile(r"#\S*\tAnnotatorNotes (T\S+)\t(.*)")  # of brat: ids in the notes of an annotator
 REFERENCE = re.compile(r"N\S*\tReference (T\S+) (\S+?:\S+)(\t.*)?")
@@ -284,7 +285,8 @@ class LinkingTask(NamedTuple):
 
     queries: distinct names of the mentions. query: (mentions,) int64, which of them each mention has. gold: of each
     mention, as gold_concepts gives it. unseen: (mentions,) bool, None without a training split. issues: what is not
-    scored, a Counter.
+    scored, a Counter. not_synonymous: (mentions,) bool, those reached by a broader, narrower or related concept of a
+    retired CUI alone. retired: a Counter of the outcomes of their CUIs (see support/retired.py), {} without --umls.
     """
 
     mentions: list
@@ -294,6 +296,8 @@ class LinkingTask(NamedTuple):
     gold: list
     unseen: np.ndarray
     issues: Counter
+    not_synonymous: np.ndarray = np.array(False)
+    retired: Counter = Counter()
 
 
 def read_task(s, dictionary):
@@ -306,12 +310,18 @@ def read_task(s, dictionary):
     mentions = [mention for split in chosen for mention in splits[split]]
     if not mentions:
         raise UserError(f"{s.corpus}: no mention with an id in its {s.split} split")
+    if s.train_mentions and not splits["train"]:
+        raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
+    synonyms, retired = ids, Counter()
+    if s.umls:
+        used = {i for m in mentions + s.train_mentions * splits["train"] for part in m.parts for i in part}
+        ids, synonyms, retired = follow_ids(s.umls, ids, used)
     if s.train_mentions:
-        if not splits["train"]:
-            raise UserError(f"train_mentions: {s.corpus} has no mention with an id in a train split")
-        dictionary = add_train_mentions(dictionary, splits["train"], ids)
+        dictionary = add_train_mentions(dictionary, splits["train"], synonyms)
     index = index_of_ids(dictionary)
-    gold = [gold_concepts(mention, ids, index) for mention in mentions]
+    by_synonyms, gold = ([gold_concepts(m, to, index) for m in mentions] for to in (synonyms, ids))
+    gold = [exact or other for exact, other in zip(by_synonyms, gold)]
+    not_synonymous = np.array([bool(found) and not exact for exact, found in zip(by_synonyms, gold)])
     if not any(gold):
         example = "+".join("|".join(part) for part in mentions[0].parts)
         remedy = f"{s.ids} names none of them" if s.ids else "give --ids, a file of id TAB concept lines"
@@ -323,6 +333,5 @@ def read_task(s, dictionary):
     query = np.array([queries[mention.name] for mention in mentions])
     seen = {mention.text.lower() for mention in splits["train"]} if s.split != "all" else ()
     unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
-    return LinkingTask(
-        mentions, dictionary, [*queries], query, gold, unseen, sum((issues[split] for split in chosen), Counter())
-    )
+    counts = sum((issues[split] for split in chosen), Counter())
+    return LinkingTask(mentions, dictionary, [*queries], query, gold, unseen, counts, not_synonymous, retired)

@@ -48,6 +48,7 @@ class Link:
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")
     lang: list[str] = setting([], f"{LANG_HELP}; for a corpus several choices in turn (fr en fr,en)", "dictionary")
+    umls: str = setting("", "release (folder or zip): for --codes, --types and retired CUIs", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
     pooling: str = setting("", f"{POOLING_HELP}; for a corpus of none both in turn", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)

@@ -11,6 +11,8 @@ The protocol of scoring, as figures of different papers differ most by it:
   their bars (`c|SUB|G|94|A` is one id). A concept that a dictionary calls `a|b` is found by either id.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
+* A retired CUI counts as the one that took its place in the release of --umls. The scores are given a second time with
+  broader, narrower and related concepts, which are not synonymous, counted as not found.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
   there are no figures for them.
 * The names of several choices of languages (--lang) are scored in turn against the same mentions, and embedded once.
@@ -42,6 +44,7 @@ from support import runs
 from support.arrays import bootstrap
 from support.files import made_folder, name_of, write_json
 from support.results import check_results_file
+from support.retired import OUTCOMES
 
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 
@@ -142,7 +145,7 @@ def results_file(s):
     """Where beyond.link keeps its scores. The name has the protocol's settings that are not the default."""
     parts = [name_of(s.corpus)] + [s.split] * (s.split != "test")
     parts += ["names", *s.lang] * (len(s.lang) > 1)
-    parts += [key for key in ("expand_abbreviations", "train_mentions") if getattr(s, key)]
+    parts += [key for key in ("expand_abbreviations", "train_mentions", "umls") if getattr(s, key)]
     return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
 
 
@@ -154,7 +157,7 @@ def results_signature(s, *tasks):
         texts = "\n".join([*d.ids, "", *d.names, "", repr((queries, gold))])
         digest.update(texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes())
     kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
-    for key in ("corpus", "ids", "dictionary", "data"):  # "NCBI/" is "NCBI"
+    for key in ("corpus", "ids", "dictionary", "data", "umls"):  # "NCBI/" is "NCBI"
         kept[key] = kept[key] and str(Path(kept[key]).resolve())
     kept["lang"] = " ".join(s.lang)
     return kept | {"dictionary sha256": digest.hexdigest()}
@@ -188,13 +191,19 @@ def linking_record(task, ranks):
     subsets = {"all": np.ones(len(reachable), bool), "reachable": reachable}
     if task.unseen is not None:
         subsets |= {"unseen": task.unseen, "unseen_reachable": task.unseen & reachable}
+    if task.not_synonymous.any():
+        subsets["synonymous"] = subsets["all"]
     for name, subset in subsets.items():
-        methods = {method: linking_scores(x[subset], documents[subset].tolist()) for method, x in ranks.items()}
+        missed = task.not_synonymous & (name == "synonymous")
+        found = {method: np.where(missed, np.inf, x)[subset] for method, x in ranks.items()}
+        methods = {method: linking_scores(x, documents[subset].tolist()) for method, x in found.items()}
         scores[name] = {"mentions": int(subset.sum()), "methods": methods}
     return {
         "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
         "concepts": len(task.dictionary.ids), "names": len(np.unique(task.dictionary.term)),
-        "issues": dict(+task.issues), "scores": scores,
+        "issues": dict(+task.issues),
+        "retired": {outcome: task.retired[outcome] for outcome in OUTCOMES if task.retired[outcome]},
+        "scores": scores,
     }  # fmt: skip
 
 
@@ -211,9 +220,12 @@ def print_linking(record):
         )
     for issue, n in first["issues"].items():
         print(f"  {issue}: {n:,}")
+    if first["retired"]:
+        print(f"  CUIs in {s['umls']}: " + ", ".join(f"{n:,} {outcome}" for outcome, n in first["retired"].items()))
     titles = {
         "all": "all mentions", "reachable": "mentions with a concept in the dictionary",
         "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
+        "synonymous": "all, broader or related concepts not found",
     }  # fmt: skip
     for subset, title in titles.items():
         found = {lang: x["scores"][subset] for lang, x in choices.items() if subset in x["scores"]}
@@ -223,7 +235,7 @@ def print_linking(record):
         is_same = len({*sizes.values()}) == 1
         title += [*sizes.values()][0] * is_same
         print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
-        for method, lang in [(method, lang) for method in first["scores"][subset]["methods"] for lang in found]:
+        for method, lang in [(method, lang) for method in [*found.values()][0]["methods"] for lang in found]:
             if scores := found[lang]["methods"][method]:
                 intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in scores["interval"].items()}
                 cells = [f"{scores[key]:5.1f} {interval}" for key, interval in intervals.items()]

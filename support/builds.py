@@ -219,7 +219,7 @@ def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):
         if not any(n for c in counts.values() for n in c[split].values()):
             advice = "use a larger release, sizes above 0 or another --valid_fraction"
             raise UserError(f"the {split} split would be empty; {advice}")
-    source_files = [path for table in rrf.COLUMNS for path in rrf.find_rrf(umls_folder, table)]
+    source_files = [path for table in rrf.TABLE_FILES for path in rrf.find_rrf(umls_folder, table)]
     return {
         "name": name, "languages": langs, "version": VERSION, "settings": manifest_settings(s),
         "special": special, "vocab_size": tokenizers.vocab_size(tokenizer),

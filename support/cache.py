@@ -59,7 +59,7 @@ def read_release(umls, langs, s, cache, relations, log):
 
 def describe_source(umls, s, semgroups):
     """What the tables of a release depend on: if it is the same again, the cache holds."""
-    files = {path.name: path.stat() for name in (*rrf.COLUMNS, "MRFILES") for path in rrf.find_rrf(umls, name)}
+    files = {path.name: path.stat() for name in (*rrf.TABLE_FILES, "MRFILES") for path in rrf.find_rrf(umls, name)}
     return {
         "version": 4, "folder": str(Path(umls).resolve()),
         "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},

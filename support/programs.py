@@ -66,10 +66,16 @@ def check_destination(out, form, *inputs):
 
 def write_output(out, content):
     """Writes bytes to a file, whole or not at all, or to standard output if `out` is ""."""
+    write_chunks(out, [content])
+
+
+def write_chunks(out, chunks):
+    """As write_output, of bytes that come in chunks, one of which is in memory at a time."""
     if out:
-        write_atomic(out, lambda f: f.write(content))
-    else:
-        write_all(standard_output(), content)
+        write_atomic(out, lambda f: f.writelines(chunks))
+        return
+    for chunk in chunks:
+        write_all(standard_output(), chunk)
 
 
 def end_process(status):

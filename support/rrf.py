@@ -29,7 +29,9 @@ COLUMNS = {  # of the release files that are read here, in order
     "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF".split(),
     "MRSTY": "CUI TUI STN STY ATUI CVF".split(),
     "MRRANK": "RANK SAB TTY SUPPRESS".split(),
+    "MRCUI": "CUI1 VER REL RELA MAPREASON CUI2 MAPIN".split(),
 }
+TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
 MAX_ROW = 64 << 20  # bytes: a longer row is no row
 PADDING = bytes(8)  # around each block, so that eight bytes can be read at any of its positions

@@ -174,27 +174,6 @@ def read_ranks(umls, skipped=None):
     return rank
 
 
-def read_codes(umls, sources):
-    """The ids that sources give concepts in rows with SUPPRESS=N: sorted pairs (id, CUI), each once. Raises: UserError.
-
-    sources: {SAB: prefix of its ids}, as in {"MSH": "", "OMIM": "OMIM:"}.
-    """
-    prefixes = {prefix8(sab): prefix for sab, prefix in sources.items()}
-
-    def parse_block(rows):
-        cui, has_source = rows.parse_cui("CUI"), np.isin(rows.prefix8("SAB"), [*prefixes])
-        keep = (cui >= 0) & has_source & (rows.prefix8("SUPPRESS") == prefix8("N"))
-        rows, cui = rows.filter(keep), cui[keep]
-        codes = zip(rows.prefix8("SAB").tolist(), rows.strings("CODE").to_pylist(), cui.tolist())
-        return {(prefixes[sab] + code, f"C{number:07d}") for sab, code, number in codes if code != "NOCODE"}
-
-    rrf.check_files(umls, "MRCONSO")
-    if not (found := set().union(*read_rrf(umls, "MRCONSO", parse_block))):
-        advice = "take the full release, or a subset of MetamorphoSys with these sources"
-        raise UserError(f"{rrf.find_rrf(umls, 'MRCONSO')[0]}: no row of the sources {' '.join(sources)}; {advice}")
-    return sorted(found)
-
-
 def parse_atoms(rows, cui, aui, rank):
     """Rows of MRCONSO in one language -> (cui, priority, string) of those with a name; low priorities come first."""
     start, end = rows.span("STR")

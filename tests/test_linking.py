@@ -31,14 +31,12 @@ from beyond.dictionaries import (
     trigram_similarities,
     vectors_file,
 )
-from beyond.export import Dictionary, Ids, write_dictionary, write_ids
 from beyond.gold import LinkingTask, Mention, find_abbreviations, read_mentions, read_task, split_of
 from beyond.mentions import LINKS, mentions_of_records, parse_record, read_records, write_records
 from configs import UserError
-from support import corpora, datasets, files, rrf, texts, tokenizers
+from support import corpora, datasets, files, texts, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command, run_command
-from tests.small_releases import conso, write
 
 
 def entity(pmid, text, words, ids, kind="Disease"):
@@ -749,65 +747,6 @@ def test_results_of_other_protocols_have_other_names():
     assert ranking.results_file(linking.Link(**s)) == Path("results/a/linking-ncbi.json")
     other = linking.Link(**s, split="dev", expand_abbreviations=True, out="o")
     assert ranking.results_file(other) == Path("o/a/linking-ncbi-dev-expand_abbreviations.json")
-
-
-def test_names_and_ids_for_other_tools(dataset, small, tmp_path, capsys):
-    """dictionary writes what beyond.link takes from the data set; ids writes codes of MeSH and OMIM."""
-    found = command("-m", "beyond.export", "dictionary", dataset)
-    tables = datasets.read_dataset_tables(dataset, "en")
-    lines = found.stdout.splitlines()
-    assert found.returncode == 0, found.stderr
-    assert len(lines) == len(tables.terms)
-    assert lines[0] == f"C{tables.cui[0]:07d}\t{tables.terms[0]}"
-    assert found.stderr == f"{len(lines):,} names of {len(tables.cui):,} concepts -> standard output\n"
-    capsys.readouterr()
-    for _ in range(2):
-        write_dictionary(Dictionary(str(dataset), "en", str(tmp_path / "out.tsv")))
-        out, err = capsys.readouterr()
-        told = f"{len(lines):,} names of {len(tables.cui):,} concepts -> {tmp_path}/out.tsv\n"
-        following = f"python -m beyond.link CHECKPOINT --dictionary {tmp_path}/out.tsv < mentions.txt > links.jsonl"
-        assert (out, err) == ("", f"{told}next:  {following}\n")
-    assert (tmp_path / "out.tsv").read_text() == found.stdout
-    of_file = read_dictionary(tmp_path / "out.tsv")
-    of_dataset = make_dictionary(*datasets.names_of_dataset(dataset, ""))
-    assert of_file.ids == of_dataset.ids and of_file.names == of_dataset.names
-    assert (of_file.term == of_dataset.term).all() and (of_file.concept == of_dataset.concept).all()
-    with pytest.raises(UserError, match="has no names in language fr; it has en"):
-        write_dictionary(Dictionary(str(dataset), "en,fr"))
-    (tmp_path / "mine.tsv").write_text("notes\n")
-    tables_of_en = dataset.parent / "tables" / "en"
-    for path, message in ((dataset / "manifest.json", "is in the input"), (dataset / "new.tsv", "is in the input"),
-                          (tables_of_en / "source.json", "is in the input"), (tables_of_en / "new.tsv", "is in the in"),
-                          (tmp_path / "mine.tsv", "is not an output of this command"), (".", "a folder")):  # fmt: skip
-        with pytest.raises(UserError, match=message):
-            write_dictionary(Dictionary(str(dataset), out=str(path)))
-
-
-def test_codes_of_a_release(tmp_path):
-    """Of MSH and OMIM, not suppressed, each once, as PubTator has them."""
-    rows = [("C0000002", "MSH", "D2", "N"), ("C0000001", "MSH", "D1", "N"), ("C0000001", "MSH", "D1", "N"),
-        ("C0000003", "OMIM", "215600", "N"), ("C0000004", "MSHFRE", "D4", "N"), ("C0000005", "MSH", "D5", "O"),
-        ("C0000006", "MSH", "NOCODE", "N"), ("C0000007", "SNOMEDCT_US", "12", "N")]  # fmt: skip
-    mrconso = [conso(c, "x", sab=sab, suppress=s).replace("|PT|X|", f"|PT|{code}|") for c, sab, code, s in rows]
-    release = write(tmp_path / "release", mrconso, [], [])
-    for _ in range(2):
-        write_ids(Ids(str(release), str(tmp_path / "ids.tsv")))
-    with pytest.raises(UserError, match="MRCONSO.RRF is in the input"):
-        write_ids(Ids(str(release), str(rrf.find_rrf(release, "MRCONSO")[0])))
-    want = "id\tcui\nD1\tC0000001\nD2\tC0000002\nOMIM:215600\tC0000003\n"
-    assert (tmp_path / "ids.tsv").read_text() == want
-    assert read_ids(tmp_path / "ids.tsv")["OMIM:215600"] == ["C0000003"]
-    for rows, message in (
-        (
-            mrconso[4:5],
-            "MRCONSO.RRF: no row of the sources MSH OMIM; take the full release, or a subset of MetamorphoSys",
-        ),
-        ([], "MRCONSO.RRF is neither"),
-    ):
-        other = write(tmp_path / f"other{len(rows)}", rows, [], [])
-        with pytest.raises(UserError, match=message):
-            write_ids(Ids(str(other), str(tmp_path / "none.tsv")))
-    assert not (tmp_path / "none.tsv").exists()
 
 
 def test_a_file_in_place_of_the_results(checkpoint, small, tmp_path, monkeypatch):

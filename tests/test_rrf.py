@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from configs import UserError
-from support import rrf, umls
+from support import rrf
+from support.codes import read_codes
 from tests.conftest import build, graph_of
 from tests.small_releases import (
     ANAT,
@@ -190,10 +191,10 @@ def test_no_build_of_a_file_that_was_cut(tmp_path, name):
 def test_ids_of_a_file_that_was_cut(tmp_path):
     folder = write(tmp_path, [conso("C0000001", "x", sab="MSH"), *BASE], [], [])
     state_rows(folder)
-    assert umls.read_codes(folder, {"MSH": ""}) == [("X", "C0000001")]
+    assert read_codes(folder, ["MSH"]) == [("MSH", "X", "C0000001")]
     damage(folder, "MRCONSO", lambda lines: b"\n".join(lines[:2]), meta="")
     with pytest.raises(UserError, match="MRCONSO.RRF: 2 rows, and MRFILES.RRF beside it states 4"):
-        umls.read_codes(folder, {"MSH": ""})
+        read_codes(folder, ["MSH"])
 
 
 @pytest.mark.parametrize("rows", ["2", "4", "many", "", "9" * 5000, "-1", "3|1|\nMRCONSO.RRF|t|c|18|8"])
@@ -228,7 +229,7 @@ def test_identifiers_are_checked_in_rows_that_are_not_used_too(tmp_path, row, pl
         graph_of(folder)
     if "CUI: " in place:
         with pytest.raises(UserError, match=place):
-            umls.read_codes(folder, {"SYN": ""})
+            read_codes(folder, ["SYN"])
 
 
 # ---------------------------------------------------------------- rows that are left out
