@@ -1,7 +1,8 @@
-"""Entity linking: mentions with ids, a dictionary of names, and the rank of the right concept by the nearest name.
+"""Entity linking: mentions, a dictionary of names, and the concepts with the nearest names, written or scored.
 
 python -m beyond.link runs/kgi-en < mentions.txt                        the nearest concepts of each
 python -m beyond.link runs/kgi-en entities.jsonl > linked.jsonl         those of a tagger's entities
+python -m beyond.link runs/kgi-en entities.jsonl --groups DISO --codes SNOMEDCT_US --umls 2022AB --format tsv
 python -m beyond.link runs/kgi-en --corpus NCBI-Disease --ids ids.tsv   how often the nearest is the right one
 """
 
@@ -10,26 +11,20 @@ from configs import DEVICES, POOLINGS, PRECISIONS, UserError, argument, setting 
 import sys
 import time
 from dataclasses import dataclass, fields
-from functools import partial
 
-import numpy as np
-
-import model as models
-from beyond.dictionaries import (
-    embed_mentions_and_names,
-    make_dictionary,
-    query_blocks,
-    read_dictionary,
-)
-from beyond.embed import POOLING_HELP, choose_pooling
-from beyond.mentions import LINKS, mentions_of_records, read_records, write_records
+from beyond.dictionaries import make_dictionary, read_pairs
+from beyond.embed import POOLING_HELP
+from beyond.linked import LINKS, write_links
+from beyond.mentions import mentions_of_records, read_records
+from beyond.nearest import choose_concepts, choose_similarity, nearest_concepts, restrict
 from beyond.ranking import link_corpus
 from beyond.retrieval import DATA_HELP, data_of
-from support.datasets import names_of_dataset
-from support.programs import check_destination, run_command
+from beyond.tagged import check_place
+from support.codes import codes_of_concepts
+from support.datasets import groups_of_dataset, names_of_dataset
+from support.programs import run_command
 
 LANG_HELP = "only names of these languages (en,fr); default: all of the data set"
-N_NEAREST = 5  # concepts that are written for a mention
 
 
 @dataclass
@@ -45,6 +40,21 @@ class Link:
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
     expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
+    top: int = setting(5, "concepts written for a mention, at most", "links", least=1)
+    min_similarity: float = setting(
+        -1.0, "concepts below are not written, so that a mention may have none", "links", least=-1.0, most=2.0
+    )
+    score: str = setting(
+        "cosine", "similarity: of vectors, of trigrams of letters, or the sum", "links",
+        choices=("cosine", "trigrams", "sum"),
+    )  # fmt: skip
+    groups: list[str] = setting([], "only concepts of these semantic groups (DISO CHEM), or of --types", "links")
+    types: list[str] = setting([], "only concepts of these semantic types (T047 T184), or of --groups", "links")
+    codes: list[str] = setting([], "sources whose codes each concept gets (SNOMEDCT_US)", "links")
+    format: str = setting(
+        "jsonl", "JSON Lines, a table, and of a tagger's entities brat (.txt, .ann) or CoNLL columns", "links",
+        choices=("jsonl", "tsv", "brat", "conll"),
+    )  # fmt: skip
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")
     lang: list[str] = setting([], f"{LANG_HELP}; for a corpus several choices in turn (fr en fr,en)", "dictionary")
@@ -58,71 +68,80 @@ class Link:
 
 def link(s):
     """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
+    check_settings(s)
+    folder = "" if s.dictionary else data_of(s, s.checkpoint)
+
+    def names_in(lang):
+        """(ids, names) of a choice of languages."""
+        return names_of_dataset(folder, lang) if folder else read_pairs(s.dictionary, "id TAB name")
+
+    if s.corpus:
+        link_corpus(s, {lang: make_dictionary(*names_in(lang)) for lang in s.lang or [""]})
+    else:
+        lang = "".join(s.lang)
+        link_mentions(s, *names_in(lang), groups_of_dataset(folder, lang) if folder else {})
+
+
+def check_settings(s):
+    """Raises UserError for settings that exclude each other, or a place that cannot be written to."""
     if s.dictionary and (s.data or s.lang):
         raise UserError("--dictionary and a data set (--data, --lang): give one of them")
     if s.corpus and s.mentions:
         raise UserError(f"{s.mentions} and --corpus {s.corpus}: give one of them")
-    corpus_fields = [f for f in fields(s) if f.metadata.get("group") == "corpus"]
-    if given := [f.name for f in corpus_fields if not s.corpus and getattr(s, f.name) != f.default]:
-        raise UserError(f"--{given[0]} is for the mentions of a --corpus, and there is none")
+    group = "links" if s.corpus else "corpus"
+    default = type(s)(s.checkpoint)
+    of_group = [f.name for f in fields(s) if f.metadata.get("group") == group]
+    if given := [name for name in of_group if getattr(s, name) != getattr(default, name)]:
+        fault = "mentions of one's own, and those of a --corpus are scored" if s.corpus else ""
+        raise UserError(f"--{given[0]} is for {fault or 'the mentions of a --corpus, and there is none'}")
+    if s.groups and s.dictionary:
+        raise UserError(f"--groups: {s.dictionary} does not say them; give a data set, or --types and --umls")
+    if (s.types or s.codes) and not s.umls:
+        raise UserError(f"--{'types' if s.types else 'codes'} are read from a release; give it with --umls")
     if not s.corpus:
-        check_destination(s.out, LINKS, s.mentions or 0, *[s.dictionary] * bool(s.dictionary))
+        check_place(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
     if len(s.lang) > 1 and not s.corpus:
+        choices = " ".join(s.lang)
         raise UserError(
-            f"--lang {' '.join(s.lang)}: several choices are for a --corpus; give one, such as fr,en, after MENTIONS"
+            f"--lang {choices}: several choices are for a --corpus; give one, such as fr,en, after MENTIONS"
         )
-    if s.dictionary:
-        dictionaries = {"": read_dictionary(s.dictionary)}
-    else:
-        data = data_of(s, s.checkpoint)
-        dictionaries = {lang: make_dictionary(*names_of_dataset(data, lang)) for lang in s.lang or [""]}
-    if s.corpus:
-        link_corpus(s, dictionaries)
-    else:
-        link_mentions(s, *dictionaries.values())
 
 
-def link_mentions(s, dictionary):
-    """Writes the nearest concepts of the mentions of a file, as JSON Lines."""
-    began, records = time.monotonic(), read_records(s.mentions)
-    mentions = mentions_of_records(records)
-    texts, log = [text for _, text in mentions if text], partial(print, file=sys.stderr)
-    pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), log)
-    queries, nearest = list(dict.fromkeys(texts)), []
+def link_mentions(s, ids, names, group_of):
+    """Writes the nearest concepts of the mentions of a file.
+
+    Args: ids, names: as make_dictionary takes them, a concept's preferred name first. group_of: {id: its semantic
+        group}, {} where none is known.
+    """
+    began, records = time.monotonic(), read_records(s.mentions, s.format)
+    mentions, preferred = mentions_of_records(records), dict(zip(reversed(ids), reversed(names)))
+    dictionary, queries = make_dictionary(ids, names), [*dict.fromkeys(text for _, text in mentions if text)]
+    chosen, index = restrict(dictionary, choose_concepts(s, dictionary, group_of))
+    codes, nearest = codes_of_concepts(s.umls, s.codes) if s.codes else {}, ()
+    if s.codes and codes.keys().isdisjoint(chosen.ids):
+        raise UserError(f"--codes: no id of the dictionary, such as {chosen.ids[0]}, has a code in {s.umls}")
     if queries:
-        vectors, names = embed_mentions_and_names(s, queries, dictionary.names, [pooling])
-        nearest = nearest_concepts(dictionary, len(queries), lambda x: vectors[pooling][x] @ names[:, 0].T)
-    found = {"": []} | dict(zip(queries, nearest))
+        similarities = choose_similarity(s, queries, dictionary, chosen, index)
+        nearest = nearest_concepts(chosen, len(queries), similarities, s.top)
+
+    def describe(concept, name, similarity):
+        """What is written of a link."""
+        i = chosen.ids[concept]
+        link = {"id": i, "name": preferred[i], "matched": chosen.names[name], "group": group_of.get(i)}
+        of_codes = {"codes": codes.get(i, {})} if s.codes else {}
+        return link | {"similarity": round(similarity, 4)} | of_codes
+
+    found = {"": ([], 0)} | dict(zip(queries, nearest))
     for mention, text in mentions:
-        mention["concepts"] = found[text]
-    write_records(records, s.out)
+        links, tied = found[text]
+        concepts = [link for link in (describe(*x) for x in links) if link["similarity"] >= s.min_similarity]
+        mention |= {"concepts": concepts, "tied": tied if concepts else 0}
+    write_links(s, records)
     print(
-        f"{len(texts):,} mentions, {len(queries):,} of them distinct; {len(dictionary.ids):,} concepts with "
-        f"{len(dictionary.names):,} names ({time.monotonic() - began:.0f} s)",
+        f"{len([text for _, text in mentions if text]):,} mentions, {len(queries):,} of them distinct; "
+        f"{len(chosen.ids):,} concepts with {len(chosen.names):,} names ({time.monotonic() - began:.0f} s)",
         file=sys.stderr,
     )
-
-
-def nearest_concepts(dictionary, n_queries, similarities):
-    """The N_NEAREST concepts of each query, by the nearest of their names; equally near ones in the order of the ids.
-
-    Args: similarities: a function of a slice of the queries: (k, names) float32.
-    Returns: [[{"id", "name", "similarity"}, ...], ...], the nearest concept first.
-    """
-    n, offset = min(N_NEAREST, len(dictionary.ids)), np.flatnonzero(np.diff(dictionary.concept, prepend=-1))
-    end, out = [*offset[1:], len(dictionary.term)], []
-    for block in query_blocks(dictionary, n_queries):
-        for name_similarity in similarities(block):
-            pair_similarity = name_similarity[dictionary.term]
-            similarity = np.maximum.reduceat(pair_similarity, offset)
-            near = np.flatnonzero(similarity >= np.partition(similarity, -n)[-n])
-            near = near[np.argsort(-similarity[near], kind="stable")][:n]
-            terms = [dictionary.term[offset[c] + pair_similarity[offset[c] : end[c]].argmax()] for c in near]
-            out.append([
-                {"id": dictionary.ids[c], "name": dictionary.names[t], "similarity": round(float(similarity[c]), 4)}
-                for c, t in zip(near, terms)
-            ])  # fmt: skip
-    return out
 
 
 COMMANDS = {"link": (link, Link)}

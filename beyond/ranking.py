@@ -23,7 +23,7 @@ import hashlib
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -156,8 +156,10 @@ def results_signature(s, *tasks):
         gold = [parts and [x.tolist() for x in parts] for parts in gold]
         texts = "\n".join([*d.ids, "", *d.names, "", repr((queries, gold))])
         digest.update(texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes())
-    kept = {key: value for key, value in asdict(s).items() if key not in ("mentions", "keep_vectors", "device", "out")}
-    for key in ("corpus", "ids", "dictionary", "data", "umls"):  # "NCBI/" is "NCBI"
+    others = ["mentions", "keep_vectors", "device", "out"] + ["umls"] * (not s.umls)
+    others += [f.name for f in fields(s) if f.metadata.get("group") == "links"]
+    kept = {key: value for key, value in asdict(s).items() if key not in others}
+    for key in {"corpus", "ids", "dictionary", "data", "umls"} & kept.keys():  # "NCBI/" is "NCBI"
         kept[key] = kept[key] and str(Path(kept[key]).resolve())
     kept["lang"] = " ".join(s.lang)
     return kept | {"dictionary sha256": digest.hexdigest()}

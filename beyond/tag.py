@@ -1,4 +1,4 @@
-"""The entities of texts, as JSON Lines, brat, CoNLL columns and a web page.
+"""The entities of texts, as JSON Lines, brat, CoNLL columns, forms of annotation tools, and a web page.
 
     python -m beyond.tag results/kgi-fr/e3c < notes.txt > entities.jsonl                 a document a line
     python -m beyond.tag results/kgi-fr/e3c notes --format brat --out tagged             a folder of .txt files
@@ -22,12 +22,21 @@ from tokenizers import Tokenizer
 
 import model as models
 from beyond.pages import PAGE, PAGE_CHARACTERS, format_block, format_page, types_of
-from beyond.tagged import FORMATS, RECORDS, Entity, TaggedText, read_texts, write_brat
+from beyond.tagged import (
+    FORMATS,
+    RECORDS,
+    Entity,
+    TaggedText,
+    check_place,
+    format_documents,
+    read_texts,
+    write_brat,
+)
 from finetune import TokenClassifier, choose_machine, word_scores
 from support import taggers, tokenizers
-from support.files import atomic_directory, check_output, check_output_file, progress, write_all, write_atomic
+from support.files import atomic_directory, check_output_file, progress, write_all, write_atomic
 from support.labels import align_entities, decode_entities, strict_iob2, to_iob2
-from support.programs import check_destination, run_command, standard_output
+from support.programs import run_command, standard_output
 from support.reports import print_next
 from support.windows import make_windows
 
@@ -43,7 +52,9 @@ class Tag:
     input: str = argument(
         "INPUT", "a file, a document a line, a .jsonl, or a folder of .txt; default: standard input", optional=True
     )
-    format: str = setting("jsonl", "JSON Lines, brat (.txt, .ann) or CoNLL columns", choices=("jsonl", "brat", "conll"))
+    format: str = setting(
+        "jsonl", "JSON Lines, brat (.txt, .ann), CoNLL columns, or what a tool imports", choices=("brat", *FORMATS)
+    )
     out: str = setting("", "file that is written, of brat a new folder; default: standard output")
     html: str = setting("", "also write a page with the entities highlighted; a terminal then shows no other output")
     precision: str = setting("", "number format; default: as in fine-tuning", choices=("auto", "bf16", "fp32"))
@@ -168,12 +179,7 @@ class Tally:
 def check_outputs(s):
     """Raises UserError for places that cannot be written to, or that hold what would be lost."""
     inputs = s.input or 0, s.model
-    if s.format != "brat":
-        check_destination(s.out, RECORDS, *inputs)
-    elif not s.out:
-        raise UserError("brat has two files for each document; give a new folder for them with --out")
-    else:
-        check_output(s.out, {}, *inputs)
+    check_place(s.format, s.out, RECORDS, *inputs)
     if s.html:
         check_output_file(s.html, PAGE, *inputs)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():
@@ -187,18 +193,17 @@ def write_tagged(tagged, s, labels):
     """
     tally, types = Tally(), types_of(labels)
     counted = count(tagged, tally, types if s.html else None)
-    lines = (FORMATS[s.format](document).encode() for document in counted)
     if s.format == "brat":
         with atomic_directory(s.out, {}) as folder:
             for document in counted:
                 write_brat(folder, document)
     elif s.out:
-        write_atomic(s.out, lambda f: f.writelines(lines))
+        write_atomic(s.out, lambda f: f.writelines(map(str.encode, format_documents(counted, s.format))))
     else:
         is_silent = s.html and sys.stdout.isatty()  # who asks for a page wants no lines there
-        for line in lines:
+        for text in format_documents(counted, s.format):
             if not is_silent:
-                write_all(standard_output(), line)
+                write_all(standard_output(), text.encode())
     if s.html:
         page = format_page(tally, types, s.model).encode()
         write_atomic(s.html, lambda f: f.write(page))

@@ -4,6 +4,8 @@ import difflib
 from collections import defaultdict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs import UserError
 from support import rrf
@@ -18,15 +20,15 @@ def read_codes(umls, sources, all_needed=True):
     Args: sources: their names (SAB), exactly as written there. all_needed: a source without a row is an error.
     Raises: UserError, also if there is no code at all.
     """
+    names = pa.array(sources, pa.string())
 
     def parse_block(rows):
         cui, sab = rows.parse_cui("CUI"), rows.strings("SAB").dictionary_encode()
-        names = sab.dictionary.to_pylist()
-        has_source = np.array([name in sources for name in names], bool)[sab.indices]
+        has_source = np.array(pc.is_in(sab.dictionary, value_set=names), bool)[sab.indices]
         keep = (cui >= 0) & has_source & (rows.prefix8("SUPPRESS") == prefix8("N"))
         fields = [rows.filter(keep).strings(column).to_pylist() for column in ("SAB", "CODE")]
         codes = {(s, " ".join(code.split()), f"C{number:07d}") for s, code, number in zip(*fields, cui[keep].tolist())}
-        return {x for x in codes if x[1] not in ("", "NOCODE")}, {*names}
+        return {x for x in codes if x[1] not in ("", "NOCODE")}, {*sab.dictionary.to_pylist()}
 
     rrf.check_files(umls, "MRCONSO")
     codes, known = (set().union(*found) for found in zip(*rrf.read_rrf(umls, "MRCONSO", parse_block)))

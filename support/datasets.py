@@ -176,6 +176,16 @@ def names_of_dataset(folder, lang):
     return cuis, names
 
 
+def groups_of_dataset(folder, lang):
+    """{CUI: abbreviation of its semantic group} of the concepts of names_of_dataset. Raises: UserError as there."""
+    group_of = {}
+    for code in choose_languages(folder, lang):
+        tables = read_dataset_tables(folder, code)
+        groups = np.array(tables.groups)[tables.group].tolist()
+        group_of |= {f"C{cui:07d}": group for cui, group in zip(tables.cui.tolist(), groups)}
+    return group_of
+
+
 class ExampleWriter:
     """Collects the examples of one split and writes them as one Arrow record batch, a row each.
 

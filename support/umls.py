@@ -117,6 +117,25 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
     return groups, np.array([groups.index(group_of[tui]) for tui in kept_types] + [-1, -2], np.int16)[best]
 
 
+def read_cuis_of_types(umls, types):
+    """The CUIs of the concepts with one of some semantic types, or more (TUIs): a set.
+
+    Raises: UserError, also for a type that MRSTY does not have.
+    """
+    names = pa.array(types, pa.string())
+
+    def parse_block(rows):
+        cui, tui = rows.parse_cui("CUI"), rows.strings("TUI")
+        keep = (cui >= 0) & np.array(pc.is_in(tui, value_set=names), bool)
+        return {*zip(tui.filter(pa.array(keep)).to_pylist(), cui[keep].tolist())}
+
+    rrf.check_files(umls, "MRSTY")
+    found = set().union(*read_rrf(umls, "MRSTY", parse_block))
+    if missing := sorted({*types} - {tui for tui, _ in found}):
+        raise UserError(f"{umls}: MRSTY.RRF has no concept of type {missing[0]}; types are written T047")
+    return {f"C{number:07d}" for _, number in found}
+
+
 def read_semantic_groups(path):
     """({TUI: abbreviation of its group}, {abbreviation: name}) of a SemGroups.txt. Raises: UserError naming the row."""
     group_of, name_of = {}, {}

@@ -32,7 +32,9 @@ from beyond.dictionaries import (
     vectors_file,
 )
 from beyond.gold import LinkingTask, Mention, find_abbreviations, read_mentions, read_task, split_of
-from beyond.mentions import LINKS, mentions_of_records, parse_record, read_records, write_records
+from beyond.linked import LINKS, format_jsonl
+from beyond.mentions import mentions_of_records, parse_record, read_records
+from beyond.nearest import nearest_concepts
 from configs import UserError
 from support import corpora, datasets, files, texts, tokenizers
 from support.arrays import bootstrap
@@ -599,7 +601,7 @@ def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(che
     assert n_embedded(out="d")[0] == 1 and len([*Path("kept").iterdir()]) == 5
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(12))
 def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
     """Of each concept the nearest name, concepts by similarity, then in the order of the ids; in blocks of any size."""
     rng = np.random.default_rng(seed)
@@ -610,15 +612,17 @@ def test_nearest_concepts_are_those_of_sorting(seed, monkeypatch):
     dictionary = make_dictionary(*zip(*pairs))
     similarity = rng.choice([0.0, 0.25, 0.5, 0.75], (n_queries, len(dictionary.names))).astype(np.float32)
     monkeypatch.setattr(dictionaries, "MAX_SIMILARITIES", int(rng.integers(1, 40)))
-    found = linking.nearest_concepts(dictionary, n_queries, lambda block: similarity[block])
+    top = int(rng.integers(1, 8))
+    found = nearest_concepts(dictionary, n_queries, lambda block: similarity[block], top)
     assert len(found) == n_queries
     of_name = {name: i for i, name in enumerate(dictionary.names)}
-    for row, links in zip(similarity, found):
+    for row, (links, tied) in zip(similarity, found):
         best = {c: max(row[of_name[name]] for d, name in pairs if d == c) for c in dictionary.ids}
-        want = sorted(best.items(), key=lambda item: (-item[1], dictionary.ids.index(item[0])))[:5]
-        assert [(link["id"], link["similarity"]) for link in links] == want
-        assert all((link["id"], link["name"]) in pairs for link in links)
-        assert all(row[of_name[link["name"]]] == link["similarity"] for link in links)
+        want = sorted(best.items(), key=lambda item: (-item[1], dictionary.ids.index(item[0])))[:top]
+        assert [(dictionary.ids[concept], similarity) for concept, _, similarity in links] == want
+        assert all((dictionary.ids[concept], dictionary.names[name]) in pairs for concept, name, _ in links)
+        assert all(row[name] == similarity for _, name, similarity in links)
+        assert tied == [*best.values()].count(max(best.values())) - 1
 
 
 def test_links_of_lines(checkpoint, small, tmp_path):
@@ -630,7 +634,7 @@ def test_links_of_lines(checkpoint, small, tmp_path):
     records = [json.loads(line) for line in found.stdout.splitlines()]
     assert [r["text"] for r in records] == ["fever  and pain", "", "flu", "flu", ""]
     assert records[1]["concepts"] == [] and records[2] == records[3]
-    first = {"id": "D3", "name": "fever and pain", "similarity": 1.0}
+    first = {"id": "D3", "name": "pain", "matched": "fever and pain", "group": None, "similarity": 1.0}
     assert records[0]["concepts"][0] == first and len(records[0]["concepts"]) == 5
 
 
@@ -648,21 +652,22 @@ def test_links_of_entities(checkpoint, small, tmp_path):
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [r["id"] for r in records] == ["a", 7, 8] and records[1]["entities"] == []
     flu, pain = records[0]["entities"]
-    assert {**flu, "concepts": 0} == {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5, "concepts": 0}
-    assert flu["concepts"][0] == {"id": "D1", "name": "flu", "similarity": 1.0} and pain["concepts"][0]["id"] == "D3"
+    given = {"start": 0, "end": 3, "type": "X", "text": "flu", "score": 0.5}
+    assert {**flu, "concepts": 0} == given | {"concepts": 0, "tied": 0}
+    first = {"id": "D1", "name": "influenza", "matched": "flu", "group": None, "similarity": 1.0}
+    assert flu["concepts"][0] == first and pain["concepts"][0]["id"] == "D3"
     assert "concepts" not in records[0] and len(records[2]["concepts"]) == 5 and records[2]["text"] == "cold \ufffd"
     encoder, tokenizer = models.load(checkpoint, encoder_only=True).encoder.eval(), tokenizers.load(checkpoint)
     x = embedding.embed_terms(encoder, tokenizer, ["flu", *read_dictionary(small[1]).names], ["cls"], None)["cls"]
     cosine = torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()
     want = dict(zip(read_dictionary(small[1]).names, cosine))
-    assert all(link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4) for link in flu["concepts"])
+    assert all(link["similarity"] == pytest.approx(want[link["matched"]], abs=1e-4) for link in flu["concepts"])
 
 
-def test_what_is_written_is_json(tmp_path):
+def test_what_is_written_is_json():
     """Numbers that are not finite, which json.loads takes, become null; the rest of the record stays."""
     line = '{"text": "a", "score": NaN, "more": [1.5, -Infinity, {"x": 1e999}], "id": "NaN"}'
-    write_records([parse_record(line, "x", 1)], tmp_path / "out")
-    text = (tmp_path / "out").read_text()
+    text = format_jsonl([parse_record(line, "x", 1)])
     want = {"text": "a", "score": None, "more": [1.5, None, {"x": None}], "id": "NaN"}
     assert json.loads(text, parse_constant=pytest.fail) == want
 
@@ -688,7 +693,7 @@ def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_pa
         x = embedding.embed_terms(encoder, tokenizer, texts, [pooling], None, 2)[pooling]
         want = dict(zip(texts[1:], torch.nn.functional.cosine_similarity(x[:1], x[1:]).tolist()))
         for link in json.loads(found)["concepts"]:
-            assert link["similarity"] == pytest.approx(want[link["name"]], abs=1e-4)
+            assert link["similarity"] == pytest.approx(want[link["matched"]], abs=1e-4)
     (own / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
     with pytest.raises(
         UserError, match="own: its pooling, max, is not supported; give --pooling cls or --pooling mean"
@@ -733,11 +738,11 @@ def test_which_files_links_replace(tmp_path):
     mention, entity = {"text": "flu", "concepts": []}, {"start": 0, "text": "flu", "concepts": [{"id": "D1"}]}
     empty, linked = {"id": 1, "text": "", "entities": []}, {"id": 2, "text": "flu", "entities": [entity]}
     for records in ([mention], [linked], [empty, empty, linked], [empty], [empty, empty]):
-        write_records(records, tmp_path / "x")
+        (tmp_path / "x").write_text(format_jsonl(records))
         files.check_output(tmp_path / "x", LINKS)
     del entity["concepts"]
     for records in ([linked], [empty, linked], [{"text": "concepts"}], [empty, {"text": ""}]):
-        write_records(records, tmp_path / "x")
+        (tmp_path / "x").write_text(format_jsonl(records))
         with pytest.raises(UserError, match="x is not an output of this command"):
             files.check_output(tmp_path / "x", LINKS)
 

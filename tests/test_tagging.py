@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 import torch
 
 import finetune
 import model as models
-from beyond import pages, plot, tag
+from beyond import pages, plot, tag, tagged
 from beyond.tag import Tag
 from beyond.tagged import Entity, TaggedText, read_texts
 from configs import UserError
@@ -27,6 +28,7 @@ from support.windows import Window, make_windows, words_with_spaces
 from tests.conftest import ROOT, run_command
 
 DISEASES, FINDINGS = ["hepatitis", "measles", "viral hepatitis"], ["fever", "pain", "acute pain"]
+BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
 OTHERS = ["the", "patient", "had", "of", "liver", "no", "(", ")", ",", "37.5", "\U0001f600"]
 
 
@@ -462,6 +464,88 @@ def test_columns_are_read_back(tmp_path):
     assert [(d.tokens, d.labels, d.group) for d in documents] == [
         (["acute", "pain", "x"], ["B-p", "I-p", "O"], "1"), (["script"], ["B-q <r"], "3")
     ]  # fmt: skip
+
+
+# Astral and combining characters, line ends of all kinds, TABs, text that looks like PubTator, and ids of any kind.
+HOSTILE = {
+    "d/1": TEXT, 2: "", "": "\n", "a b|c%7C\t": "no line end",
+    "emoji": "\U0001f600 fever\r\n\U0001f468\u200d\u2695 pain\r\n",
+    "marks": "fie\u0300vre aigue\u0308\n\n\u0e01\u0e33", "old": "fever\rof\rliver", "first": "\nfever\n",
+    "odd": "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g", "1|t|x": "1|t|fever\n1|a|pain\n1\t0\t5\tfever\tX",
+    "bom": "\ufefffever \ufeff", "blanks": "  fever  \n  pain ", "é\u2003日": 'quote "fever" \\ back',
+}  # fmt: skip
+
+
+def tagged_words(key, text):
+    """Every stretch without blanks is an entity, and so is all of the text from its first word to its last."""
+    spans = [m.span() for m in re.finditer(r"\S+", text)]
+    spans += [(spans[0][0], spans[-1][1])] if spans else []
+    entities = [Entity(a, b, f"K {i % 2}", round(i / 99, 4)) for i, (a, b) in enumerate(spans)]
+    return TaggedText(key, text, spans[:-1], [], [], entities)
+
+
+def read_doccano(f):
+    return {d["id"]: (d["text"], [tuple(label) for label in d["label"]]) for d in map(json.loads, f)}
+
+
+def read_labelstudio(f):
+    found = {}
+    for task in json.load(f):
+        (prediction,) = task["predictions"]
+        assert len({r["id"] for r in prediction["result"]}) == len(prediction["result"])
+        assert all(
+            (r["from_name"], r["to_name"], r["type"]) == ("label", "text", "labels") for r in prediction["result"]
+        )
+        values, words = [r["value"] for r in prediction["result"]], task["data"]["text"]
+        assert all(words[v["start"] : v["end"]] == v["text"] for v in values)
+        scores = [r["score"] for r in prediction["result"]]
+        assert prediction.get("score") == (round(sum(scores) / len(scores), 4) if scores else None)
+        found[task["data"]["id"]] = (words, [(v["start"], v["end"], *v["labels"]) for v in values])
+    return found
+
+
+@pytest.mark.parametrize("form, read", [("doccano", read_doccano), ("labelstudio", read_labelstudio)])
+def test_forms_of_annotation_tools_are_read_back(tmp_path, form, read):
+    """Offsets are those of the text as it is."""
+    documents = [tagged_words(*item) for item in HOSTILE.items()]
+    tag.write_tagged(iter(documents), Tag("", format=form, out=str(tmp_path / "out")), ["O"])
+    with open(tmp_path / "out", encoding="utf-8") as f:
+        found = read(f)
+    assert found == {d.id: (d.text, [(e.start, e.end, e.type) for e in d.entities]) for d in documents}
+
+
+def test_pubtator_is_read_back(tmp_path):
+    """By our own reader, which compares words and offsets, and by lines of any kind of line end."""
+    documents = [tagged_words(*item) for item in HOSTILE.items()]
+    tag.write_tagged(iter(documents), Tag("", format="pubtator", out=str(tmp_path / "out")), ["O"])
+    content = (tmp_path / "out").read_text(encoding="utf-8")
+    assert content.splitlines() == content.split("\n")[:-1]
+    texts, entities, n_repeats = formats.parse_pubtator(tmp_path / "out")
+    assert not n_repeats.total() and len(texts) == len(documents)
+    for document, (key, text) in zip(documents, texts.items()):
+        assert unquote(key) == (str(document.id) or "%")
+        # The line end between title and abstract is there in a text without one too.
+        assert len(text) == len(document.text) + (not re.search("[\r\n]", document.text))
+        assert all(a == b or (a in "\n " and b in BREAKS) for a, b in zip(text, document.text))
+        want = [(e.start, e.end, e.type, "") for e in document.entities]
+        assert entities[key] == want
+
+
+def test_annotations_of_people_are_not_replaced(tmp_path):
+    """A file of Doccano or PubTator may be theirs. Tasks of Label Studio are replaced, its export is not."""
+    ours = [{"data": {"id": 1, "text": ""}, "predictions": [{"model_version": "beyond.tag", "result": []}]}]
+    export = [{"id": 1, "annotations": [], "data": {"id": 1, "text": ""}, "predictions": []}]
+    for form, content, is_ours in (
+        ("doccano", '{"id": 1, "text": "a", "label": []}\n', False), ("pubtator", "1|t|a\n1|a|b\n", False),
+        ("labelstudio", "".join(tagged.format_documents([], "labelstudio")), True),
+        ("labelstudio", "[\n" + json.dumps(ours)[1:], True), ("labelstudio", json.dumps(export), False),
+    ):  # fmt: skip
+        write_text(tmp_path / "out", content)
+        if is_ours:
+            tag.check_outputs(Tag(model="model", format=form, out=str(tmp_path / "out")))
+        else:
+            with pytest.raises(UserError, match="out is not an output of this command"):
+                tag.check_outputs(Tag(model="model", format=form, out=str(tmp_path / "out")))
 
 
 class Page(HTMLParser):
