@@ -223,7 +223,7 @@ def print_linking(record):
         is_same = len({*sizes.values()}) == 1
         title += [*sizes.values()][0] * is_same
         print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
-        for method, lang in [(method, lang) for method in first["scores"][subset]["methods"] for lang in found]:
+        for method, lang in [(method, lang) for method in [*found.values()][0]["methods"] for lang in found]:
             if scores := found[lang]["methods"][method]:
                 intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in scores["interval"].items()}
                 cells = [f"{scores[key]:5.1f} {interval}" for key, interval in intervals.items()]

@@ -388,7 +388,7 @@ def choices(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ranking, "embed_mentions_and_names", embed)
     monkeypatch.setattr(linking, "names_of_dataset", names_of_dataset)
-    monkeypatch.setattr(linking, "data_of", lambda s, checkpoint: "")
+    monkeypatch.setattr(linking, "data_of", lambda s, checkpoint: "dataset")
 
     def link(*argv, out="results"):
         embedded.clear()
