@@ -128,7 +128,7 @@ CORPORA = {
     ),
     "biored": Corpus(
         "BioRED-NER", "en", "public domain", "{Train,Dev,Test}.PubTator, or the same .BioC.JSON or .BioC.XML",
-        "387 98 97 7", in_splits(*([f"{part}.{end}" for part in ("Train", "Dev", "Test")] for end in BIORED)), bio=False,
+        "387 98 97 7", in_splits(*([f"{p}.{end}" for p in ("Train", "Dev", "Test")] for end in BIORED)), bio=False,
     ),
     "jnlpba": Corpus(
         "JNLPBA04", "en", "GENIA project", "Genia4ERtask2.iob2 and Genia4EReval2.iob2 (or the same with 1)",

@@ -546,7 +546,7 @@ ERRORS = [  # (corpus, files to which these are added, {name: [(content, message
         (bioc_xml(bioc(9, "A", "b", "X b")).replace(*change), message) for *change, message in (
             ("</id>", "", "not a collection of BioC: mismatched tag"), ("<passage>", "</x>", "not a coll"),
             ('length="1"', 'length="9"', "document 9: "), ('length="1"', "", "not a coll"),
-            ("<offset>2</offset>", "<offset>x</offset>", "not a coll"), ("<offset>2</offset>", "", "document 9: no pass"),
+            ("<offset>2</offset>", "<offset>x</offset>", "not a coll"), ("<offset>2</offset>", "", "9: no passage"),
             ("collection>", "html>", "XML that is not BioC"),
             ('SYSTEM "BioC.dtd"', '[<!ENTITY a "b">]', "defines entities of XML"),
             ('<infon key="type">X</infon>', "", "document 9: the annotation 'b' has no type"))]),
