@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import UserError
+from support.bioc import MAX_CHARACTERS
 from support.files import read_json, read_utf8, reject_lfs_pointer
+from support.formats import LABEL
 from support.labels import Document, align_entities, check_label, check_type, convert_tags, is_same_text
 from support.texts import replace_surrogates
 
@@ -28,11 +30,11 @@ FORMS = "parquet, save_to_disk or JSON Lines, with tokens and tags or with passa
 # train.jsonl, train-00000-of-00002.parquet, and the same with a hash at its end
 FILE = re.compile(r"(.+?)(-\d{5}-of-(\d{5})(-[0-9a-f]+)?)?\.(parquet|arrow|jsonl|json)")
 TOKENS, TAGS = ("tokens", "words"), re.compile("tags|labels|.+_tags|tag")
-LABEL = re.compile("O|[BI]-.+")
+LOW_LINE = re.compile("^([BI])_")  # B_scope_neg, as the sets of negation have it
 TOKEN_TAG = re.compile(r"O|[BI]-.+|\d+")  # a type of entities that is the tag of a token
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # files beside the tables
-MAX_BYTES = 2**29  # of a table in memory: a hundred times JNLPBA
-MAX_CHARACTERS = 10**7  # of a document: where a passage is further away, its offset is wrong
+MAX_BYTES = 2**29  # of a table in memory: fifty times JNLPBA
+MAX_VALUES = 10**8  # of a file of parquet, where a million of them may take a few bytes
 ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -120,7 +122,10 @@ def load_table(path):
     try:
         if path.suffix == ".parquet":
             source = pq.ParquetFile(path)
-            schema, stream = source.schema_arrow, source.iter_batches(1000)
+            schema, stream, parts = source.schema_arrow, source.iter_batches(1000), source.metadata
+            groups = [parts.row_group(i) for i in range(parts.num_row_groups)]
+            if sum(group.column(k).num_values for group in groups for k in range(group.num_columns)) > MAX_VALUES:
+                raise UserError(f"{path}: more than {MAX_VALUES:,} values; divide it into several files")
         else:
             stream = pa.ipc.open_stream(pa.OSFile(str(path)))
             schema = stream.schema
@@ -248,8 +253,10 @@ def read_sentences(path, columns, tokens, tags, names, types, pos, issues):
             raise UserError(f"{where}: {len(words)} {tokens} and {len(labels)} {tags}")
         if tags == "tag" and not pos:  # types of tokens: as IOB1 has it, equal neighbours are one entity
             labels = [x if LABEL.fullmatch(x) else "O" if x == "none" else f"I-{x}" for x in labels]
-        for label in labels if not pos else ():
-            scheme = check_label(label, scheme, where)
+        if not pos:
+            labels = [LOW_LINE.sub(r"\1-", label) for label in labels]
+            for label in labels:
+                scheme = check_label(label, scheme, where)
         kept = [i for i, word in enumerate(words) if word.strip()]
         issues["tokens of blanks alone: left out"] += len(words) - len(kept)
         words, labels = [replace_surrogates(words[i].strip()) for i in kept], [labels[i] for i in kept]
