@@ -51,7 +51,8 @@ class Graph:
 class Ids:
     """Write which concept each id of a source (MeSH and OMIM) names in a UMLS release, a line id TAB CUI each.
 
-    An id is the CODE of MRCONSO. Of several sources it is SAB:CODE, but MeSH's ids stand alone, as corpora write them.
+    An id is the CODE of MRCONSO. Of several sources it is SAB:CODE, unless the code begins so by itself (GO:0005634).
+    MeSH's ids always stand alone, as corpora write them.
     """
 
     umls: str = argument("RELEASE", "folder of a UMLS release, or its zip")
@@ -95,7 +96,8 @@ def write_ids(s):
     sources = s.sources or ["MSH", "OMIM"]
     codes = read_codes(s.umls, sources, all_needed=bool(s.sources))
     is_alone = {*sources} if len({*sources}) == 1 else {"MSH"}
-    pairs = sorted((code if source in is_alone else f"{source}:{code}", cui) for source, code, cui in codes)
+    ids = [x if sab in is_alone or x.startswith(f"{sab}:") else f"{sab}:{x}" for sab, x, _ in codes]
+    pairs = sorted(zip(ids, (cui for *_, cui in codes)))
     counted = f"{len(pairs):,} pairs of an id and its concept"
     write_lines(s.out, [["id\tcui", *map("\t".join, pairs)]], counted, "--corpus CORPUS --ids {}")
 

@@ -21,6 +21,7 @@ ROWS = [  # CUI, SAB, CODE, SUPPRESS
     ("C0000006", "MSH", "NOCODE", "N"), ("C0000007", "SNOMEDCT_US", "12", "N"), ("C0000008", "SNOMEDCT_VET", "13", "N"),
     ("C0000001", "SNOMEDCT_US", "12", "N"), ("C0000001", "SNOMEDCT_US", "11", "N"),
     ("C0000001", "RXNORM", " 7\t8 ", "N"), ("C0000009", "MTH", "NOCODE", "N"), ("C0000009", "RXNORM", " ", "N"),
+    ("C0000010", "GO", "GO:5", "N"),
 ]  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_codes_of_a_concept(tmp_path):
     (["SNOMEDCT"], "no row of the source SNOMEDCT; did you mean SNOMEDCT_US or SNOMEDCT_VET?"),
     (["MSH", "snomedct_us"], "no row of the source snomedct_us; did you mean SNOMEDCT_US or SNOMEDCT_VET?"),
     (["RXNROM"], "no row of the source RXNROM; did you mean RXNORM?"),
-    (["ICD10CM"], "no row of the source ICD10CM; it has MSH MSHFRE MTH OMIM RXNORM SNOMEDCT_US SNOMEDCT_VET"),
+    (["ICD10CM"], "no row of the source ICD10CM; it has GO MSH MSHFRE MTH OMIM RXNORM SNOMEDCT_US SNOMEDCT_VET"),
     (["MTH"], "no code of the sources MTH; take the full release, or a subset of MetamorphoSys with these sources"),
 ])  # fmt: skip
 def test_sources_that_are_not_there(tmp_path, sources, message):
@@ -93,6 +94,7 @@ def test_ids_for_other_tools(tmp_path):
     (["OMIM", "OMIM"], ["215600\tC0000003"]), (["MSH"], ["D1\tC0000001", "D2\tC0000002"]),
     (["SNOMEDCT_VET", "OMIM", "MSH"], ["D1\tC0000001", "D2\tC0000002", "OMIM:215600\tC0000003",
         "SNOMEDCT_VET:13\tC0000008"]),
+    (["OMIM", "GO"], ["GO:5\tC0000010", "OMIM:215600\tC0000003"]),
     (["OMIM", "SNOMEDCT_VET"], ["OMIM:215600\tC0000003", "SNOMEDCT_VET:13\tC0000008"]),
     (["MSH", "SNOMED"], None),
 ])  # fmt: skip
