@@ -63,7 +63,9 @@ class Link:
     pooling: str = setting("", f"{POOLING_HELP}; for a corpus of none both in turn", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
-    out: str = setting("", "file of links [standard output]; of a --corpus the results folder [results]", "output")
+    out: str = setting(
+        "", "file of links, for brat a folder [standard output]; of a --corpus the results folder [results]", "output"
+    )
 
 
 def link(s):
