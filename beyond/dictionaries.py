@@ -24,7 +24,7 @@ from support.files import folder_lock, name_of, progress, read_utf8, write_atomi
 from support.pooling import read_pooling
 
 MAX_SIMILARITIES = 1 << 27  # of mentions to names that are in memory at a time, for each method: 512 MB
-NO_ID = ("", "-", "-1")
+NO_ID = ("", "-", "-1", "CUILESS", "CUI-LESS")
 VARIANT = re.compile(r"(?:^|[,;])\s*[cgmnpr]?\|[A-Za-z]+\|")  # of BioRED: c|SUB|G|94|A or p|Allele|R|70 is one id
 NAMED = r"\w+[ _-]|concept|entity|disease|chemical|term|mesh|omim|umls"
 HEADER = re.compile(rf"#?\s*(({NAMED})?(id|cui|code|identifier)s?|concept|mesh|omim)", re.I)  # of a column of ids
@@ -49,7 +49,7 @@ class Dictionary(NamedTuple):
 def parse_ids(text):
     """The ids of a mention -> its parts, each a tuple of alternatives: "a|b+c" gives (("a", "b"), ("c",))."""
     parts = [text] if VARIANT.search(text) else text.split("+")
-    parts = [tuple(x for x in alternatives(part) if x not in NO_ID) for part in parts]
+    parts = [tuple(dict.fromkeys(x for x in alternatives(part) if x.upper() not in NO_ID)) for part in parts]
     return tuple(dict.fromkeys(part for part in parts if part))  # a part that is repeated is one
 
 
@@ -76,6 +76,13 @@ def make_dictionary(ids, names):
     pairs = np.asarray(concepts.indices).astype(np.int64) * len(terms.dictionary) + np.asarray(terms.indices)
     concept, term = np.divmod(np.unique(pairs), len(terms.dictionary))
     return Dictionary(concepts.dictionary.to_pylist(), terms.dictionary.to_pylist(), term, concept)
+
+
+def share_names(dictionaries):
+    """The same dictionaries with one list of names, those of all; each then uses some of them."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(name for d in dictionaries for name in d.names))}
+    terms = [np.array([names[name] for name in d.names], np.int64)[d.term] for d in dictionaries]
+    return [d._replace(names=[*names], term=term) for d, term in zip(dictionaries, terms)]
 
 
 def read_dictionary(path):

@@ -62,22 +62,22 @@ def embed_lines(s):
         write_all(out, F.normalize(torch.from_numpy(block), dim=-1).numpy() if normalize else block)
 
 
-def choose_pooling(s, c, log, max_len=0):
+def choose_pooling(s, c, log, max_len=0, default="cls"):
     """(pooling, tokens of the longest text, whether vectors get length 1) for settings `s` with checkpoint and pooling.
 
-    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is "cls". With a
-    pooling that is asked for, its modules are left out. c: the checkpoint's Config.
+    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is `default`. With
+    a pooling that is asked for, its modules are left out. c: the checkpoint's Config.
     """
     own = read_pooling(s.checkpoint)
     if own.fault and not s.pooling:
         raise UserError(f"{s.checkpoint}: {own.fault}; give --pooling cls or --pooling mean")
     normalize = own.normalize and not s.pooling
-    taken = [f"--pooling {own.mode}"] if own.mode not in ("", "cls") and not s.pooling else []
+    taken = [f"--pooling {own.mode}"] if own.mode not in ("", default) and not s.pooling else []
     taken += [f"--max_len {own.max_len}"] if 0 < own.max_len < c.max_positions and not max_len else []
     taken += ["length 1"] if normalize else []
     if taken:
         log(f"{s.checkpoint}: {' '.join(taken)}, as its files of sentence-transformers say")
-    return s.pooling or own.mode or "cls", longest_text(own, c, max_len), normalize
+    return s.pooling or own.mode or default, longest_text(own, c, max_len), normalize
 
 
 def longest_text(own, c, max_len=0):

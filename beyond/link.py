@@ -24,6 +24,8 @@ from support.codes import codes_of_concepts
 from support.datasets import groups_of_dataset, names_of_dataset
 from support.programs import run_command
 
+LANG_HELP = "only names of these languages (en,fr); default: all of the data set"
+
 
 @dataclass
 class Link:
@@ -33,8 +35,8 @@ class Link:
     mentions: str = argument(
         "MENTIONS", "a file, a mention a line, or JSON Lines of beyond.tag; default: standard input", optional=True
     )
-    corpus: str = setting("", "folder of PubTator files, train, dev or test in their names: score these", "corpus")
-    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test"))
+    corpus: str = setting("", "folder of a gold standard: PubTator, BioC, brat with ids, E3C's XMI: score it", "corpus")
+    split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test", "all"))
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
     expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
@@ -55,10 +57,10 @@ class Link:
     )  # fmt: skip
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")
-    lang: str = setting("", "only names of these languages (en,fr); default: all of the data set", "dictionary")
+    lang: list[str] = setting([], f"{LANG_HELP}; for a corpus several choices in turn (fr en fr,en)", "dictionary")
     umls: str = setting("", "release (folder or zip): for --codes, --types and retired CUIs", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting("", f"{POOLING_HELP}; for a corpus both in turn", "model", choices=POOLINGS)
+    pooling: str = setting("", f"{POOLING_HELP}; for a corpus of none both in turn", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
     out: str = setting(
@@ -70,11 +72,16 @@ def link(s):
     """Links mentions to the concepts of a dictionary: scores those of a corpus, or writes the links of others."""
     check_settings(s)
     folder = "" if s.dictionary else data_of(s, s.checkpoint)
-    ids, names = names_of_dataset(folder, s.lang) if folder else read_pairs(s.dictionary, "id TAB name")
+
+    def names_in(lang):
+        """(ids, names) of a choice of languages."""
+        return names_of_dataset(folder, lang) if folder else read_pairs(s.dictionary, "id TAB name")
+
     if s.corpus:
-        link_corpus(s, make_dictionary(ids, names))
+        link_corpus(s, {lang: make_dictionary(*names_in(lang)) for lang in s.lang or [""]})
     else:
-        link_mentions(s, ids, names, groups_of_dataset(folder, s.lang) if folder else {})
+        lang = "".join(s.lang)
+        link_mentions(s, *names_in(lang), groups_of_dataset(folder, lang) if folder else {})
 
 
 def check_settings(s):
@@ -95,6 +102,11 @@ def check_settings(s):
         raise UserError(f"--{'types' if s.types else 'codes'} are read from a release; give it with --umls")
     if not s.corpus:
         check_place(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
+    if len(s.lang) > 1 and not s.corpus:
+        choices = " ".join(s.lang)
+        raise UserError(
+            f"--lang {choices}: several choices are for a --corpus; give one, such as fr,en, after MENTIONS"
+        )
 
 
 def link_mentions(s, ids, names, group_of):

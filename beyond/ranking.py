@@ -15,18 +15,29 @@ The protocol of scoring, as figures of different papers differ most by it:
   broader, narrower and related concepts, which are not synonymous, counted as not found.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
   there are no figures for them.
+* The names of several choices of languages (--lang) are scored in turn against the same mentions, and embedded once.
 * Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
 """
 
 import hashlib
+import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from beyond.dictionaries import embed_mentions_and_names, exact_matches, query_blocks, trigram_similarities
+import model as models
+from beyond.dictionaries import (
+    embed_mentions_and_names,
+    exact_matches,
+    query_blocks,
+    share_names,
+    trigram_similarities,
+)
+from beyond.embed import choose_pooling
 from beyond.gold import read_task
 from configs import POOLINGS
 from support import runs
@@ -38,23 +49,31 @@ from support.retired import OUTCOMES
 RESAMPLES = 1000  # bootstrap samples of documents for a confidence interval
 
 
-def link_corpus(s, dictionary):
-    """Scores the links of the mentions of a corpus; printed, and kept in results/."""
-    began, task, path = time.monotonic(), read_task(s, dictionary), results_file(s)
-    check_results_file(path, signature := results_signature(s, task) | runs.signature_of(s.checkpoint))
+def link_corpus(s, dictionaries):
+    """Scores the links of the mentions of a corpus; printed, and kept in results/.
+
+    Args: dictionaries: {choice of languages: Dictionary}, which are scored in turn.
+    """
+    began, path = time.monotonic(), results_file(s)
+    pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), partial(print, file=sys.stderr), default="")
+    tasks = [read_task(s, dictionary) for dictionary in dictionaries.values()]
+    shared = share_names([task.dictionary for task in tasks])
+    tasks = [task._replace(dictionary=dictionary) for task, dictionary in zip(tasks, shared)]
+    check_results_file(path, signature := results_signature(s, *tasks) | runs.signature_of(s.checkpoint))
     with made_folder(path.parent):
-        record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | score_links(s, task)
+        records = score_links(s, tasks, [pooling] if pooling else POOLINGS)
+        found = records[0] if len(records) == 1 else {"choices": dict(zip(dictionaries, records))}
+        record = {"checkpoint": s.checkpoint, "settings": asdict(s), "signature": signature} | found
         print_linking(record)
         write_json(path, record)
     print(f"  -> {path} ({time.monotonic() - began:.0f} s)")
 
 
-def score_links(s, task):
-    """The linking_record of a LinkingTask, whose mentions are looked up by several methods."""
-    poolings = [s.pooling] if s.pooling else POOLINGS
-    queries, names = embed_mentions_and_names(s, task.queries, task.dictionary.names, poolings)
-    is_equal = exact_matches(task.dictionary.names, task.queries)
-    trigrams = trigram_similarities(task.dictionary.names, task.queries)
+def score_links(s, tasks, poolings):
+    """The linking_record of each LinkingTask, looked up by several methods. All have the same queries and names."""
+    texts, all_names = tasks[0].queries, tasks[0].dictionary.names
+    queries, names = embed_mentions_and_names(s, texts, all_names, poolings)
+    is_equal, trigrams = exact_matches(all_names, texts), trigram_similarities(all_names, texts)
 
     def similarities(block):
         """Those of a block of mentions to all names, one method after the other."""
@@ -66,32 +85,36 @@ def score_links(s, task):
             yield pooling, cosine
             yield f"{pooling} + trigrams", cosine + spelling
 
-    return linking_record(task, rank_mentions(task, similarities))
+    return [linking_record(task, ranks) for task, ranks in zip(tasks, rank_mentions(tasks, similarities))]
 
 
 # ---------------------------------------------------------------- ranks
 
 
-def rank_mentions(task, similarities):
-    """The rank of each mention's concept, exactly: {method: (mentions,) float64}, infinite if it cannot be reached.
+def rank_mentions(tasks, similarities):
+    """The rank of each mention's concept, exactly, in each task: [{method: (mentions,) float64}, ...].
 
-    The search is exhaustive, in blocks of mentions.
+    It is infinite if a concept cannot be reached. The search is exhaustive, in blocks of mentions.
 
-    Args: similarities: a function of a slice of task.queries that yields (method, (k, names) float32 array).
+    Args: tasks: LinkingTasks of the same queries and names. similarities: a function of a slice of the queries that
+        yields (method, (k, names) float32 array).
     """
-    offset = np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
-    mentions, ranks = defaultdict(list), defaultdict(lambda: np.full(len(task.mentions), np.inf))
-    for mention, query in enumerate(task.query.tolist()):
-        if task.gold[mention]:
-            mentions[query].append(mention)
-    for block in query_blocks(task.dictionary, len(task.queries)):
+    all_ranks = [defaultdict(partial(np.full, len(task.mentions), np.inf)) for task in tasks]
+    mentions = [defaultdict(list) for _ in tasks]  # those of a query that can be reached
+    for task, of_query in zip(tasks, mentions):
+        for mention, query in enumerate(task.query.tolist()):
+            if task.gold[mention]:
+                of_query[query].append(mention)
+    for block in query_blocks(tasks[0].dictionary, len(tasks[0].queries)):
         for method, name_similarities in similarities(block):
-            for query, name_similarity in enumerate(name_similarities, block.start):
-                if query in mentions:
-                    similarity = np.maximum.reduceat(name_similarity[task.dictionary.term], offset)
-                    for mention in mentions[query]:
-                        ranks[method][mention] = rank_of_mention(similarity, task.gold[mention])
-    return dict(ranks)
+            for task, of_query, ranks in zip(tasks, mentions, all_ranks):
+                offset = np.flatnonzero(np.diff(task.dictionary.concept, prepend=-1))
+                for query, name_similarity in enumerate(name_similarities, block.start):
+                    if query in of_query:
+                        similarity = np.maximum.reduceat(name_similarity[task.dictionary.term], offset)
+                        for mention in of_query[query]:
+                            ranks[method][mention] = rank_of_mention(similarity, task.gold[mention])
+    return [dict(ranks) for ranks in all_ranks]
 
 
 def rank_of_mention(similarity, parts):
@@ -121,22 +144,25 @@ def rank_of_part(similarity, concepts):
 def results_file(s):
     """Where beyond.link keeps its scores. The name has the protocol's settings that are not the default."""
     parts = [name_of(s.corpus)] + [s.split] * (s.split != "test")
+    parts += ["names", *s.lang] * (len(s.lang) > 1)
     parts += [key for key in ("expand_abbreviations", "train_mentions", "umls") if getattr(s, key)]
     return Path(s.out or "results", name_of(s.checkpoint), f"linking-{'-'.join(parts)}.json")
 
 
-def results_signature(s, task):
-    """What the scores depend on besides the checkpoint. task: a LinkingTask."""
-    d, gold = task.dictionary, [parts and [x.tolist() for x in parts] for parts in task.gold]
-    texts = "\n".join([*d.ids, "", *d.names, "", repr((task.queries, gold))])
-    content = texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes()
+def results_signature(s, *tasks):
+    """What the scores depend on besides the checkpoint. tasks: LinkingTasks."""
+    digest = hashlib.sha256()
+    for d, queries, gold in ((task.dictionary, task.queries, task.gold) for task in tasks):
+        gold = [parts and [x.tolist() for x in parts] for parts in gold]
+        texts = "\n".join([*d.ids, "", *d.names, "", repr((queries, gold))])
+        digest.update(texts.encode("utf-8", "surrogatepass") + d.term.tobytes() + d.concept.tobytes())
     others = ["mentions", "keep_vectors", "device", "out"] + ["umls"] * (not s.umls)
     others += [f.name for f in fields(s) if f.metadata.get("group") == "links"]
     kept = {key: value for key, value in asdict(s).items() if key not in others}
-    for key in ("corpus", "ids", "dictionary", "data", "umls"):  # "NCBI/" is "NCBI"
-        if kept.get(key):
-            kept[key] = str(Path(kept[key]).resolve())
-    return kept | {"dictionary sha256": hashlib.sha256(content).hexdigest()}
+    for key in {"corpus", "ids", "dictionary", "data", "umls"} & kept.keys():  # "NCBI/" is "NCBI"
+        kept[key] = kept[key] and str(Path(kept[key]).resolve())
+    kept["lang"] = " ".join(s.lang)
+    return kept | {"dictionary sha256": digest.hexdigest()}
 
 
 def linking_scores(ranks, documents):
@@ -176,37 +202,45 @@ def linking_record(task, ranks):
         scores[name] = {"mentions": int(subset.sum()), "methods": methods}
     return {
         "documents": len({*documents.tolist()}), "composite": sum(len(m.parts) > 1 for m in task.mentions),
-        "concepts": len(task.dictionary.ids), "names": len(task.dictionary.names), "issues": dict(+task.issues),
+        "concepts": len(task.dictionary.ids), "names": len(np.unique(task.dictionary.term)),
+        "issues": dict(+task.issues),
         "retired": {outcome: task.retired[outcome] for outcome in OUTCOMES if task.retired[outcome]},
         "scores": scores,
     }  # fmt: skip
 
 
 def print_linking(record):
-    """Prints what beyond.link found: for each subset of the mentions a table of methods."""
-    s, scores = record["settings"], record["scores"]
-    n_all, n_reachable = scores["all"]["mentions"], scores["reachable"]["mentions"]
-    print(
-        f"{s['corpus']}, {s['split']}: {n_all:,} mentions in {record['documents']:,} documents, {n_reachable:,} with a "
-        f"concept in the dictionary of {record['concepts']:,} concepts and {record['names']:,} names"
-    )
-    for issue, n in record["issues"].items():
+    """Prints what beyond.link found: for each subset of the mentions a table of methods, by choice of languages."""
+    s, choices = record["settings"], record.get("choices") or {"": record}
+    first = next(iter(choices.values()))
+    for lang, x in choices.items():
+        in_language = f" in {lang}" * bool(lang)
+        n_all, n_reachable = (x["scores"][name]["mentions"] for name in ("all", "reachable"))
+        print(
+            f"{s['corpus']}, {s['split']}: {n_all:,} mentions in {x['documents']:,} documents, {n_reachable:,} with a "
+            f"concept in the dictionary of {x['concepts']:,} concepts and {x['names']:,} names{in_language}"
+        )
+    for issue, n in first["issues"].items():
         print(f"  {issue}: {n:,}")
-    if record["retired"]:
-        print(f"  CUIs in {s['umls']}: " + ", ".join(f"{n:,} {outcome}" for outcome, n in record["retired"].items()))
+    if first["retired"]:
+        print(f"  CUIs in {s['umls']}: " + ", ".join(f"{n:,} {outcome}" for outcome, n in first["retired"].items()))
     titles = {
         "all": "all mentions", "reachable": "mentions with a concept in the dictionary",
         "unseen": "mentions unseen in training", "unseen_reachable": "unseen, with a concept in the dictionary",
         "synonymous": "all, broader or related concepts not found",
     }  # fmt: skip
     for subset, title in titles.items():
-        if not (x := scores.get(subset)):
+        found = {lang: x["scores"][subset] for lang, x in choices.items() if subset in x["scores"]}
+        if not found:
             continue
-        title = f"{title} ({x['mentions']:,})"
+        sizes = {lang: f" ({x['mentions']:,})" for lang, x in found.items()}
+        is_same = len({*sizes.values()}) == 1
+        title += [*sizes.values()][0] * is_same
         print(f"\n  {title:<49}{'at 1':<22}{'at 5':<22}MRR")
-        for method, found in x["methods"].items():
-            if found:
-                intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in found["interval"].items()}
-                cells = [f"{found[key]:5.1f} {interval}" for key, interval in intervals.items()]
-                print(f"    {method:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        for method, lang in [(method, lang) for method in [*found.values()][0]["methods"] for lang in found]:
+            if scores := found[lang]["methods"][method]:
+                intervals = {key: "[{:.1f}, {:.1f}]".format(*bounds) for key, bounds in scores["interval"].items()}
+                cells = [f"{scores[key]:5.1f} {interval}" for key, interval in intervals.items()]
+                label = method + (f", names in {lang}" + sizes[lang] * (not is_same)) * bool(lang)
+                print(f"    {label:<45}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     print("\n  accuracy and MRR in per cent [95 % bootstrap confidence interval, documents resampled]")

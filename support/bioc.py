@@ -106,19 +106,30 @@ def all_annotations(document):
     return [a for part in (document, *document["passages"], *sentences) for a in part["annotations"]]
 
 
-def read_bioc(path, types, issues):
-    """A file of BioC -> a list of Documents. Annotations are those of documents, passages and sentences."""
-    documents = []
+def annotated_texts(path):
+    """Yields (id, text, [(annotation, its spans)]) of the documents of a file.
+
+    Annotations are those of documents, passages and sentences. Raises: UserError if their words are not at their place.
+    """
     for document in load_collection(path):
-        where, entities = f"{path}, document {document['id']}", []
+        where, found = f"{path}, document {document['id']}", []
         text = document_text(document, where)
         for a in all_annotations(document):
             spans = tuple((x["offset"], x["offset"] + x["length"]) for x in a["locations"])
-            found = " ".join(text[a:b] for a, b in spans)
-            if not all(0 <= a <= b <= len(text) for a, b in spans) or not is_same_text(found, a["text"]):
-                raise UserError(f"{where}: {spans} is {found[:40]!r}, not {a['text'][:40]!r}")
+            words = " ".join(text[a:b] for a, b in spans)
+            if not all(0 <= a <= b <= len(text) for a, b in spans) or not is_same_text(words, a["text"]):
+                raise UserError(f"{where}: {spans} is {words[:40]!r}, not {a['text'][:40]!r}")
+            found.append((a, spans))
+        yield document["id"], text, found
+
+
+def read_bioc(path, types, issues):
+    """A file of BioC -> a list of Documents."""
+    documents = []
+    for name, text, annotations in annotated_texts(path):
+        for a, _ in annotations:
             if not a["infons"].get("type"):
-                raise UserError(f"{where}: the annotation {a['text'][:40]!r} has no type")
-            entities.append((a["infons"]["type"], spans))
-        documents.append(align_entities(document["id"], text, entities, types, issues))
+                raise UserError(f"{path}, document {name}: the annotation {a['text'][:40]!r} has no type")
+        entities = [(a["infons"]["type"], spans) for a, spans in annotations]
+        documents.append(align_entities(name, text, entities, types, issues))
     return documents

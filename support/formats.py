@@ -34,16 +34,22 @@ def read_brat(folder, types, issues):
     without_ann = {*Path(folder).glob("[!.]*.txt")} - {f.with_suffix(".txt") for f in files}
     issues["texts without an .ann file: not read"] += len(without_ann)
     for path in files:
-        if not path.with_suffix(".txt").is_file():
-            raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
-        text = read_utf8(path.with_suffix(".txt"), bom="\ufeff")
+        text, lines = read_ann(path)
         entities = [
-            parse_brat_entity(f"{path}, row {row}", line.rstrip("\r"), text, issues)
-            for row, line in enumerate(read_utf8(path).split("\n"), 1)
+            parse_brat_entity(f"{path}, row {row}", line, text, issues)
+            for row, line in enumerate(lines, 1)
             if line.startswith("T")
         ]
         documents.append(align_entities(path.stem, text, entities, types, issues))
     return documents
+
+
+def read_ann(path):
+    """(the text beside an .ann file, the lines of the file). Raises: UserError if there is no text."""
+    if not path.with_suffix(".txt").is_file():
+        raise UserError(f"{path.with_suffix('.txt')} not found, the text of {path.name}")
+    lines = read_utf8(path).split("\n")
+    return read_utf8(path.with_suffix(".txt"), bom="\ufeff"), [line.rstrip("\r") for line in lines]
 
 
 def parse_brat_entity(where, line, text, issues):

@@ -85,7 +85,7 @@ def ranks_by_spelling(task):
         "exact": exact_matches(task.dictionary.names, task.queries),
         "trigrams": trigram_similarities(task.dictionary.names, task.queries),
     }
-    ranks = ranking.rank_mentions(task, lambda block: ((name, method(block)) for name, method in methods.items()))
+    (ranks,) = ranking.rank_mentions([task], lambda block: ((name, method(block)) for name, method in methods.items()))
     return {name: {(m.document, m.text): r for m, r in zip(task.mentions, x.tolist())} for name, x in ranks.items()}
 
 
@@ -320,7 +320,7 @@ def test_ranks_are_those_of_sorting(seed, monkeypatch):
     task = LinkingTask(mentions, dictionary, queries, query, gold, None, Counter())
     table = rng.integers(0, 6, (len(queries), len(dictionary.names))).astype(np.float32)  # few values: many ties
     monkeypatch.setattr(dictionaries, "MAX_SIMILARITIES", 3 * len(dictionary.names))
-    ranks = ranking.rank_mentions(task, lambda block: [("x", table[block])])["x"]
+    ranks = ranking.rank_mentions([task], lambda block: [("x", table[block])])[0]["x"]
     want = [rank_by_sorting(table[q], dictionary, g) if g else np.inf for q, g in zip(query, gold)]
     assert ranks.tolist() == pytest.approx(want)
 
@@ -567,7 +567,7 @@ def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
         cosine = queries @ names.T
         both = cosine + spelling(task.queries) @ spelling(task.dictionary.names).T
         for method, similarity in ((pooling, cosine), (f"{pooling} + trigrams", both)):
-            ranks = ranking.rank_mentions(task, lambda block, x=similarity: [("x", x[block].numpy())])["x"]
+            ranks = ranking.rank_mentions([task], lambda block, x=similarity: [("x", x[block].numpy())])[0]["x"]
             want = ranking.linking_scores(ranks, [m.document for m in task.mentions])
             assert first["scores"]["all"]["methods"][method] == want
 
@@ -673,7 +673,7 @@ def test_what_is_written_is_json():
 
 
 def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_path, capsys, monkeypatch):
-    """As beyond.embed takes them. A corpus is scored with both poolings, and the limit holds."""
+    """As beyond.embed takes them. A corpus is scored with the pooling that is named alone, and the limit holds."""
     own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
     modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (own / "1_Pooling").mkdir()
@@ -699,8 +699,17 @@ def test_pooling_and_limit_are_those_of_the_checkpoint(checkpoint, small, tmp_pa
         UserError, match="own: its pooling, max, is not supported; give --pooling cls or --pooling mean"
     ):
         run_command(linking, own, tmp_path / "in.txt", *argv)
-    run_command(linking, own, "--corpus", small[0], *argv, "--out", tmp_path / "results")
-    assert {*limits} == {2} and len(limits) == 8
+    of_corpus = [own, "--corpus", small[0], *argv, "--out", tmp_path / "results"]
+    with pytest.raises(UserError, match="own: its pooling, max, is not supported"):
+        run_command(linking, *of_corpus)
+    for own_mode, asked, used in (("mean", "", "mean"), ("cls", "", "cls"), ("cls", "mean", "mean")):
+        (own / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": own_mode}))
+        shutil.rmtree(tmp_path / "results", ignore_errors=True)
+        run_command(linking, *of_corpus, *["--pooling", asked] * bool(asked))
+        assert (f"own: --pooling {used} --max_len 4, as its files" in capsys.readouterr().err) == (not asked)
+        scores = json.loads((tmp_path / "results" / "own" / "linking-corpus.json").read_text())["scores"]
+        assert [*scores["all"]["methods"]][2:] == [used, f"{used} + trigrams"]
+    assert {*limits} == {2} and len(limits) == 12
 
 
 def test_the_output_of_the_tagger_may_come_from_a_pipe(monkeypatch):
