@@ -399,8 +399,8 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 @pytest.mark.parametrize("argv, line", [
     (["kgi.py", "--lr", "fast"], "kgi.py: error: argument --lr: 'fast' is not a number (--help lists the settings)\n"),
     (["kgi.py", "--lrs", "1"], "kgi.py: error: --lrs: unknown setting 'lrs'; did you mean 'lr'?\n"),
-    (["-m", "beyond.link", "x", "--split", "all"],
-     "python -m beyond.link: error: split = 'all' is not one of train, dev, test\n"),
+    (["-m", "beyond.link", "x", "--split", "tests"],
+     "python -m beyond.link: error: split = 'tests' is not one of train, dev, test, all\n"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_status_1(argv, line):
     p = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
