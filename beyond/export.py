@@ -31,7 +31,7 @@ class Dictionary:
 class Ids:
     """Write which concept each MeSH and OMIM id of a UMLS release names, a line id TAB CUI each."""
 
-    umls: str = argument("RELEASE", "folder of a UMLS release")
+    umls: str = argument("RELEASE", "folder or zip of a UMLS release")
     out: str = setting("", "the file; default: standard output")
 
 

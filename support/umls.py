@@ -260,18 +260,20 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     def parse_block(rows):
         t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
         stands_in[0, t] = stands_in[1, h] = True
+        n_empty = rows.filter((t < 0) | (h < 0)).count_empty("CUI1", "CUI2")
         rel = rows.prefix8("REL")
         r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
         r[codes[r] != rel] = -1
         keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N"))
-        h, r, t, keys = h[keep], r[keep], t[keep], []
+        n_rows, h, r, t, keys = len(t), h[keep], r[keep], t[keep], []
         for index, synonyms in zip(concept_of, has_synonym):
             head, tail = index[h], index[t]
             good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
             keys.append(triple_key(head[good], r[good], tail[good]))
-        return keys
+        return *keys, np.array([n_empty, n_rows])
 
-    keys = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
+    *keys, counts = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
+    rrf.check_empty_cuis(umls, *sum(counts).tolist())
     return [sort_unique(np.concatenate(blocks)) for blocks in keys], stands_in
 
 
