@@ -100,16 +100,14 @@ def check_row_count(skipped, mrfiles, name, where, n_found):
 
 
 def check_empty_cuis(umls, n_empty, n_rows):
-    """Rows of MRREL with an empty CUI1 or CUI2 are said, and an error if they are over 1 % of it.
+    """Raises UserError if over 1 % of the rows of MRREL have an empty CUI1 or CUI2.
 
-    MRREL in .nlm files has many: it leaves out what a row has in common with the row before.
+    In .nlm files a row leaves out what it has in common with the row before.
     """
-    message = f"{find_rrf(umls, 'MRREL')[0]}: {n_empty:,} of {n_rows:,} rows have no CUI1 or no CUI2"
     if n_empty * 100 > n_rows:
+        message = f"{find_rrf(umls, 'MRREL')[0]}: {n_empty:,} of {n_rows:,} rows have no CUI1 or no CUI2"
         advice = "make a subset with it, or download umls-...-metathesaurus-full.zip"
         raise UserError(f"{message}; this MRREL is the input of MetamorphoSys: {advice}")
-    if n_empty:
-        tqdm.write(f"{message}; left out", file=sys.stderr)
 
 
 def parse_in_threads(parts, name, parse_block):

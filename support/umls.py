@@ -243,7 +243,8 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
     only by SY, and only if the language has two strings for it, or there would be nothing to read.
 
     Args: terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
-    Returns: (a list of (E,) int64, (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
+    Returns: (a list of (E,) int64, (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row, the number
+    of rows that have no CUI1 or no CUI2). Raises: UserError if these are many.
     """
     stands_in = np.zeros((2, N_CUIS + 1), bool)  # the last one for "no concept", -1
     concept_of, has_synonym = [], []
@@ -273,8 +274,9 @@ def read_relations(umls, terms, relations, skipped=None, nci=None):
         return *keys, np.array([n_empty, n_rows])
 
     *keys, counts = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
-    rrf.check_empty_cuis(umls, *sum(counts).tolist())
-    return [sort_unique(np.concatenate(blocks)) for blocks in keys], stands_in
+    n_empty, n_rows = sum(counts).tolist()
+    rrf.check_empty_cuis(umls, n_empty, n_rows)
+    return [sort_unique(np.concatenate(blocks)) for blocks in keys], stands_in, n_empty
 
 
 def sort_unique(keys):
@@ -292,8 +294,8 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, counters, log
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
     terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, *counters)
     log(f"MRCONSO: {sum(len(strings) for _, _, strings in terms):,} terms")
-    keys, stands_in = read_relations(umls, terms, relations, *counters)
-    log(f"MRREL: {sum(map(len, keys)):,} relations")
+    keys, stands_in, n_empty = read_relations(umls, terms, relations, *counters)
+    log(f"MRREL: {sum(map(len, keys)):,} relations" + f" ({n_empty:,} rows without CUI1 or CUI2)" * bool(n_empty))
     for line in find_gaps(group, has_row, *stands_in[:, :-1]):
         log(line)
     for lang, (cui, *_), key in zip(langs, terms, keys):
