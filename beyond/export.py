@@ -55,7 +55,7 @@ class Ids:
     MeSH's ids always stand alone, as corpora write them.
     """
 
-    umls: str = argument("RELEASE", "folder of a UMLS release, or its zip")
+    umls: str = argument("RELEASE", "folder or zip of a UMLS release")
     sources: list[str] = setting([], "names of sources (SNOMEDCT_US RXNORM); default: MSH and OMIM, if they are there")
     out: str = setting("", "the file; default: standard output")
 

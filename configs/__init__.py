@@ -112,7 +112,7 @@ class Data(Settings):
     """Build a data set from a UMLS release and clinical text."""
 
     lang: str = setting("", "en, fr ... (or a UMLS code such as FRE), several (en,it), or multi (en,fr,es)", "sources")
-    umls: str = setting("", "folder of a UMLS release; default $UMLS or ./umls", "sources")
+    umls: str = setting("", "folder or zip of a UMLS release; default $UMLS or ./umls", "sources")
     e3c: str = setting("", "folder of the E3C corpus; default $E3C or ./E3C-Corpus; none: no documents", "sources")
     text: str = setting("", "other documents: a file with one a line, a .jsonl, or a folder of .txt files", "sources")
     exclude: str = setting("", "leave out documents of these corpora: folders or files, ':' between", "sources")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from configs import UserError
-from support import corpora, rrf, texts, tokenizers
+from support import archives, corpora, rrf, texts, tokenizers
 from support.arrays import hash_uniform
 from support.datasets import FILES, VERSION, read_manifest, read_run
 from support.files import check_output, name_of, progress
@@ -59,7 +59,8 @@ def runs_on(s, manifest):
 
 WHAT_TO_GET = """
   UMLS: a release with META/MRCONSO.RRF, MRREL.RRF and MRSTY.RRF; free licence and download from the US National
-        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); unzip it.
+        Library of Medicine, https://uts.nlm.nih.gov (the paper: 2022AB, "Metathesaurus Full Subset"); a folder, or
+        the zip as it is.
   E3C:  clinical text, CC BY-NC; git clone https://github.com/hltfbk/E3C-Corpus (the paper: version 2.0.0).
   Put or link them at ./umls and ./E3C-Corpus, or give: make data LANG=fr UMLS=/path/2022AB E3C=/path/E3C-Corpus
   (E3C=none builds without documents, ARGS="--text FILE" with others).
@@ -67,14 +68,15 @@ WHAT_TO_GET = """
 
 
 def find_sources(s):
-    """The folders (UMLS, E3C or None) from the settings, the environment or the default places. Raises: UserError."""
+    """(folder or zip of UMLS, folder of E3C or None) from settings, environment or defaults. Raises: UserError."""
     umls_folder = s.umls or os.environ.get("UMLS") or "umls"
     e3c_folder = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
     only_text = s.text and e3c_folder == "E3C-Corpus" and not Path(e3c_folder).is_dir()  # nobody asked for E3C
     e3c_folder = None if e3c_folder == "none" or only_text else e3c_folder
-    for what, folder in (("UMLS release", umls_folder), ("E3C corpus", e3c_folder)):
-        if folder and not Path(folder).is_dir():
-            raise UserError(f"no {what} in {folder}\n{WHAT_TO_GET}")
+    if not Path(umls_folder).exists():
+        raise UserError(f"no UMLS release in {umls_folder}\n{WHAT_TO_GET}")
+    if e3c_folder and not Path(e3c_folder).is_dir():
+        raise UserError(f"no E3C corpus in {e3c_folder}\n{WHAT_TO_GET}")
     return umls_folder, e3c_folder
 
 
@@ -222,12 +224,12 @@ def make_manifest(s, name, langs, umls_folder, tokenizer, special, counts):
         if not any(n for c in counts.values() for n in c[split].values()):
             advice = "use a larger release, sizes above 0 or another --valid_fraction"
             raise UserError(f"the {split} split would be empty; {advice}")
-    source_files = [path for table in rrf.TABLE_FILES for path in rrf.find_rrf(umls_folder, table)]
+    parts = [part for table in rrf.TABLE_FILES for part in rrf.find_rrf(umls_folder, table)]
     return {
         "name": name, "languages": langs, "version": VERSION, "settings": manifest_settings(s),
         "special": special, "vocab_size": tokenizers.vocab_size(tokenizer),
-        "source_bytes": {path.name: path.stat().st_size for path in source_files}, "counts": counts,
-    }  # fmt: skip
+        "source_bytes": {part.name: part.n_bytes for part in parts}, "counts": counts,
+    } | archives.describe_release(umls_folder)  # fmt: skip
 
 
 def manifest_settings(s):

@@ -36,7 +36,7 @@ class Release(NamedTuple):
 
 
 def read_release(umls, langs, s, cache, relations, log):
-    """The Release of a folder. Each RRF file is read once, and not at all if the cache holds its outcome.
+    """The Release of a folder or zip. Each RRF file is read once, and not at all if the cache holds its outcome.
 
     Args: s: a configs.Data. cache: the folder of tables. relations: the codes of REL to keep. log: prints a line.
     """
@@ -62,10 +62,12 @@ def read_release(umls, langs, s, cache, relations, log):
 
 def describe_source(umls, s, semgroups):
     """What the tables of a release depend on: if it is the same again, the cache holds."""
-    files = {path.name: path.stat() for name in (*rrf.TABLE_FILES, "MRFILES") for path in rrf.find_rrf(umls, name)}
+    parts = [part for name in (*rrf.TABLE_FILES, "MRFILES") for part in rrf.find_rrf(umls, name)]
+    disk_files = {str(part.disk_file.resolve()): part.disk_file.stat() for part in parts}
     return {
         "version": 5, "folder": str(Path(umls).resolve()),
-        "files": {name: [f.st_size, f.st_mtime_ns] for name, f in files.items()},
+        "files": {f"{part.folder}/{part.name}": [part.n_bytes, part.crc] for part in parts},
+        "disk_files": {name: [f.st_size, f.st_mtime_ns] for name, f in disk_files.items()},
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
         "sources": sorted({*s.sources}), "exclude_sources": sorted({*s.exclude_sources}),
         "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),

@@ -9,10 +9,8 @@ is read eight digits at a time.
 """
 
 import copy
-import gzip
 import re
 import sys
-import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +20,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from configs import UserError
-from support.files import progress, read_utf8
+from support.archives import TABLES, find_release, find_rrf, read_whole
+from support.files import progress
 
 COLUMNS = {  # of the release files that are read here, in order
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF".split(),
@@ -38,42 +37,41 @@ COLUMNS = {  # of the release files that are read here, in order
 TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
 MAX_ROW = 64 << 20  # bytes: a longer row is no row
+MAX_BAD_ROWS = 10_000  # of a block: more of them, if they are over half of its rows, are not left out
 PADDING = bytes(8)  # around each block, so that eight bytes can be read at any of its positions
 FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks the first n of eight bytes
 
 
-def find_rrf(umls, name):
-    """The files of NAME in a release folder or its META: [NAME.RRF], [NAME.RRF.gz], or its .gz parts; [] if none."""
-    for folder in (Path(umls), Path(umls, "META")):
-        for pattern in (f"{name}.RRF", f"{name}.RRF.gz", f"{name}.RRF.*.gz"):
-            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
-                return found
-    return []
-
-
 def check_files(umls, *names):
-    """Raises UserError if a release folder lacks one of these files."""
-    for name in names:
-        if not find_rrf(umls, name):
-            found = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
-            packed = sorted(str(p) for p in found if p.suffix in (".zip", ".nlm", ".gz", ".tar"))
-            what = f"{packed[0]} first (.nlm files are .zip files too)" if packed else "the release there"
-            raise UserError(f"{name}.RRF is neither in {umls} nor in {Path(umls, 'META')}; unpack {what}")
+    """Raises UserError if a release lacks one of these files."""
+    missing = [name for name in names if not find_rrf(umls, name)]
+    if missing and (found := sorted(TABLES & {part.table for part in find_release(umls)})):
+        advice = "umls-...-metathesaurus-full.zip has all of them"
+        raise UserError(f"{umls} holds only {', '.join(found)}: {', '.join(missing)} must be there too; {advice}")
+    if missing and Path(umls).is_file():
+        raise UserError(f"{umls}: no {missing[0]}.RRF in this zip; give the folder or zip of a UMLS release")
+    if missing:
+        found = [*Path(umls).glob("*"), *Path(umls, "META").glob("*")]
+        packed = sorted(str(p) for p in found if p.suffix in (".gz", ".tar", ".tgz", ".7z"))
+        advice = f"unpack {packed[0]} first" if packed else "give the folder or zip of a UMLS release"
+        raise UserError(f"{missing[0]}.RRF is neither in {umls} nor in {Path(umls, 'META')}; {advice}")
 
 
 def read_rrf(umls, name, parse_block, skipped=None, nci=None):
     """Yields parse_block(rows) for each block of Rows of NAME.RRF, in order. Two threads parse.
 
     Args:
-        umls: the release folder. name: a key of COLUMNS. skipped: a Counter by file of malformed rows, which are left
-        out; None: they are errors. nci: a Counter by file of the rows of concepts with NCI Metathesaurus ids.
+        umls: the folder or zip of a release. name: a key of COLUMNS. skipped: a Counter by file of malformed rows,
+        which are left out; None: they are errors. nci: a Counter by file of the rows of concepts with NCI ids.
 
     Raises: UserError with file, row and column, or if MRFILES.RRF states more rows.
     """
-    paths = find_rrf(umls, name)
-    where = paths[0] if len(paths) == 1 else f"{paths[0]} (and the parts after it)"
+    parts = find_rrf(umls, name)
+    where = parts[0] if len(parts) == 1 else f"{parts[0]} (and the parts after it)"
     offset = n_found = n_rows = 0
-    for result, rows in parse_in_threads(paths, name, parse_block):
+    for result, rows in parse_in_threads(parts, name, parse_block):
+        if rows.malformed:
+            raise UserError(f"{where}, row {offset + rows.malformed[0] + 1}{rows.malformed[1]}")
         first_fault_of_row = dict(reversed(rows.faults))
         for line, fault in sorted(first_fault_of_row.items()):
             report_bad_row(skipped, f"{name}.RRF", f"{where}, row {offset + line + 1}{fault}")
@@ -85,17 +83,17 @@ def read_rrf(umls, name, parse_block, skipped=None, nci=None):
     if n_rows == 0:
         well_formed = " well-formed" if skipped and skipped[f"{name}.RRF"] else ""
         raise UserError(f"{where}: there is no{well_formed} row in it; unpack the release again")
-    check_row_count(skipped, paths[0].parent, name, where, n_found)
+    mrfiles = read_whole(find_rrf(umls, "MRFILES", parts[0].folder))
+    check_row_count(skipped, mrfiles, name, where, n_found)
 
 
-def check_row_count(skipped, folder, name, where, n_found):
-    """Fewer rows than the MRFILES.RRF of a folder states are an error, or counted in `skipped`. More are only said.
+def check_row_count(skipped, mrfiles, name, where, n_found):
+    """Fewer rows than the MRFILES.RRF beside a file states are an error, or counted in `skipped`. More are only said.
 
     It states bytes too, but a copy with other line ends has others.
     """
-    row_of_file = re.compile(rf"^{name}\.RRF\|(?:[^|\n]*\|){{3}}([0-9]{{1,15}})\|", re.M | re.I)
-    texts = [read_utf8(path) for path in find_rrf(folder, "MRFILES") if path.parent == folder]
-    stated = next(filter(None, map(row_of_file.search, texts)), None)
+    row_of_file = rf"^{name}\.RRF\|(?:[^|\n]*\|){{3}}([0-9]{{1,15}})\|"
+    stated = re.search(row_of_file.encode(), mrfiles, re.M | re.I)
     if not stated or (n_missing := int(stated[1]) - n_found) == 0:
         return
     message = f"{where}: {n_found:,} rows, and MRFILES.RRF beside it states {int(stated[1]):,}"
@@ -107,7 +105,18 @@ def check_row_count(skipped, folder, name, where, n_found):
     tqdm.write(message, file=sys.stderr)
 
 
-def parse_in_threads(paths, name, parse_block):
+def check_empty_cuis(umls, n_empty, n_rows):
+    """Raises UserError if over 1 % of the rows of MRREL have an empty CUI1 or CUI2.
+
+    In .nlm files a row leaves out what it has in common with the row before.
+    """
+    if n_empty * 100 > n_rows:
+        message = f"{find_rrf(umls, 'MRREL')[0]}: {n_empty:,} of {n_rows:,} rows have no CUI1 or no CUI2"
+        advice = "make a subset with it, or download umls-...-metathesaurus-full.zip"
+        raise UserError(f"{message}; this MRREL is the input of MetamorphoSys: {advice}")
+
+
+def parse_in_threads(parts, name, parse_block):
     """Yields (parse_block(rows), rows) of each block in order; a few blocks are in flight, not the whole file."""
 
     def parse(block, cut):
@@ -116,7 +125,7 @@ def parse_in_threads(paths, name, parse_block):
 
     waiting = deque()
     with ThreadPoolExecutor(2) as pool:
-        for block in read_blocks(paths):
+        for block in read_blocks(parts):
             waiting.append(pool.submit(parse, *block))
             if len(waiting) > 3:
                 yield waiting.popleft().result()
@@ -124,31 +133,26 @@ def parse_in_threads(paths, name, parse_block):
             yield waiting.popleft().result()
 
 
-def read_blocks(paths):
+def read_blocks(parts):
     """Yields (whole rows as bytes with PADDING around them, whether the file ends within the last row).
 
-    paths: one file, or its parts, which may be cut anywhere.
+    parts: of one file; they may be cut anywhere.
     """
-    rest = b""
-    with progress(paths[0].name, sum(p.stat().st_size for p in paths), "B") as bar:
-        for path in paths:
-            with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as f:
-                position = 0
-                try:
-                    while chunk := f.read(BLOCK_SIZE):
-                        if position == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                            raise UserError(f"{path}: UTF-16, and an RRF file must be UTF-8; convert it with iconv")
-                        cut = chunk.rfind(b"\n") + 1
-                        if cut:
-                            yield b"".join([PADDING, rest, memoryview(chunk)[:cut], PADDING]), False
-                            rest = b""
-                        rest += chunk[cut:]
-                        if len(rest) > MAX_ROW:
-                            raise UserError(f"{path}: no line end in 64 MB; this is not an RRF file")
-                        bar.update(raw.tell() - position)
-                        position = raw.tell()
-                except (EOFError, zlib.error, OSError) as e:
-                    raise UserError(f"{path}: cannot be read ({e}); copy or download it again") from None
+    rest, is_first = b"", True
+    with progress(parts[0].name, sum(part.n_bytes for part in parts), "B") as bar:
+        for part in parts:
+            for chunk, n_bytes in part.chunks(BLOCK_SIZE):
+                if is_first and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise UserError(f"{part}: UTF-16, and an RRF file must be UTF-8; convert it with iconv")
+                chunk = chunk.removeprefix(b"\xef\xbb\xbf") if is_first else chunk  # a byte order mark
+                is_first, cut = False, chunk.rfind(b"\n") + 1
+                if cut:
+                    yield b"".join([PADDING, rest, memoryview(chunk)[:cut], PADDING]), False
+                    rest = b""
+                rest += chunk[cut:]
+                if len(rest) > MAX_ROW:
+                    raise UserError(f"{part}: no line end in 64 MB; this is not an RRF file")
+                bar.update(n_bytes)
     if rest:
         yield b"".join([PADDING, rest, b"\n", PADDING]), True
 
@@ -160,11 +164,12 @@ class Rows:
         start: (n,) first byte of each row. line: (n,) its line within the block. pipes: (n, columns) positions of `|`.
         faults: [(line within the block, ", column X: what is wrong")]; such rows are left out.
         nci_lines: arrays of lines of concepts with NCI Metathesaurus ids (CL and digits); these too.
+        malformed: None, or (line, ": what is wrong") if most rows have other columns: this is no RRF file.
         n_lines: lines of the block, malformed ones too. n_found: those that are not empty.
     """
 
     def __init__(self, block, cut, columns):
-        self.columns, self.block, self.faults, self.nci_lines = columns, block, [], []
+        self.columns, self.block, self.faults, self.nci_lines, self.malformed = columns, block, [], [], None
         self.bytes = np.frombuffer(block, np.uint8)
         self.words = np.ndarray(len(block) - 7, np.uint64, block, strides=(1,))  # eight bytes from each position
         self.n_lines = np.count_nonzero(self.bytes == ord("\n"))
@@ -187,7 +192,11 @@ class Rows:
         self.n_found = np.count_nonzero(ends > self.start)
         count = np.diff(np.searchsorted(pipes, ends), prepend=0)
         good = (count == width) & (self.bytes[ends - 1] == ord("|"))
-        for i in np.flatnonzero(~good & (ends > self.start)).tolist():
+        bad = np.flatnonzero(~good & (ends > self.start))
+        if len(bad) > max(MAX_BAD_ROWS, self.n_found / 2):
+            what = f"{count[bad[0]]} columns instead of {width}, and most rows after it are wrong too"
+            self.malformed, bad = (int(bad[0]), f": {what}; this is not an RRF file"), bad[:0]
+        for i in bad.tolist():
             what = f"{count[i]} columns instead of {width}" if count[i] != width else "text after the last column"
             last = ", and the file ends in the middle of it" if cut and i == len(ends) - 1 else ""
             self.faults.append((i, f": {what}{last}"))
@@ -213,6 +222,10 @@ class Rows:
         k = self.columns.index(column)
         start = self.pipes[self.selection, k - 1] + 1 if k else self.start[self.selection]
         return start, self.pipes[self.selection, k]
+
+    def count_empty(self, *columns):
+        """The number of rows in which one of these fields is empty."""
+        return np.count_nonzero(np.any([np.equal(*self.span(column)) for column in columns], axis=0))
 
     def prefix8(self, column):
         """The field's first eight bytes as one integer, to compare with prefix8(text)."""

@@ -251,7 +251,8 @@ def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
     related to itself only by SY, and only if the language has two strings for it, or there would be nothing to read.
 
     Args: terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
-    Returns: (a list of ((E,) int64, counts), (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row).
+    Returns: (a list of ((E,) int64, counts), (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row,
+    the number of rows that have no CUI1 or no CUI2). Raises: UserError if these are many.
     """
     stands_in = np.zeros((2, N_CUIS + 1), bool)  # the last one for "no concept", -1
     concept_of, has_synonym = [], []
@@ -268,20 +269,24 @@ def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
     def parse_block(rows):
         t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
         stands_in[0, t] = stands_in[1, h] = True
+        n_empty = rows.filter((t < 0) | (h < 0)).count_empty("CUI1", "CUI2")
         rel = rows.prefix8("REL")
         r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
         r[codes[r] != rel] = -1
         keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N")) & selection.includes(rows)
-        rows, h, r, t, found = rows.filter(keep), h[keep], r[keep], t[keep], []
+        n_rows, rows, h, r, t, found = len(t), rows.filter(keep), h[keep], r[keep], t[keep], []
         for index, synonyms in zip(concept_of, has_synonym):
             head, tail = index[h], index[t]
             good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
             keys = triple_key(head[good], r[good], tail[good])
             found.append((keys, count_relations(rows.filter(good), is_hierarchical[r[good]])))
-        return found
+        return *found, np.array([n_empty, n_rows])
 
-    languages = (zip(*blocks) for blocks in zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci)))
-    return [(sort_unique(np.concatenate(keys)), counts) for keys, counts in languages], stands_in
+    *languages, counts = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
+    n_empty, n_rows = sum(counts).tolist()
+    rrf.check_empty_cuis(umls, n_empty, n_rows)
+    languages = (zip(*blocks) for blocks in languages)
+    return [(sort_unique(np.concatenate(keys)), counts) for keys, counts in languages], stands_in, n_empty
 
 
 def sort_unique(keys):
@@ -301,8 +306,9 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, selection, co
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
     terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, selection, *counters)
     log(f"MRCONSO: {sum(len(strings) for _, _, strings, _ in terms):,} terms")
-    triples, stands_in = read_relations(umls, terms, relations, selection, *counters)
-    log(f"MRREL: {sum(len(keys) for keys, _ in triples):,} relations")
+    triples, stands_in, n_empty = read_relations(umls, terms, relations, selection, *counters)
+    without = f" ({n_empty:,} rows without CUI1 or CUI2)" * bool(n_empty)
+    log(f"MRREL: {sum(len(keys) for keys, _ in triples):,} relations{without}")
     for line in find_gaps(group, has_row, *stands_in[:, :-1]):
         log(line)
     tables = []

@@ -1,6 +1,7 @@
 """Measurements that anyone can repeat; each prints ratios of things measured side by side in one run.
 
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
+    python tests/bench.py zip [--folder .cache/2022AB] [--scale 1] [--repeat 3]
     python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
     python tests/bench.py search [--names 4000000] [--repeat 3]
     python tests/bench.py embed [--sizes 6x384] [--names 20000] [--repeat 3]
@@ -9,6 +10,8 @@
 data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
 pyarrow.csv (the floor: no build can do without reading) and builds the English data set at the sizes of Table 1, with
 the time and the peak memory of each stage. Last, it builds with another seed on the tables that were kept.
+
+zip: builds from that release and from a zip of it in turn, and prints the ratios of wall and of CPU seconds.
 
 train: forward and backward over the paper's mix of lengths, in three ways: (a) everything padded to 256, (b) the
 paper's random micro-batches of 15 padded to their longest, and (c) ours. The first two have PyTorch's own encoder, with
@@ -38,6 +41,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,9 +95,9 @@ def floor(folder):
     return seconds
 
 
-def build(folder, out, seed=0):
-    """Stages of an English build: [(what, seconds, peak GB)]."""
-    argv = f"build --lang en --umls {folder} --e3c {folder}/E3C --out {out} --seed {seed}".split()
+def build(folder, out, seed=0, umls=None):
+    """Stages of an English build: [(what, seconds, peak GB)]. umls: the release; default: the folder."""
+    argv = f"build --lang en --umls {umls or folder} --e3c {folder}/E3C --out {out} --seed {seed}".split()
     child = subprocess.Popen([sys.executable, str(ROOT / "data.py"), *argv], stdout=subprocess.PIPE, text=True)
     peak, done = [0.0], threading.Event()
 
@@ -119,8 +123,8 @@ def build(folder, out, seed=0):
     return stages
 
 
-def bench_data(folder, scale, repeat):
-    out = folder.parent / "dataset"
+def make_release(folder, scale):
+    """The synthetic release at a scale, written once."""
     made = folder / f"made-{scale:g}"
     if not made.is_file():
         began = time.time()
@@ -129,7 +133,34 @@ def bench_data(folder, scale, repeat):
         synthetic_umls.write_full(folder, scale)
         made.touch()
         print(f"made {folder} in {time.time() - began:.0f} s")
-    floors, runs = [], []
+
+
+def bench_zip(folder, scale, repeat):
+    """Builds from the folder and from a zip of it, in turn."""
+    make_release(folder, scale)
+    path = folder.with_suffix(".zip")
+    if not path.is_file():
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+            for file in sorted(folder.glob("META/*.RRF")):
+                z.write(file, f"2022AB/META/{file.name}")
+    took = {folder: [], path: []}  # of each build: wall and CPU seconds
+    for _ in range(repeat):
+        for umls, seconds in took.items():
+            shutil.rmtree(folder.parent / "tables", ignore_errors=True)
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+            build(folder, folder.parent / "dataset", umls=umls)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            seconds.append((time.time() - began, cpu))
+            print(f"{umls}: {seconds[-1][0]:.1f} s, CPU {cpu:.1f} s", flush=True)
+    for k, what in enumerate(("wall", "CPU")):
+        pairs = [b[k] / a[k] for a, b in zip(*took.values())]
+        print(f"{what}: zip / folder {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})")
+
+
+def bench_data(folder, scale, repeat):
+    make_release(folder, scale)
+    out, floors, runs = folder.parent / "dataset", [], []
     for _ in range(repeat):
         shutil.rmtree(out.parent / "tables", ignore_errors=True)
         floors.append(floor(folder))
@@ -478,7 +509,7 @@ if __name__ == "__main__":
 
         sys.exit(bench_gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "train", "search", "embed", "busy"])
+    parser.add_argument("what", choices=["data", "zip", "train", "search", "embed", "busy"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
@@ -487,6 +518,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.what == "data":
         bench_data(args.folder, args.scale, args.repeat)
+    elif args.what == "zip":
+        bench_zip(args.folder, args.scale, args.repeat)
     elif args.what == "search":
         bench_search(args.names or 4_000_000, args.repeat)
     elif args.what == "embed":

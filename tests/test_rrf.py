@@ -5,11 +5,15 @@ import json
 import re
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
+import configs
+import data
 from configs import UserError
 from support import rrf
+from support.cache import read_release
 from support.codes import read_codes
 from tests.conftest import build, graph_of
 from tests.small_releases import (
@@ -127,10 +131,10 @@ def test_utf_16_is_reported(release, tmp_path, name, codec):
 
 
 def test_a_packed_release_is_named(tmp_path):
-    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack the release there"):
+    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* give the folder or zip of a UMLS release"):
         graph_of(tmp_path)
-    (tmp_path / "umls-2022AB-full.zip").write_bytes(b"x")
-    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack .*/umls-2022AB-full.zip first"):
+    (tmp_path / "umls-2022AB-full.tar").write_bytes(b"x")
+    with pytest.raises(UserError, match="MRSTY.RRF is neither in .* unpack .*/umls-2022AB-full.tar first"):
         graph_of(tmp_path)
 
 
@@ -144,6 +148,38 @@ def test_an_empty_cui_is_reported(tmp_path):
     folder = write(tmp_path, BASE, [rel("C0000001", "PAR", "C0000002")], [f"|{DISO}|AT1||\n", *TYPES])
     with pytest.raises(UserError, match="MRSTY.RRF, row 1, column CUI: '' is not C and 7 digits"):
         graph_of(folder)
+
+
+@pytest.mark.parametrize("n_empty", [0, 1, 2])
+def test_rows_of_mrrel_that_leave_out_a_cui(tmp_path, n_empty):
+    """As MetamorphoSys's input does in the rows after the first: up to 1 % are said."""
+    rows = RELATED + [rel("C0000001", "RO", "C0000002")] * (98 - n_empty)
+    rows[1:1] = [rel("", "PAR", "C0000002"), rel("C0000001", "PAR", "")][:n_empty]
+    folder, said = write(tmp_path, BASE, rows, TYPES), []
+    s = configs.Data(skip_bad_rows=True)
+    if n_empty == 2:
+        message = "MRREL.RRF: 2 of 100 rows have no CUI1 or no CUI2; this MRREL is the input of MetamorphoSys: make a"
+        with pytest.raises(UserError, match=message):
+            read_release(folder, ["en"], s, tmp_path / "cache", data.RELATIONS, said.append)
+    else:
+        read_release(folder, ["en"], s, tmp_path / "cache", data.RELATIONS, said.append)
+        assert "MRREL: 2 relations" + " (1 rows without CUI1 or CUI2)" * n_empty in said
+
+
+@pytest.mark.parametrize("n_good", [3, 4])
+def test_a_file_of_other_columns_is_no_rrf_file(tmp_path, monkeypatch, n_good):
+    """More than 10,000 rows (here 3) of a block, and over half of it, with a wrong number of columns."""
+    monkeypatch.setattr(rrf, "MAX_BAD_ROWS", 3)
+    rows = BASE[:1] * n_good
+    rows[1:1] = [b"|" * 9 + b"\n"] * 4
+    path, skipped = tmp_path / "MRCONSO.RRF", Counter()
+    path.write_bytes(b"".join(row if isinstance(row, bytes) else row.encode() for row in rows))
+    for counter in (None, skipped):
+        message = "row 2: 9 columns instead of 18, and most rows after it are wrong too; this is not an RRF file"
+        expected = message if n_good == 3 else "row 2: 9 columns instead of 18; repair" * (counter is None)
+        with pytest.raises(UserError, match=expected) if expected else nullcontext():
+            list(rrf.read_rrf(tmp_path, "MRCONSO", lambda rows: None, counter))
+    assert skipped == ({} if n_good == 3 else {"MRCONSO.RRF": 4})
 
 
 def test_a_row_with_two_faults_counts_once(tmp_path):
