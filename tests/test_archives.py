@@ -13,9 +13,10 @@ import pytest
 import configs
 from beyond import export
 from configs import UserError
-from support import archives, rrf, umls
+from support import archives, rrf
 from support.archives import find_rrf
 from support.cache import describe_source
+from support.codes import read_codes
 from tests.conftest import build, graph_of, run_command
 from tests.small_releases import BASE, TYPES, conso, rel, same, write_texts
 
@@ -171,7 +172,7 @@ def test_each_layout_gives_the_graph_of_the_plain_folder(tmp_path, plain, make, 
     place = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert same(graph_of(place), plain) and capsys.readouterr().err == ""
-    assert umls.read_codes(place, {"MSH": ""}) == [("X", "C0000001")]
+    assert read_codes(place, ["MSH"]) == [("MSH", "X", "C0000001")]
     assert sorted(tmp_path.rglob("*")) == before
 
 
