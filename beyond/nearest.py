@@ -1,4 +1,4 @@
-"""The concepts that are nearest to mentions: which may be chosen, how near they are, and the search."""
+"""The concepts nearest to mentions: the candidates, their similarities, and the search."""
 
 import sys
 from functools import partial, reduce
@@ -57,7 +57,7 @@ def choose_similarity(s, queries, dictionary, chosen, index):
         pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), partial(print, file=sys.stderr))
         embedded = dictionary if s.keep_vectors else chosen
         vectors, names = embed_mentions_and_names(s, queries, embedded.names, [pooling])
-        # Without a choice they stay where they are: in a file that may be larger than memory.
+        # If all concepts are candidates, the vectors are not copied: their file may be larger than memory.
         names = names[:, 0] if len(embedded.names) == len(chosen.names) else names[index, 0]
         methods.append(lambda block: vectors[pooling][block] @ names.T)
     return lambda block: reduce(np.add, (method(block) for method in methods))

@@ -16,8 +16,8 @@ from support.programs import check_destination
 EXAMPLE = "python -m beyond.tag MODEL < notes.txt"
 LINE_END = re.compile(r"\n|\r(?!\n)")  # the last character of one
 FRAGMENT = re.compile(r"\S(?:[^\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]*\S)?")  # brat has neither line ends nor TABs in one
-# How the beginning of what was written before is recognised; see check_output. Files of Doccano and PubTator are never
-# replaced: those that people have annotated look the same.
+# Recognises the beginning of earlier outputs (files.check_output). Files of Doccano and PubTator are never replaced,
+# because files that people have annotated look the same.
 RECORDS = (
     rb'\{"id": .*"entities": \[(\]\}\n|\{"start": )'
     rb"|-DOCSTART-\n\n(-DOCSTART-|[^\t\n]+\t\d+\t\d+\t[01]\.\d{4}\t|\Z)"
