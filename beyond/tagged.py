@@ -162,8 +162,8 @@ def format_labelstudio(document):
 def format_pubtator(document):
     """A block of PubTator: the first line is the title, the rest the abstract, and an entity has no id.
 
-    Offsets are code points of both with a line end between. Other line ends and TABs are blanks, so that no offset
-    moves. Blanks, bars and per cent signs in the id of the document are %20, %7C and %25; an empty id is %.
+    Offsets are code points of title and abstract, with a line end between. Other line ends and TABs become blanks, so
+    that no offset moves. Blanks, bars and per cent signs in the id are %20, %7C and %25. An empty id is %.
     """
     name = re.sub(r"[\s|%]", lambda m: quote(m[0]), str(document.id)) or "%"
     text = BREAKS_COLUMNS.sub(" ", document.text)
