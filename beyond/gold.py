@@ -28,8 +28,8 @@ SPLIT_LISTS = ("train_test_split.txt", "documentation/train_test_split.txt")  # 
 class Mention(NamedTuple):
     """A mention of a concept in a corpus.
 
-    text: its words, in NFC. name: what is looked up, its words or the long form of an abbreviation. parts: its ids, all
-    of which must be found; each is a tuple of alternatives.
+    text: its words, in NFC. name: the text that is looked up: its words, or the long form of an abbreviation. parts:
+    its ids, all of which must be found. Each part is a tuple of alternatives.
     """
 
     document: str

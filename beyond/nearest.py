@@ -68,7 +68,7 @@ def nearest_concepts(dictionary, n_queries, similarities, top):
 
     Args: similarities: a function of a slice of the queries: (k, names) float32.
     Returns: [(links, tied), ...] of the queries. links: [(concept, name, similarity), ...], at most `top`, the nearest
-        first. tied: how many other concepts are as near as the first, whether they are in `links` or not.
+        first. tied: the number of other concepts that are as near as the first, also of those beyond `top`.
     """
     by_name = np.argsort(dictionary.term, kind="stable")
     concepts, count = dictionary.concept[by_name], np.bincount(dictionary.term, minlength=len(dictionary.names))

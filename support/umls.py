@@ -1,7 +1,8 @@
 """A UMLS release -> the tables of a knowledge graph, one set for each language; cache.py keeps them.
 
-They are the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
-groups), and their relations (MRREL), of the sources that sources.py selects. data.py makes the graph of them.
+They hold the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
+groups), and their relations (MRREL). Names and relations are those of the sources that sources.py selects. data.py
+makes the graph of the tables.
 """
 
 import re
