@@ -63,7 +63,7 @@ lint: $(READY) ## ruff, check and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-data: $(READY) ## LANG=fr [UMLS=dir] [E3C=dir] [TOKENIZER=dir] [EXCLUDE=dir] [CONFIG=file] [ARGS=..]: a data set
+data: $(READY) ## LANG=fr [UMLS=path] [E3C=dir] [TOKENIZER=dir] [EXCLUDE=dir] [CONFIG=file] [ARGS=..]: a data set
 	@$(PY) data.py build $(CONFIG) $(if $(LANGUAGE),--lang $(LANGUAGE)) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") \
 	  $(if $(EXCLUDE),--exclude "$(EXCLUDE)") $(ARGS)
 

@@ -30,10 +30,10 @@ from support.windows import count_split_entities, make_windows
 class Check:
     """Count what a corpus holds, what labels cannot express, and its overlap with a data set."""
 
-    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat")
+    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own (CoNLL, brat, parquet)")
     data: str = setting("", "folder of the corpus")
     dataset: str = setting("", "also count the texts of the corpus that overlap with documents of this data set")
-    labels: str = setting("", "column of the tags, where a set of the hub has several")
+    labels: str = setting("", "column of tags, if the corpus is from the hub and has several")
 
 
 def check(s):

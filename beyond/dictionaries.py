@@ -79,7 +79,7 @@ def make_dictionary(ids, names):
 
 
 def share_names(dictionaries):
-    """The same dictionaries with one list of names, those of all; each then uses some of them."""
+    """The same dictionaries with one list of all their names; each then refers to its own names in it."""
     names = {name: i for i, name in enumerate(dict.fromkeys(name for d in dictionaries for name in d.names))}
     terms = [np.array([names[name] for name in d.names], np.int64)[d.term] for d in dictionaries]
     return [d._replace(names=[*names], term=term) for d, term in zip(dictionaries, terms)]
@@ -172,7 +172,7 @@ def trigram_similarities(names, queries):
 
 
 def query_blocks(dictionary, n_queries):
-    """Slices of the queries, so that at most MAX_SIMILARITIES of a slice to all names are in memory."""
+    """Slices of the queries. Each has at most MAX_SIMILARITIES similarities to the names, or one query."""
     size = max(1, MAX_SIMILARITIES // len(dictionary.names))
     return progress("blocks of mentions", [slice(i, i + size) for i in range(0, n_queries, size)])
 

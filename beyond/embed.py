@@ -65,8 +65,8 @@ def embed_lines(s):
 def choose_pooling(s, c, log, max_len=0, default="cls"):
     """(pooling, tokens of the longest text, whether vectors get length 1) for settings `s` with checkpoint and pooling.
 
-    What is not asked for is as a folder of sentence-transformers says. Of another folder the pooling is `default`. With
-    a pooling that is asked for, its modules are left out. c: the checkpoint's Config.
+    Settings that are not given come from the files of sentence-transformers. Without these the pooling is `default`. If
+    a pooling is given, the modules of the folder are left out. c: the checkpoint's Config.
     """
     own = read_pooling(s.checkpoint)
     if own.fault and not s.pooling:

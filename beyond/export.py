@@ -5,7 +5,7 @@
     python -m beyond.export ids 2022AB --out ids.tsv                         MeSH and OMIM ids, id TAB CUI each
     python -m beyond.export ids 2022AB --sources SNOMEDCT_US --out ids.tsv   those of another source
 
-Without --out the lines go to standard output, and what is said about them to standard error.
+Without --out the lines go to standard output, and a summary to standard error.
 """
 
 from configs import argument, setting  # isort: split
@@ -42,17 +42,17 @@ class Graph:
     """Write the graph of a data set, a line CUI TAB REL TAB CUI for each triple (h, r, t) of its release, each once."""
 
     dataset: str = argument("DATASET", "a folder that 'data.py build' wrote")
-    names: bool = setting(False, "preferred terms in the place of CUIs, in the first language that has one")
+    names: bool = setting(False, "preferred terms instead of CUIs, in the first language that has one")
     lang: str = setting("", "only triples of these languages (en,fr); default: all of the data set")
     out: str = setting("", "the file; default: standard output")
 
 
 @dataclass
 class Ids:
-    """Write which concept each id of a source (MeSH and OMIM) names in a UMLS release, a line id TAB CUI each.
+    """Write the ids that sources (MeSH and OMIM) give the concepts of a UMLS release, a line id TAB CUI each.
 
-    An id is the CODE of MRCONSO. Of several sources it is SAB:CODE, unless the code begins so by itself (GO:0005634).
-    MeSH's ids always stand alone, as corpora write them.
+    An id is the CODE of MRCONSO. With several sources it is SAB:CODE, unless the code itself begins with its source
+    (GO:0005634). Ids of MeSH never get a prefix, as corpora write them.
     """
 
     umls: str = argument("RELEASE", "folder or zip of a UMLS release")

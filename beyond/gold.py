@@ -28,8 +28,8 @@ SPLIT_LISTS = ("train_test_split.txt", "documentation/train_test_split.txt")  # 
 class Mention(NamedTuple):
     """A mention of a concept in a corpus.
 
-    text: its words, in NFC. name: what is looked up, its words or the long form of an abbreviation. parts: its ids, all
-    of which must be found; each is a tuple of alternatives.
+    text: its words, in NFC. name: the text that is looked up: its words, or the long form of an abbreviation. parts:
+    its ids, all of which must be found. Each part is a tuple of alternatives.
     """
 
     document: str
@@ -53,7 +53,7 @@ def read_pubtator(path):
 
 
 def read_bioc(path):
-    """Those of a file of BioC, whose ids are in infons: an identifier, or else all that have the name of a source."""
+    """Yields the documents of a file of BioC. Ids are the infon `identifier`, or else all infons named for a source."""
     seen = set()
     for name, text, annotations in bioc.annotated_texts(path):
         entities, is_repeat = [], name in seen
@@ -66,9 +66,10 @@ def read_bioc(path):
 
 
 def read_brat(path):
-    """That of a .ann file, whose ids are in notes, as QUAERO has them, or in brat's own N lines; several are joined.
+    """Yields the document of an .ann file. Ids are in notes, as QUAERO has them, or in brat's own N lines.
 
-    Ids with a blank or a comma between them are alternatives. Notes in words are counted.
+    Several notes or N lines of an entity are alternatives, and so are ids with a blank or a comma between them. Notes
+    without ids are counted.
     """
     issues, entities, ids = Counter(), {}, defaultdict(list)
     text, lines = formats.read_ann(path)
@@ -95,7 +96,7 @@ def read_brat(path):
 
 
 def read_xmi(path):
-    """That of a file of E3C: UIMA's XMI, whose offsets count units of UTF-16. CUIs of another form are counted."""
+    """Yields the document of a file of E3C: UIMA's XMI, with offsets in UTF-16 units. Malformed CUIs are counted."""
     root = parse_xml(path, "UIMA's XMI")
     texts = [e.get("sofaString") for e in root.iter("{http:///uima/cas.ecore}Sofa")]
     if len(texts) != 1 or texts[0] is None:
@@ -115,7 +116,10 @@ def read_xmi(path):
 
 
 class Form(NamedTuple):
-    """A form of gold standards, recognised by a file and its first 64 KB; is_document: a file has one document."""
+    """A form of gold standards.
+
+    matches: a function of a path and its first 64 KB. is_document: whether a file has one document.
+    """
 
     title: str
     matches: Callable
@@ -123,7 +127,7 @@ class Form(NamedTuple):
     is_document: bool = False
 
 
-FORMS = (  # the first one of which a folder has a file is read: BioRED has the same in three forms
+FORMS = (  # the first one with a file in the folder is read: BioRED has the same documents in three forms
     Form("PubTator", lambda path, head: formats.PUBTATOR_TEXT.match(head), read_pubtator),
     Form("BioC in JSON", lambda path, head: head[:1] == "{" and '"documents"' in head, read_bioc),
     Form("BioC in XML", lambda path, head: head[:1] == "<" and re.search(r"<collection[\s>]", head), read_bioc),
@@ -139,8 +143,8 @@ def read_mentions(corpus, expand_abbreviations=False):
     """The mentions of a folder of one of FORMS: ({split: [Mention]}, {split: Counter of issues}).
 
     The split is in the name of a file or of a folder, or in lists of documents, as MedMentions (..pmids_trng.txt) and
-    E3C have them. Single documents of which nothing says it are in the test split, and counted. A split that is not
-    there has no mentions.
+    E3C have them. Files of one document without a stated split are in the test split, and counted. An absent split has
+    no mentions.
 
     Args: corpus: a folder, or a pattern of folders: QUAERO's "corpus/*/MEDLINE".
     Raises: UserError if there is no such file, or naming file and row.
@@ -166,9 +170,9 @@ def read_mentions(corpus, expand_abbreviations=False):
 
 
 def find_files(corpus):
-    """(the Form of a corpus, {file: the split that it says, or ""}) of a folder or of a pattern. Raises: UserError.
+    """(Form, {file: its split, "" if unstated}) of a folder or of a pattern of folders. Raises: UserError.
 
-    They are in the folder itself, or else in layer1/ of E3C, or else anywhere below.
+    The files are in the folder itself, or else in layer1/ of E3C, or else anywhere below.
     """
     paths = sorted(glob.glob(corpus)) if "*" in corpus else [corpus]
     root = Path(os.path.dirname(corpus.partition("*")[0]) if "*" in corpus else corpus)
@@ -219,13 +223,13 @@ def one_of_each_split(places):
 
 
 def split_of_path(path, form):
-    """The split that a file says, "" if none: by its name unless it is a document, else by the nearest folder."""
+    """The split that a path states, "" if none: by the file's name unless it is a document, else by the next folder."""
     parts = path.parts[:-1] if form.is_document else path.parts
     return next((split for part in reversed(parts) if (split := split_of(Path(part)))), "")
 
 
 def split_of(path):
-    """The split that a file's name says, "" if none: by a word of it (SPLIT_NAMES), else by a part, as NCBItestset."""
+    """The split that a name states, "" if none: by a word of it (SPLIT_NAMES), or else by a part, as in NCBItestset."""
     name = path.name.lower()
     words = {*re.split("[^a-z]+", name)}
     by_word = [split for split, names in corpora.SPLIT_NAMES.items() if words & {*names}]
@@ -283,10 +287,10 @@ def match_long_form(short, words):
 class LinkingTask(NamedTuple):
     """The mentions of a split and the dictionary that they are looked up in.
 
-    queries: distinct names of the mentions. query: (mentions,) int64, which of them each mention has. gold: of each
-    mention, as gold_concepts gives it. unseen: (mentions,) bool, None without a training split. issues: what is not
-    scored, a Counter. not_synonymous: (mentions,) bool, those reached by a broader, narrower or related concept of a
-    retired CUI alone. retired: a Counter of the outcomes of their CUIs (see support/retired.py), {} without --umls.
+    queries: distinct names of the mentions. query: (mentions,) int64, the index of each mention's query. gold: of each
+    mention, as gold_concepts gives it. unseen: (mentions,) bool, None without a training split. issues: a Counter of
+    all that is not scored. not_synonymous: (mentions,) bool, those reached only by a concept that is broader, narrower
+    or related to a retired CUI. retired: a Counter of the outcomes of CUIs (support/retired.py), {} without --umls.
     """
 
     mentions: list

@@ -29,42 +29,42 @@ LANG_HELP = "only names of these languages (en,fr); default: all of the data set
 
 @dataclass
 class Link:
-    """Link mentions to concepts by the nearest name: those of a file, or of a corpus with ids, which is scored."""
+    """Link mentions to the concepts with the nearest names, or score the links of a gold standard."""
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
     mentions: str = argument(
         "MENTIONS", "a file, a mention a line, or JSON Lines of beyond.tag; default: standard input", optional=True
     )
-    corpus: str = setting("", "folder of a gold standard: PubTator, BioC, brat with ids, E3C's XMI: score it", "corpus")
+    corpus: str = setting("", "gold standard to score: folder of PubTator, BioC, brat with ids, or E3C's XMI", "corpus")
     split: str = setting("test", "whose mentions are scored", "corpus", choices=("train", "dev", "test", "all"))
     ids: str = setting("", "file of id TAB concept lines; default: the corpus has the dictionary's ids", "corpus")
     expand_abbreviations: bool = setting(False, "read a short form as the long form its document defines", "corpus")
     train_mentions: bool = setting(False, "add the mentions of the training split to the names", "corpus")
-    top: int = setting(5, "concepts written for a mention, at most", "links", least=1)
+    top: int = setting(5, "concepts that are written for each mention, at most", "links", least=1)
     min_similarity: float = setting(
-        -1.0, "concepts below are not written, so that a mention may have none", "links", least=-1.0, most=2.0
+        -1.0, "leave out less similar concepts, so that a mention may have none", "links", least=-1.0, most=2.0
     )
     score: str = setting(
-        "cosine", "similarity: of vectors, of trigrams of letters, or the sum", "links",
+        "cosine", "similarity: cosine of vectors, trigrams of letters, or the sum of both", "links",
         choices=("cosine", "trigrams", "sum"),
     )  # fmt: skip
     groups: list[str] = setting([], "only concepts of these semantic groups (DISO CHEM), or of --types", "links")
     types: list[str] = setting([], "only concepts of these semantic types (T047 T184), or of --groups", "links")
-    codes: list[str] = setting([], "sources whose codes each concept gets (SNOMEDCT_US)", "links")
+    codes: list[str] = setting([], "also write the concepts' codes in these sources (SNOMEDCT_US)", "links")
     format: str = setting(
-        "jsonl", "JSON Lines, a table, and of a tagger's entities brat (.txt, .ann) or CoNLL columns", "links",
+        "jsonl", "JSON Lines or a table; for a tagger's entities also brat (.txt, .ann) or CoNLL columns", "links",
         choices=("jsonl", "tsv", "brat", "conll"),
     )  # fmt: skip
     dictionary: str = setting("", "file of id TAB name lines (or .gz); default: names of the data set", "dictionary")
     data: str = setting("", DATA_HELP, "dictionary")
-    lang: list[str] = setting([], f"{LANG_HELP}; for a corpus several choices in turn (fr en fr,en)", "dictionary")
-    umls: str = setting("", "release (folder or zip): for --codes, --types and retired CUIs", "dictionary")
+    lang: list[str] = setting([], f"{LANG_HELP}; a --corpus takes several choices (fr en fr,en)", "dictionary")
+    umls: str = setting("", "UMLS release (folder or zip), for --codes, --types and retired CUIs", "dictionary")
     keep_vectors: str = setting("", "folder that keeps the names' vectors; the next run reads them", "dictionary")
-    pooling: str = setting("", f"{POOLING_HELP}; for a corpus of none both in turn", "model", choices=POOLINGS)
+    pooling: str = setting("", f"{POOLING_HELP}, or for a --corpus both", "model", choices=POOLINGS)
     precision: str = setting("auto", "number format of the matrix products", "model", choices=PRECISIONS)
     device: str = setting("auto", "where the names are embedded; the search runs on the CPU", "model", choices=DEVICES)
     out: str = setting(
-        "", "file of links, for brat a folder [standard output]; of a --corpus the results folder [results]", "output"
+        "", "file of links, for brat a folder [standard output]; for a --corpus the results folder [results]", "output"
     )
 
 

@@ -16,7 +16,7 @@ from support.programs import write_output
 from support.texts import replace_surrogates
 
 COLUMNS = "document start end mention type rank id name matched group similarity tied codes".split()
-# How the beginning of what was written before is recognised; see check_output. Records without a mention may be first.
+# Recognises the beginning of earlier outputs (files.check_output). Records without a mention may come first.
 LINKS = (
     rb'(\{.*"entities": \[\].*\n)*(\{.*"concepts": \[|\Z)|' + "\t".join(COLUMNS).encode() + rb"\n"
     rb"|-DOCSTART-\n\n(-DOCSTART-|[^\t\n]+\t\d+\t\d+\t(_|\d\.\d{4})\t[^\t\n]+\t(O\n|[BI]-)|\Z)"
@@ -85,7 +85,7 @@ def format_tsv(records):
 def format_conll(records):
     """Columns, a TAB between them: word, start, end, the tagger's score, id of the nearest concept, label in IOB2.
 
-    Words and documents are those of beyond.tag. Outside of entities score and id are _, as is what an entity lacks.
+    Words and documents are those of beyond.tag. Score and id are _ outside of entities, and if an entity has none.
     """
     lines = []
     for document in linked_texts(records):
@@ -115,7 +115,7 @@ def format_reference(vocabulary, i, entity):
 
 
 def reference(concept, vocabulary):
-    """An id as brat has it: UMLS:C0024586. One that has no prefix (OMIM:215600) gets `vocabulary` as its own."""
+    """An id as brat has it: UMLS:C0024586. A prefix is kept (OMIM:215600), and other ids get that of `vocabulary`."""
     concept = re.sub(r"\s", "_", concept)
     if re.fullmatch(r"C\d{7}", concept):
         return f"UMLS:{concept}"

@@ -63,7 +63,7 @@ def check_places(record, form, where):
         labels = {*align_mentions(record["text"], spans).labels}
         if lost := [i for i in range(len(spans)) if f"B-{i}" not in labels]:
             words = record["entities"][lost[0]]["text"]
-            what = f"entity {lost[0] + 1}, {words[:40]!r}, has no word of its own, as each has in columns"
+            what = f"entity {lost[0] + 1}, {words[:40]!r}, has no word of its own, which columns need"
             raise UserError(f"{where}: {what}; give --format brat or tsv")
 
 

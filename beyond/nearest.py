@@ -1,4 +1,4 @@
-"""The concepts that are nearest to mentions: which may be chosen, how near they are, and the search."""
+"""The concepts nearest to mentions: the candidates, their similarities, and the search."""
 
 import sys
 from functools import partial, reduce
@@ -57,7 +57,7 @@ def choose_similarity(s, queries, dictionary, chosen, index):
         pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), partial(print, file=sys.stderr))
         embedded = dictionary if s.keep_vectors else chosen
         vectors, names = embed_mentions_and_names(s, queries, embedded.names, [pooling])
-        # Without a choice they stay where they are: in a file that may be larger than memory.
+        # If all concepts are candidates, the vectors are not copied: their file may be larger than memory.
         names = names[:, 0] if len(embedded.names) == len(chosen.names) else names[index, 0]
         methods.append(lambda block: vectors[pooling][block] @ names.T)
     return lambda block: reduce(np.add, (method(block) for method in methods))
@@ -68,7 +68,7 @@ def nearest_concepts(dictionary, n_queries, similarities, top):
 
     Args: similarities: a function of a slice of the queries: (k, names) float32.
     Returns: [(links, tied), ...] of the queries. links: [(concept, name, similarity), ...], at most `top`, the nearest
-        first. tied: how many other concepts are as near as the first, whether they are in `links` or not.
+        first. tied: the number of other concepts that are as near as the first, also of those beyond `top`.
     """
     by_name = np.argsort(dictionary.term, kind="stable")
     concepts, count = dictionary.concept[by_name], np.bincount(dictionary.term, minlength=len(dictionary.names))

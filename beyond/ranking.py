@@ -1,6 +1,6 @@
 """How often the nearest concept is the right one: the mentions of a corpus with ids, ranked and scored.
 
-The protocol of scoring, as figures of different papers differ most by it:
+The protocol, by which the figures of papers differ most:
 
 * A concept is as near to a mention as the nearest of its names. Concepts are ranked, not names. Concepts that are
   equally near share the mean of their ranks, so a name of two concepts alone is right at 5, but not at 1.
@@ -11,12 +11,12 @@ The protocol of scoring, as figures of different papers differ most by it:
   their bars (`c|SUB|G|94|A` is one id). A concept that a dictionary calls `a|b` is found by either id.
 * A mention whose concept is not in the dictionary counts as not found. Accuracy is given over all mentions and over the
   reachable ones. A composite is reachable if all of its parts are. Mentions without any id are not counted.
-* A retired CUI counts as the one that took its place in the release of --umls. The scores are given a second time with
-  broader, narrower and related concepts, which are not synonymous, counted as not found.
+* A retired CUI counts as the one that replaced it in the release of --umls. Some are replaced only by a broader,
+  narrower or related concept, which is not synonymous. The scores are given a second time with these as not found.
 * Unseen mentions are those whose words, in lower case, are not a mention of the training split. Without such a split
   there are no figures for them.
 * The names of several choices of languages (--lang) are scored in turn against the same mentions, and embedded once.
-* Neither are mentions of the training split added to the dictionary, nor abbreviations expanded, unless asked for.
+* Mentions of the training split are not added to the dictionary, and abbreviations are not expanded, unless asked for.
 """
 
 import hashlib

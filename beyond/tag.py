@@ -53,9 +53,9 @@ class Tag:
         "INPUT", "a file, a document a line, a .jsonl, or a folder of .txt; default: standard input", optional=True
     )
     format: str = setting(
-        "jsonl", "JSON Lines, brat (.txt, .ann), CoNLL columns, or what a tool imports", choices=("brat", *FORMATS)
+        "jsonl", "JSON Lines, brat (.txt, .ann), CoNLL columns, or a tool's import format", choices=("brat", *FORMATS)
     )
-    out: str = setting("", "file that is written, of brat a new folder; default: standard output")
+    out: str = setting("", "output file, for brat a new folder; default: standard output")
     html: str = setting("", "also write a page with the entities highlighted; a terminal then shows no other output")
     precision: str = setting("", "number format; default: as in fine-tuning", choices=("auto", "bf16", "fp32"))
     device: str = setting("auto", "where to run", choices=DEVICES)

@@ -16,8 +16,8 @@ from support.programs import check_destination
 EXAMPLE = "python -m beyond.tag MODEL < notes.txt"
 LINE_END = re.compile(r"\n|\r(?!\n)")  # the last character of one
 FRAGMENT = re.compile(r"\S(?:[^\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]*\S)?")  # brat has neither line ends nor TABs in one
-# How the beginning of what was written before is recognised; see check_output. Files of Doccano and PubTator are never
-# replaced: those that people have annotated look the same.
+# Recognises the beginning of earlier outputs (files.check_output). Files of Doccano and PubTator are never replaced,
+# because files that people have annotated look the same.
 RECORDS = (
     rb'\{"id": .*"entities": \[(\]\}\n|\{"start": )'
     rb"|-DOCSTART-\n\n(-DOCSTART-|[^\t\n]+\t\d+\t\d+\t[01]\.\d{4}\t|\Z)"
@@ -162,8 +162,8 @@ def format_labelstudio(document):
 def format_pubtator(document):
     """A block of PubTator: the first line is the title, the rest the abstract, and an entity has no id.
 
-    Offsets are code points of both with a line end between. Other line ends and TABs are blanks, so that no offset
-    moves. Blanks, bars and per cent signs in the id of the document are %20, %7C and %25; an empty id is %.
+    Offsets are code points of title and abstract, with a line end between. Other line ends and TABs become blanks, so
+    that no offset moves. Blanks, bars and per cent signs in the id are %20, %7C and %25. An empty id is %.
     """
     name = re.sub(r"[\s|%]", lambda m: quote(m[0]), str(document.id)) or "%"
     text = BREAKS_COLUMNS.sub(" ", document.text)

@@ -190,9 +190,9 @@ class Finetune(Settings):
     """
 
     checkpoint: str = argument("CHECKPOINT", "run folder, or folder of another checkpoint")
-    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own, in CoNLL or brat", "corpus")
+    corpus: str = setting("custom", "a name of 'finetune.py list'; custom: your own (CoNLL, brat, parquet)", "corpus")
     data: str = setting("", "folder of the corpus", "corpus")
-    labels: str = setting("", "column of the tags, where a set of the hub has several", "corpus")
+    labels: str = setting("", "column of tags, if the corpus is from the hub and has several", "corpus")
     out: str = setting("", "results folder; default results/<checkpoint>/<corpus>", "run")
     runs: int = setting(1, "seeds, each from the same checkpoint", "run", least=1, most=10**4)
     seed: int = setting(0, "first seed", "run", most=2**32)

@@ -69,7 +69,7 @@ class Part(NamedTuple):
                     raise UserError(f"{self} {TOO_LARGE}")
                 yield chunk, position - before
         if not is_gz and n_read != self.n_bytes:
-            message = f"{self}: {n_read:,} bytes, and {self.n_bytes:,} were stated"
+            message = f"{self}: {n_read:,} bytes instead of the stated {self.n_bytes:,}"
             raise UserError(f"{message}; copy or download it again")
 
 
@@ -78,11 +78,11 @@ TOO_LARGE = f"inflates to more than {MAX_RATIO} times its size; this is no file 
 
 @contextmanager
 def errors_explained(name):
-    """Turns whatever a damaged or unusual archive raises into a UserError of one line."""
+    """Turns every error of a damaged or unusual archive into a UserError of one line."""
     try:
         yield
     except (*BROKEN, RuntimeError) as e:
-        # RuntimeError: a password or a method of compression that Python has not.
+        # RuntimeError: a password is needed, or Python lacks the method of compression.
         advice = "unpack it with another program" if isinstance(e, RuntimeError) else "copy or download it again"
         raise UserError(f"{name}: cannot be read ({printable(e)}); {advice}") from None
 
@@ -117,7 +117,7 @@ def read_directory(archive):
         path = info.filename.replace("\\", "/")
         folder, _, name = path.rpartition("/")
         if "__MACOSX" in folder.split("/") or not (FILE_NAME.fullmatch(name) or is_archive(name)):
-            continue  # what macOS adds to a file has its name, and begins with ._
+            continue  # macOS adds a file of the same name there, or beginning with ._
         opener = partial(open_stored if is_archive(name) else open_member, archive, info)
         n_packed = min(info.compress_size, archive.n_packed)  # more may be stated
         about = archive.disk_file, info.file_size, n_packed, info.CRC, opener
@@ -151,7 +151,7 @@ def open_stored(archive, info):
 
 
 class Slice(io.RawIOBase):
-    """Some of the bytes of a file, as a file."""
+    """A range of the bytes of a file, as a file."""
 
     def __init__(self, file, offset, size):
         self.file, self.offset, self.size, self.position = file, offset, size, 0
@@ -181,8 +181,8 @@ class Slice(io.RawIOBase):
 def find_release(umls):
     """The Parts of the release in a folder or zip, [] if there is none. Raises: UserError if there are several.
 
-    RRF files in the folder or its META come first, then those in folders and archives there, then those in archives
-    within an archive.
+    The first of these places that holds a release is taken: the folder itself and its META, then folders and archives
+    in it, then archives within archives.
     """
     top = Path(umls)
     paths = [top] if top.is_file() else sorted([*top.glob("*"), *top.glob("*/*"), *top.glob("*/META/*")])
@@ -206,7 +206,7 @@ def find_release(umls):
 
 
 def group_by_release(parts):
-    """{Part.release: its Parts} of those that hold one of TABLES. Raises: UserError if a file stands twice."""
+    """{Part.release: its Parts} of those that hold one of TABLES. Raises: UserError if a file is there twice."""
     releases, seen = {}, {}
     for part in parts:
         releases.setdefault(part.release, []).append(part)
@@ -221,12 +221,12 @@ def group_by_release(parts):
 def find_rrf(umls, name, folder=None):
     """The Parts of a file of a release: of NAME.RRF, NAME.RRF.gz, or NAME.RRF.aa and so on; [] if it is not there.
 
-    folder: that of another Part, where only files beside it count. Raises: UserError, too if a part is missing.
+    folder: that of another Part, to find only files beside it. Raises: UserError, also if a part is missing.
     """
     release = find_release(umls)
     for place in sorted({part.folder for part in release}) if folder is None else [folder]:
         found = [part for part in release if part.table == name and part.folder == place]
-        # Of a file that is there as .gz too, the plain one is read.
+        # A plain file is preferred to the same as .gz.
         found = {FILE_NAME.fullmatch(part.name)[2]: part for part in sorted(found, key=lambda p: -len(p.name))}
         if None in found:
             return [found[None]]
@@ -247,7 +247,7 @@ def read_whole(parts):
 
 
 def describe_release(umls):
-    """For the manifest: the name of a release, from MRDOC or of its folder in the zip, and the archives it is in."""
+    """For the manifest: the name of a release, from MRDOC or else its folder in the zip, and the names of its zips."""
     release = find_release(umls)
     archives = sorted({part.disk_file.name for part in release if part.crc is not None})
     name = printable(release[0].release[1].rpartition("/")[2]) if archives else ""

@@ -12,7 +12,7 @@ from support.labels import align_entities, is_same_text
 from support.markup import parse_xml
 from support.texts import replace_surrogates
 
-MAX_CHARACTERS = 10**7  # of a document: where a passage is further away, its offset is wrong
+MAX_CHARACTERS = 10**7  # of a document: a passage with a larger offset is an error
 
 
 # ---------------------------------------------------------------- a file -> its documents
@@ -85,13 +85,13 @@ def xml_node(element):
 
 
 def text_parts(document):
-    """Yields the parts of a document that have its text: passages, or the sentences of one without text."""
+    """Yields the parts of a document that have its text: passages, or the sentences of a passage without text."""
     for passage in document["passages"]:
         yield from [passage] if passage["text"] else passage["sentences"] or [passage]
 
 
 def document_text(document, where):
-    """The text of a document: a passage or a sentence begins at its own offset. Raises: UserError after `where`."""
+    """The text of a document, each part at its own offset. where: begins the message. Raises: UserError."""
     text = ""
     for part in text_parts(document):
         if type(part["offset"]) is not int or not 0 <= part["offset"] <= MAX_CHARACTERS:

@@ -92,7 +92,7 @@ def choose_output(s, langs):
     if s.text and len(langs) > 1 and "{lang}" not in s.text:
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
     if s.sources and s.exclude_sources:
-        raise UserError("sources and exclude_sources: give one of them; the sources that are named are the only ones")
+        raise UserError("sources and exclude_sources: give one of them; sources already leaves out all others")
     check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
     before = None
     with suppress(UserError):  # there is none, or it is damaged

@@ -44,7 +44,7 @@ class Corpus(NamedTuple):
     types: dict | None = None  # {their type: ours}; others are left out, counted
     bio: bool = True  # whether the paper's labels have B- and I-
     pos: bool = False  # parts of speech: every token counts
-    mark: str = ""  # a file of the owner's form, of a corpus with `read`
+    mark: str = ""  # for `read`: the file by which the owners' form is recognised
 
 
 DEFT = {  # ours, by semantic group where there is one: the paper does not say what its groups are
@@ -165,8 +165,8 @@ TABLE_5_NOTE = (
 def read_corpus(name, folder, labels=""):
     """({split: Documents}, {split: Counter of issues}) of a corpus; dev may be absent. Raises: UserError.
 
-    The folder holds the corpus as its owners distribute it, or else in a form of the hub. labels: the column of tags
-    there; "" for the only one.
+    The folder holds the corpus as its owners distribute it, or else in a form of the hub. labels: the column of tags in
+    the latter; "" for the only one.
     """
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'; it is one of {', '.join(CORPORA)} (finetune.py list)")
@@ -274,7 +274,7 @@ def texts_of_file(file):
             return [" ".join(part["text"] for part in text_parts(d)) for d in load_collection(file)]
         except UserError as e:
             raise UserError(f"exclude: {e}; name another folder") from None
-    if file.suffix.lower() in (".json", ".xml"):  # metadata of the hub; XML as MEDDOCAN has it beside brat
+    if file.suffix.lower() in (".json", ".xml"):  # metadata of the hub, or MEDDOCAN's XML beside brat
         return []
     if abstracts := re.findall(r"^([^\s|]+)\|t\|(.*)\n\1\|a\|(.*)", text, re.M):
         return [" ".join(title_and_abstract) for _, *title_and_abstract in abstracts]

@@ -118,9 +118,9 @@ def parse_pubtator(path):
 def read_conll(path, types, issues):
     """A file of columns, TAB or one space between them, the token first, its tag last -> a list of Documents.
 
-    Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat).
-    Of four columns as PharmaCoNER has them (token, document, offsets, tag) the second names the document. Tags of IOB1,
-    BIOES and BILOU become IOB2: O, B-X, I-X.
+    Each is a sentence, ended by a blank line; -DOCSTART- and ###MEDLINE:<id> begin documents (numbered: ids repeat). In
+    the four columns of PharmaCoNER (token, document, offsets, tag) the second names the document. Tags of IOB1, BIOES
+    and BILOU become IOB2: O, B-X, I-X.
     Raises: UserError naming the row of another number of columns, an unknown tag or one of another scheme.
     """
     sentences, n_columns, tokens, tags, n_documents, document, scheme = [], None, [], [], 0, "", ""
@@ -233,7 +233,7 @@ def read_head(path):
 
 
 def describe_xml(head):
-    """What to do with a file of XML that is not BioC."""
+    """The advice for a file of XML that is not BioC."""
     for root, advice in (
         ("MEDDOCAN", "the XML of MEDDOCAN; --corpus meddocan reads the brat files that lie beside it"),
         ("(xmi:)?XMI", "XMI, as E3C has it; --corpus e3c reads train.txt and test.txt of clinical_entities/layer1"),

@@ -44,7 +44,7 @@ ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, Attrib
 def find_splits(folder):
     """{split: its files} of a folder in a form of the hub, or of the one config below it; {} for another folder.
 
-    Raises: UserError naming the configs if there are several, or files of which some are missing.
+    Raises: UserError if there are several configs, if shards are missing, or if no file is named for a split.
     """
     if splits := splits_in(folder):
         return splits
@@ -96,7 +96,7 @@ def saved_files(path):
 
 
 def is_hub_file(path):
-    """Whether a file is named as the hub names files; one of .json must have its keys, and is not BioC."""
+    """Whether a file has a name of the hub; a .json must also have the hub's keys, and not that of BioC."""
     if not path.is_file() or not FILE.fullmatch(path.name) or path.name in METADATA:
         return False
     if path.suffix != ".json":
@@ -143,9 +143,9 @@ def load_table(path):
 
 
 def json_rows(path):
-    """The rows of a file of JSON, dicts: one a line, a list of them, or the paper's {document: {text, tag}}.
+    """The rows of a JSON file as dicts: an object a line, a list of objects, or {document: {text, tag}}.
 
-    In the last one, which the authors' own program reads, words and tags are lists, or strings with blanks between.
+    The last form is that of the authors' own program. Its words and tags are lists, or strings with blanks between.
     Raises: UserError.
     """
     text = read_utf8(path)
@@ -166,7 +166,7 @@ def json_rows(path):
 
 
 def features_of(path, metadata):
-    """{column: its feature} of the metadata of a schema, or of the dataset_info.json of save_to_disk; {} without."""
+    """{column: its feature}, from a schema's metadata or the dataset_info.json of save_to_disk; {} without both."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
     except ERRORS:  # no metadata, or not those of `datasets`
@@ -189,9 +189,9 @@ def describe(error):
 
 
 def choose_columns(path, columns, labels):
-    """The columns of tokens and of tags; None where the rows are documents. labels: the one of tags, "" for the only.
+    """(column of tokens, column of tags), or None if the rows are documents.
 
-    Raises: UserError if there is none, or more than one of tags.
+    labels: the column of tags, "" for the only one. Raises: UserError if there is none, or more than one of tags.
     """
     tokens, names = next((name for name in TOKENS if name in columns), ""), ", ".join(map(str, columns))
     tags = [labels] if labels else [name for name in columns if TAGS.fullmatch(name)]
@@ -222,8 +222,9 @@ def column_rows(path, columns, *names):
 
 
 def read_files(paths, types, pos, labels, issues):
-    """The Documents of the files of a split. types: as align_entities has them. pos, labels: as read_corpus has them.
+    """The Documents of the files of a split.
 
+    Args: types: as in align_entities. pos: whether labels are parts of speech. labels: as in read_corpus.
     Raises: UserError that names file and row.
     """
     documents = []
@@ -239,7 +240,7 @@ def read_files(paths, types, pos, labels, issues):
 
 
 def read_sentences(path, columns, tokens, tags, names, types, pos, issues):
-    """The Documents of rows with a list of tokens and a list of tags. names: of tags that are numbers."""
+    """The Documents of rows with a list of tokens and a list of tags. names: the names of tags that are numbers."""
     documents, scheme = [], ""
     for where, words, labels, group in column_rows(path, columns, tokens, tags, "document_id"):
         if tags == "tag":
@@ -267,7 +268,7 @@ def read_sentences(path, columns, tokens, tags, names, types, pos, issues):
 
 
 def tags_as_text(tags, names, where):
-    """The tags of a sentence as strings. names: of those that are numbers. Raises: UserError."""
+    """The tags of a sentence as strings. names: the names of tags that are numbers. Raises: UserError."""
     kinds = {type(tag) for tag in tags} if type(tags) is list else {None}
     if kinds <= {str}:
         return tags
@@ -314,7 +315,7 @@ def read_documents(path, columns, types, issues):
 
 
 def passage_text(passages, where):
-    """The text of a document, each passage at its offset, line ends in the gaps. Raises: UserError if it has none."""
+    """The text of a document: each passage at its offset, and line ends in gaps. Raises: UserError without text."""
     try:
         parts = sorted((a, b, words) for p in passages for words, (a, b) in zip(p["text"], p["offsets"], strict=True))
         text = ""
@@ -330,7 +331,7 @@ def passage_text(passages, where):
 
 
 def group_documents(splits):
-    """Keeps the group of sentences, their document_id, only where it says more than a number of the sentence."""
+    """Clears the group of sentences (document_id) if all have one, or each its own: then it tells no documents."""
     groups = [d.group for documents in splits.values() for d in documents]
     if not 1 < len({*groups}) < len(groups):
         for d in (d for documents in splits.values() for d in documents):
@@ -338,7 +339,7 @@ def group_documents(splits):
 
 
 def read_table_texts(path):
-    """The texts of a file: of its documents or rows, or each sentence and all as one."""
+    """The texts of a file: of its documents, or else of each row and of all rows together."""
     columns, _ = load_table(path)
     if "passages" in columns:
         return [passage_text(passages, where) for where, passages in column_rows(path, columns, "passages")]

@@ -70,7 +70,7 @@ def write_output(out, content):
 
 
 def write_chunks(out, chunks):
-    """As write_output, of bytes that come in chunks, one of which is in memory at a time."""
+    """Writes chunks of bytes as write_output does, with one of them in memory at a time."""
     if out:
         write_atomic(out, lambda f: f.writelines(chunks))
         return

@@ -67,7 +67,7 @@ def read_records(folder, pattern, form):
 def differing_settings(before, now):
     """Which settings of two signatures differ; a digest only if its path does not, which says more.
 
-    Results that are older than a setting have its default, "".
+    For results that are older than a setting, its value is "".
     """
     before, now = ({k: replace_surrogates(x) if type(x) is str else x for k, x in s.items()} for s in (before, now))
     keys = [k for k in now if before.get(k, "") != now[k]]

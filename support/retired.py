@@ -1,9 +1,9 @@
-"""Retired and merged CUIs: followed to the concept that stands for them in a UMLS release, by its MRCUI.
+"""Retired and merged CUIs: followed by MRCUI to the concepts that replace them in a UMLS release.
 
-A CUI with a row in MRCONSO is alive, and stays. Any other leads to the CUI2 of its SY rows (it was merged); if it has
-none, to those of its RB, RN and RO rows (broader, narrower and related concepts: not synonymous). Exactly one distinct
-CUI2 is followed, and again from there until a CUI is alive. Several lead nowhere: a narrower concept is no answer, and
-to take the first would depend on the order of the rows.
+A CUI with a row in MRCONSO is alive, and stays. Any other leads to the CUI2 of its SY rows (it was merged). If it has
+none, it leads to those of its RB, RN and RO rows (broader, narrower and related concepts: not synonymous). A single
+distinct CUI2 is followed, and so on until a CUI is alive. Several lead nowhere, because the choice of one would depend
+on the order of the rows.
 """
 
 import re
@@ -17,13 +17,13 @@ from support.rrf import prefix8
 from support.umls import N_CUIS
 
 CUI = re.compile("C[0-9]{7}")
-# What becomes of a CUI. Only the first three have a concept in the release.
+# The outcomes of a CUI. Only the first three have a concept in the release.
 OUTCOMES = ("alive", "merged", "not synonymous", "several", "deleted", "not in this subset", "unknown", "loop")
 ALIVE, MERGED, NOT_SYNONYMOUS, SEVERAL, DELETED, NOT_IN_SUBSET, UNKNOWN, LOOP = range(len(OUTCOMES))
 
 
 def follow_cuis(umls, cuis):
-    """{CUI: (the CUI that stands for it or None, its outcome)}, CUIs as strings. Raises: UserError naming file and row.
+    """{CUI: (the CUI that replaces it or None, its outcome)}, CUIs as strings. Raises: UserError naming file and row.
 
     Without MRCUI all CUIs that are not alive are unknown.
     """
@@ -41,7 +41,7 @@ def follow_cuis(umls, cuis):
     if rrf.find_rrf(umls, "MRCUI"):
         columns = zip(*rrf.read_rrf(umls, "MRCUI", parse_block))
     else:
-        print(f"{umls} has no MRCUI.RRF, so that retired CUIs are unknown", file=sys.stderr)
+        print(f"{umls} has no MRCUI.RRF, so retired CUIs are unknown", file=sys.stderr)
         columns = [[np.zeros(0, np.int64)]] * 3
     target, outcome = follow_all(*map(np.concatenate, columns), alive)
     found = {}
@@ -56,7 +56,7 @@ def follow_ids(umls, ids, used):
     """The concepts of ids, with a CUI that leads to another replaced by it. Others stay as they are.
 
     Args: ids: {id: [concepts]}; an id that is not in it is a concept itself. used: the ids that are looked up.
-    Returns: (that dictionary, the same where CUIs that are not synonymous stay, a Counter of outcomes of CUIs).
+    Returns: ({id: [concepts]} with all CUIs replaced, the same with synonymous ones replaced, a Counter of outcomes).
     """
     concepts = {i: ids.get(i, [i]) for i in used}
     found = follow_cuis(umls, {c for all_of_id in concepts.values() for c in all_of_id if CUI.fullmatch(c)})
@@ -72,7 +72,7 @@ def follow_all(cui1, rel, cui2, alive):
     Args: cui1, rel, cui2: columns of MRCUI: numbers of CUIs (-1: none), and prefix8 of REL. alive: (N,) bool.
     """
     n = len(alive)
-    # The steps make a graph in which each CUI leads to one node. After the n CUIs come the outcomes without a concept.
+    # The steps are a graph in which each CUI leads to one node: a CUI, or after these an outcome without a concept.
     step, synonymous = np.arange(n + len(OUTCOMES), dtype=np.int32), np.ones(n + len(OUTCOMES), bool)
     step[:n] = n + UNKNOWN
     step[cui1[rel == prefix8("SUBX")]] = n + NOT_IN_SUBSET
@@ -86,7 +86,7 @@ def follow_all(cui1, rel, cui2, alive):
         synonymous[source] = is_synonymous
     live = np.flatnonzero(alive)
     step[live], synonymous[live] = live, True
-    for _ in range(len(cui1).bit_length()):  # twice as many steps each time, until there are as many as rows
+    for _ in range(len(cui1).bit_length()):  # doubles the number of steps each time, until it is that of the rows
         further = step[step]
         if (further == step).all():
             break

@@ -88,9 +88,10 @@ def read_rrf(umls, name, parse_block, skipped=None, nci=None):
 
 
 def check_row_count(skipped, mrfiles, name, where, n_found):
-    """Fewer rows than the MRFILES.RRF beside a file states are an error, or counted in `skipped`. More are only said.
+    """Compares the rows of a file with the number that the MRFILES.RRF beside it states.
 
-    It states bytes too, but a copy with other line ends has others.
+    Missing rows are an error, or counted in `skipped`. Additional rows are only reported. Bytes are not compared,
+    because copies with other line ends have another number of them.
     """
     row_of_file = rf"^{name}\.RRF\|(?:[^|\n]*\|){{3}}([0-9]{{1,15}})\|"
     stated = re.search(row_of_file.encode(), mrfiles, re.M | re.I)
@@ -108,7 +109,7 @@ def check_row_count(skipped, mrfiles, name, where, n_found):
 def check_empty_cuis(umls, n_empty, n_rows):
     """Raises UserError if over 1 % of the rows of MRREL have an empty CUI1 or CUI2.
 
-    In .nlm files a row leaves out what it has in common with the row before.
+    As users report, rows of .nlm files leave out the fields that they share with the row before.
     """
     if n_empty * 100 > n_rows:
         message = f"{find_rrf(umls, 'MRREL')[0]}: {n_empty:,} of {n_rows:,} rows have no CUI1 or no CUI2"

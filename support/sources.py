@@ -16,21 +16,21 @@ from support.rrf import read_rrf
 
 FORM = {str: (int, int, int, str)}  # of counts: {SAB: [terms, relations, PAR and CHD among them, restriction level]}
 N_SHOWN = 10  # sources of a language; the others are one line
-# A level-0 subset has no names but of these in another language than English, and a release of more levels has more. So
-# a language with these alone is called nearly empty, however many names there are: LOINC's are many, and of tests only.
+# In languages other than English a level-0 subset has names of these sources alone, and a larger subset has others. So
+# a language with these alone is called nearly empty. LOINC may have many names there, but only of tests.
 LEVEL_0 = re.compile("ICPC...|LNC-..-..|MTHMST...")
 LARGER = {"fr": "MSHFRE and MDRFRE are level 3"}  # of a language: its larger sources, where they are known
-LONG = np.uint64(1 << 56)  # a prefix8 of this or more is of eight bytes or more
+LONG = np.uint64(1 << 56)  # the prefix8 of a name of eight bytes or more is at least this
 
 
 class Selection(NamedTuple):
-    """The sources that are read: `only` these if there are any, else all but those of `without`."""
+    """The sources that are read: those in `only` if it has any, else all but those in `without`."""
 
     only: list[str]
     without: list[str]
 
     def includes(self, rows):
-        """Whether each row is of a source that is read: a bool array, or True of all. Names are compared whole."""
+        """Whether each row is of a selected source: a bool array, or True for all rows. Names are compared whole."""
         if not (names := self.only or self.without):
             return True
         return np.asarray(pc.is_in(rows.strings("SAB"), pa.array(names))) == bool(self.only)
@@ -96,7 +96,7 @@ def count_terms(rows, sources):
 def count_relations(rows, is_hierarchical):
     """Counts of a block of relations: [(SAB, 0, relations, those of them that are PAR or CHD, "")].
 
-    A name of seven bytes or less is its own key, and only longer ones are made strings, which takes twice as long.
+    A name of up to seven bytes is its own key. Only longer names are made strings, because that takes twice as long.
     """
     key = rows.prefix8("SAB")
     is_long = key >= LONG
@@ -121,12 +121,12 @@ def sum_by_source(blocks, levels):
     return {sab: [*counts, level or levels.get(sab, "")] for sab, (*counts, level) in sorted(total.items())}
 
 
-# ---------------------------------------------------------------- what a build says of them
+# ---------------------------------------------------------------- the report of a build
 
 
 def print_sources(lang, sources, only):
     """Prints the largest sources of a language, and lines that warn. sources: of a manifest. only: of its settings."""
-    if not sources or find_misfit(sources, FORM):  # a data set of before, or another program's
+    if not sources or find_misfit(sources, FORM):  # an older data set, or one of another program
         return
     by_size = sorted(sources.items(), key=lambda x: (-x[1][0] - x[1][1], x[0]))
     table = [(ascii(sab)[1:-1], level or "?", *counts) for sab, (*counts, level) in by_size[:N_SHOWN]]
@@ -142,7 +142,7 @@ def print_sources(lang, sources, only):
 
 
 def find_lacks(lang, sources, only):
-    """Yields a line for each thing that counts by source lack. only: the sources that were asked for, if any were."""
+    """Yields a warning for each lack in the counts by source. only: the selected sources, [] for all."""
     named = [sab for sab, (n_terms, *_) in sources.items() if n_terms]
     if not only and named and lang != "en" and all(map(LEVEL_0.fullmatch, named)):
         larger = LARGER.get(lang, "the translations of MSH and MDR are level 3, where there are any")
@@ -153,5 +153,5 @@ def find_lacks(lang, sources, only):
     without = [sab for sab in named if not any(map(sab.startswith, hierarchies))]
     if only and without:
         shown = " ".join(ascii(sab)[1:-1] for sab in without[:N_SHOWN]) + " ..." * (len(without) > N_SHOWN)
-        advice = "a translation has its hierarchy in the source it translates (MSHFRE in MSH); select both"
-        yield f"names without PAR or CHD, so few hierarchies: {shown}; {advice}"
+        advice = "a translation has its hierarchy in the source that it translates (MSHFRE in MSH), so select both"
+        yield f"sources with names but without PAR or CHD: {shown}; {advice}"

@@ -1,7 +1,8 @@
 """A UMLS release -> the tables of a knowledge graph, one set for each language; cache.py keeps them.
 
-They are the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
-groups), and their relations (MRREL), of the sources that sources.py selects. data.py makes the graph of them.
+They hold the names of concepts (MRCONSO, and MRRANK for their order), their types (MRSTY and the table of semantic
+groups), and their relations (MRREL). Names and relations are those of the sources that sources.py selects. data.py
+makes the graph of the tables.
 """
 
 import re
@@ -120,7 +121,7 @@ def read_semantic_types(umls, kept, table, skipped=None, nci=None):
 
 
 def read_cuis_of_types(umls, types):
-    """The CUIs of the concepts with one of some semantic types, or more (TUIs): a set.
+    """The set of CUIs of the concepts with at least one of some semantic types (TUIs).
 
     Raises: UserError, also for a type that MRSTY does not have.
     """
@@ -160,7 +161,7 @@ def read_terms(umls, lats, group, selection, skipped=None, nci=None):
     order of preference, and the first is the "preferred term" of section 3.1: TS=P STT=PF ISPREF=Y, then TS=P STT=PF,
     then TS=P, then the rest. Among equals the higher rank of (SAB, TTY) in MRRANK comes first, then the lower AUI.
 
-    Returns: (that list, as in Tables but for lists of counts; (N_CUIS,) bool: the concepts of MRCONSO, whatever their
+    Returns: (that list, as in Tables, but with lists of counts; (N_CUIS,) bool: the concepts of MRCONSO from any
     source). Raises: UserError if a language has no row.
     """
     rank, has_row = read_ranks(umls, skipped), np.zeros(N_CUIS, bool)
@@ -325,7 +326,7 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, selection, co
 
 
 def find_gaps(group, has_row, in_cui1, in_cui2):
-    """Yields a line for each kind of concept that whole files do not have, but files that were cut do.
+    """Yields a line for each kind of gap in the concepts. Files that were cut leave many.
 
     Args: (N_CUIS,) arrays: group of each, and which are in MRCONSO, in CUI1 and in CUI2 of MRREL.
     """

@@ -300,7 +300,7 @@ HOSTILE = {
                                f"{MRREL}: cannot be read .*Bad CRC-32|{MRREL}, row 1"),
     "a size too small": (lambda d: set_in_directory(release_zip(d), 24, "<I", SIZE - 9), f"{MRSTY}.*(Bad CRC|row 3)"),
     "a size too large": (lambda d: set_in_directory(release_zip(d), 24, "<I", SIZE + 9),
-                         f"{MRSTY}: {SIZE} bytes, and {SIZE + 9} were stated; copy or download it again"),
+                         f"{MRSTY}: {SIZE} bytes instead of the stated {SIZE + 9}; copy or download it again"),
     "zeros said to be more": (lambda d: set_in_directory(release_zip(d, MRSTY=bytes(1 << 21)), 20, "<I", 1 << 30),
                               f"{MRSTY} {INFLATES}"),
     "another CRC": (lambda d: set_in_directory(release_zip(d), 16, "<I", 5), f"{MRSTY}: cannot be read .*Bad CRC-32"),

@@ -359,7 +359,7 @@ GOOD = {"start": 0, "end": 3, "type": "X", "text": "flu"}
     ("brat", {"entities": [GOOD | {"score": float("nan")}]}, 'entity 1: its "score" is no number'),
     ("conll", {"entities": [GOOD, GOOD | {"type": "Y"}]}, "row 2: entity 2, 'flu', has no word of its own"),
     ("conll", {"entities": [GOOD, {"start": 0, "end": 9, "type": "X", "text": "flu fever"}]},
-     "row 2: entity 1, 'flu', has no word of its own, as each has in columns; give --format brat or tsv"),
+     "row 2: entity 1, 'flu', has no word of its own, which columns need; give --format brat or tsv"),
     ("conll", {"entities": [GOOD | {"end": 1, "text": "f"}, GOOD | {"start": 1, "text": "lu"}]}, "entity 2, 'lu', has"),
     ("brat", {"id": ["x"], "entities": []}, 'row 2: its "id" is neither text nor a whole number'),
     ("brat", {"id": "../x", "entities": []}, "the id '../x' cannot be the name of a file, which brat needs"),

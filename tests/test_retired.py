@@ -128,7 +128,7 @@ def test_a_concept_is_alive_with_suppressed_names_too(tmp_path):
 def test_a_release_without_mrcui(tmp_path, capsys):
     assert follow_cuis("none", []) == {}
     found = follow_cuis(release(tmp_path, None), ["C0000001", "C0000011"])
-    assert capsys.readouterr().err == f"{tmp_path}/release has no MRCUI.RRF, so that retired CUIs are unknown\n"
+    assert capsys.readouterr().err == f"{tmp_path}/release has no MRCUI.RRF, so retired CUIs are unknown\n"
     assert found == {"C0000001": ("C0000001", "alive"), "C0000011": (None, "unknown")}
 
 

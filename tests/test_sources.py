@@ -181,9 +181,9 @@ def test_no_relation_of_the_selected_sources(tmp_path):
         ("fr", {"ICPCFRE": 1}, ["ICPCFRE"], "ICPCFRE; a translation has"),  # as the user wanted
         ("en", {"ICPCENG": 1}, [], None),
         ("fr", {"MSHFRE": 9}, [], None),
-        ("fr", {"MSHFRE": 9}, ["MSHFRE"], "names without PAR or CHD, so few hierarchies: MSHFRE; a translation has"),
+        ("fr", {"MSHFRE": 9}, ["MSHFRE"], "sources with names but without PAR or CHD: MSHFRE; a translation has"),
         ("fr", {"MSHFRE": 9, "MSH": 0}, ["MSHFRE", "MSH"], None),
-        ("fr", {"MSHFRE": 9, "MSH": 0, "MDRFRE": 1}, ["MSHFRE", "MSH"], "so few hierarchies: MDRFRE;"),
+        ("fr", {"MSHFRE": 9, "MSH": 0, "MDRFRE": 1}, ["MSHFRE", "MSH"], "without PAR or CHD: MDRFRE;"),
         ("fr", {}, [], None),
     ],
 )
