@@ -148,7 +148,8 @@ def read_dataset_tables(folder, lang):
     folder = Path(folder)
     cached = load_tables(place := folder.parent / "tables" / lang, lang)
     if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
-        raise UserError(f"{place}: missing, damaged, or not the terms of {folder}; build the data set again")
+        cause = "missing, damaged, or replaced by a build with other terms"
+        raise UserError(f"{place}: {cause}; build {folder} again")
     return cached[0]
 
 

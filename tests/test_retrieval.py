@@ -66,13 +66,13 @@ def test_sampled_terms_are_all_those_of_some_concepts(dataset, tmp_path):
     assert 100 <= len(few[2]) < 120 and few[1] == retrieval.sample_terms(dataset, "en", 100, 0)[1]
     assert few[1] != retrieval.sample_terms(dataset, "en", 100, 1)[1]
     shutil.copytree(dataset, tmp_path / "en")
-    with pytest.raises(UserError, match="tables/en: missing, damaged, or not the terms of .*build the data set again"):
+    with pytest.raises(UserError, match="tables/en: missing, damaged, or replaced by a build with other terms; build .* again"):
         retrieval.sample_terms(tmp_path / "en", "en", 0, 0)
     shutil.copytree(dataset.parent / "tables", tmp_path / "tables")
     manifest = json.loads((dataset / "manifest.json").read_text())
     manifest["counts"]["en"]["terms"] += 1  # the tables are of another release by now
     (tmp_path / "en" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="tables/en: missing, damaged, or not the terms of"):
+    with pytest.raises(UserError, match="tables/en: missing, damaged, or replaced by"):
         retrieval.sample_terms(tmp_path / "en", "en", 0, 0)
 
 
