@@ -126,7 +126,7 @@ class Form(NamedTuple):
 FORMS = (  # the first one of which a folder has a file is read: BioRED has the same in three forms
     Form("PubTator", lambda path, head: formats.PUBTATOR_TEXT.match(head), read_pubtator),
     Form("BioC in JSON", lambda path, head: head[:1] == "{" and '"documents"' in head, read_bioc),
-    Form("BioC in XML", lambda path, head: head[:1] == "<" and re.search(r"<collection[\s>]", head), read_bioc),
+    Form("BioC in XML", lambda path, head: formats.XML_BIOC.match(head), read_bioc),
     Form("brat with ids", lambda path, head: path.suffix == ".ann", read_brat, True),
     Form("E3C's XMI", lambda path, head: head[:1] == "<" and "<xmi:XMI" in head, read_xmi, True),
 )

@@ -6,8 +6,7 @@ from unicodedata import normalize
 
 from beyond.tagged import check_names
 from configs import UserError
-from support.formats import is_same_text
-from support.labels import align_entities, check_type
+from support.labels import align_entities, check_type, is_same_text
 from support.texts import STANDARD_INPUT, is_json_lines, parse_json_line, read_lines, replace_surrogates
 
 EXAMPLE = "python -m beyond.link runs/kgi-en < mentions.txt"

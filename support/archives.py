@@ -25,10 +25,7 @@ from configs import UserError
 
 TABLES = {"MRCONSO", "MRREL", "MRSTY"}
 FILE_NAME = re.compile(r"([a-z0-9]+)\.rrf(?:\.(?!gz$)([a-z]{2}))?(\.gz)?", re.I)  # (table, letters of a part, .gz)
-MAX_RATIO, MIN_LIMIT = (
-    100,
-    64 << 20,
-)  # releases inflate up to ten times; what inflates more, beyond 64 MB, is no release
+MAX_RATIO, MIN_LIMIT = 100, 64 << 20  # releases inflate up to ten times; of the first 64 MB there is no limit
 BROKEN = zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, ValueError, OSError
 
 
