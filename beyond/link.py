@@ -100,6 +100,11 @@ def check_settings(s):
         raise UserError(f"--groups: {s.dictionary} does not say them; give a data set, or --types and --umls")
     if (s.types or s.codes) and not s.umls:
         raise UserError(f"--{'types' if s.types else 'codes'} are read from a release; give it with --umls")
+    if s.umls and not (s.types or s.codes or s.corpus):
+        raise UserError(f"--umls {s.umls} is for --codes, --types or a --corpus; give one of them")
+    if s.score == "trigrams" and (s.pooling or s.keep_vectors):
+        unused = "pooling" if s.pooling else "keep_vectors"
+        raise UserError(f"--{unused} is for vectors, and --score trigrams has none; leave it out, or give --score sum")
     if not s.corpus:
         check_place(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
     if len(s.lang) > 1 and not s.corpus:

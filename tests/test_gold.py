@@ -15,7 +15,7 @@ import pytest
 from beyond import link as linking
 from beyond import ranking
 from beyond.dictionaries import gold_concepts, make_dictionary, parse_ids, read_ids
-from beyond.gold import read_mentions, read_task
+from beyond.gold import read_mentions, read_tasks
 from configs import POOLINGS, UserError
 from tests.conftest import ROOT, run_command
 
@@ -346,7 +346,7 @@ def test_all_splits_together(tmp_path):
     dictionary = make_dictionary(ONE[:3], ["a", "b", "c"])
 
     def task_of(**settings):
-        return read_task(linking.Link("", corpus=str(tmp_path), **settings), dictionary)
+        return read_tasks(linking.Link("", corpus=str(tmp_path), **settings), [dictionary])[0]
 
     train, test, both = (task_of(split=split) for split in ("train", "test", "all"))
     assert both.mentions == train.mentions + test.mentions and both.issues == train.issues + test.issues

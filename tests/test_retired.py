@@ -7,7 +7,7 @@ import pytest
 
 import configs
 from beyond.dictionaries import read_dictionary
-from beyond.gold import read_task
+from beyond.gold import read_tasks
 from beyond.link import Link
 from beyond.ranking import linking_record, print_linking
 from configs import UserError
@@ -195,7 +195,7 @@ def linked(folder, **settings):
         (folder / f"{split}.txt").write_text(f"1|t|{text.strip()}\n1|a|\n" + "".join(lines))
     names = "C0000001\thepatitis\nC0000002\tliver disease\nC0000003\tliver\n"
     (folder / "names.tsv").write_text(names)
-    return read_task(Link("", corpus=str(folder), **settings), read_dictionary(folder / "names.tsv"))
+    return read_tasks(Link("", corpus=str(folder), **settings), [read_dictionary(folder / "names.tsv")])[0]
 
 
 def test_retired_cuis_of_a_gold_standard(tmp_path, capsys):
