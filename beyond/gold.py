@@ -82,7 +82,8 @@ def read_brat(path):
             note = re.sub(r"\s*([,;+|])\s*|\s+", lambda m: m[1] or "|", match[2].strip())
             is_ids = all(re.search(r"\d", part) for part in re.split("[,;+|]", note))
             issues["notes without an id: not read"] += not is_ids
-            ids[match[1]] += [(where, note)] * is_ids
+            if is_ids:
+                ids[match[1]].append((where, note))
         elif line.startswith("N"):
             if not (match := REFERENCE.fullmatch(line)):
                 raise UserError(f"{where}: not 'N<n> TAB Reference T<n> source:id TAB name': {line[:60]!r}")

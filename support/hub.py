@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from configs import UserError
 from support.bioc import MAX_CHARACTERS
 from support.files import read_json, read_utf8, reject_lfs_pointer
-from support.formats import LABEL
+from support.formats import LABEL, read_head
 from support.labels import Document, align_entities, check_label, check_type, convert_tags, is_same_text
 from support.texts import replace_surrogates
 
@@ -101,9 +101,8 @@ def is_hub_file(path):
         return False
     if path.suffix != ".json":
         return True
-    with open(path, "rb") as f:
-        head = f.read(1 << 16)
-    return bool(re.search(rb'"(tokens|words|entities|tag)"', head)) and b'"documents"' not in head
+    head = read_head(path) or ""
+    return bool(re.search('"(tokens|words|entities|tag)"', head)) and '"documents"' not in head
 
 
 # ---------------------------------------------------------------- a file -> its columns

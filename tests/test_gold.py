@@ -277,6 +277,11 @@ GOOD = xmi("flu", [(0, 3, "", "C0000001")])
 BIOC = json.dumps({"documents": [{"id": "7", "passages": [{"offset": 0, "text": "flu", "annotations": [
     {"infons": {"identifier": "D1"}, "text": "flu", "locations": [{"offset": 0, "length": 3}]}]}]}]})  # fmt: skip
 
+BIOC_XML = (
+    "<collection><document><id>1</id><passage><offset>0</offset><text>flu</text><annotation><infon>D1</infon>"
+    '<location offset="0" length="3"/><text>flu</text></annotation></passage></document></collection>'
+)
+
 
 @pytest.mark.parametrize("files, message", [
     ({"x.xml": GOOD[:-5]}, "x.xml: not UIMA's XMI: "),
@@ -304,7 +309,10 @@ BIOC = json.dumps({"documents": [{"id": "7", "passages": [{"offset": 0, "text": 
     ({"a.ann": ONE_ANN + ONE_ANN, "a.txt": "a"}, "a.ann, row 2: T1 comes again; each entity needs an id of its own"),
     ({"a.ann": ONE_ANN + "N1\tReference T1 C0000001\n", "a.txt": "a"}, "a.ann, row 2: not 'N<n> TAB Ref"),
     ({"a.ann": ONE_ANN, "a.txt": "a"}, "no mention with an id in it, read as brat with ids"),
-    ({"test.json": BIOC.replace('"length": 3', '"length": 4')}, "test.json, document 7: .* is 'flu', not 'flu'"),
+    ({"test.json": BIOC.replace('"length": 3', '"length": 4')}, "'flu' at ..0, 4.,. is not within the text of 3 char"),
+    ({"test.json": BIOC.replace('"text": "flu"}', '"text": "lu"}').replace('"flu", "loc', '"lu", "loc')}, "is 'flu', not 'lu'"),
+    ({"test.xml": BIOC_XML}, "no mention with an id in it, read as BioC in XML"),
+    ({"a.ann": ONE_ANN + "#1\tAnnotatorNotes T2\tin words\n", "a.txt": "a"}, "no mention with an id in it"),
     ({"test.json": BIOC.replace('"documents"', '"documents": 1, "x"')}, "test.json: not a collection of BioC"),
     ({"test.json": BIOC[:-9]}, "test.json: not a collection of BioC"),
     ({"all.json": BIOC}, "all.json: its name must say its"),
