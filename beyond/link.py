@@ -19,7 +19,7 @@ from beyond.mentions import mentions_of_records, read_records
 from beyond.nearest import choose_concepts, choose_similarity, nearest_concepts, restrict
 from beyond.ranking import link_corpus
 from beyond.retrieval import DATA_HELP, data_of
-from beyond.tagged import check_place
+from beyond.tagged import check_format_destination
 from support.codes import codes_of_concepts
 from support.datasets import groups_of_dataset, names_of_dataset
 from support.programs import run_command
@@ -106,7 +106,7 @@ def check_settings(s):
         unused = "pooling" if s.pooling else "keep_vectors"
         raise UserError(f"--{unused} is for vectors, and --score trigrams has none; leave it out, or give --score sum")
     if not s.corpus:
-        check_place(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
+        check_format_destination(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
     if len(s.lang) > 1 and not s.corpus:
         choices = " ".join(s.lang)
         raise UserError(
