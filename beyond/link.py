@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from beyond.dictionaries import make_dictionary, read_pairs
 from beyond.embed import POOLING_HELP
 from beyond.linked import LINKS, write_links
-from beyond.mentions import mentions_of_records, read_records
+from beyond.mentions import WITH_PLACES, mentions_of_records, read_records
 from beyond.nearest import choose_concepts, choose_similarity, nearest_concepts, restrict
 from beyond.ranking import link_corpus
 from beyond.retrieval import DATA_HELP, data_of
@@ -100,6 +100,8 @@ def check_settings(s):
         raise UserError(f"--groups: {s.dictionary} does not say them; give a data set, or --types and --umls")
     if (s.types or s.codes) and not s.umls:
         raise UserError(f"--{'types' if s.types else 'codes'} are read from a release; give it with --umls")
+    if s.codes and s.format in WITH_PLACES:
+        raise UserError(f"--codes: {s.format} has no place for them; give --format jsonl or tsv")
     if s.umls and not (s.types or s.codes or s.corpus):
         raise UserError(f"--umls {s.umls} is for --codes, --types or a --corpus; give one of them")
     if s.score == "trigrams" and (s.pooling or s.keep_vectors):

@@ -401,6 +401,7 @@ def test_half_a_surrogate_pair_ends_no_format(tmp_path):
     (["--format", "brat", "--out", "HERE"], "holds the input"), (["--codes", "X", "--umls", "HERE/no"], "MRCONSO"),
     (["--out", "HERE/in.txt"], "is the input"),
     (["--umls", "HERE", "--codes", "X", "--out", "HERE/x"], "x is in the input"),
+    (["--umls", "HERE", "--codes", "X", "--format", "conll"], "--codes: conll has no place for them; give --format js"),
     (["--umls", "HERE"], "--umls .* is for --codes, --types or a --corpus"),
     (["--score", "trigrams", "--pooling", "mean"], "--pooling is for vectors, and --score trigrams has none"),
     (["--score", "trigrams", "--keep_vectors", "HERE/v"], "--keep_vectors is for vectors"),
