@@ -7,13 +7,13 @@ import pytest
 
 import configs
 from beyond import export
-from beyond.dictionaries import make_dictionary, read_dictionary, read_ids
+from beyond.dictionaries import make_dictionary, read_ids
 from beyond.export import Dictionary, Ids, write_dictionary, write_ids
 from configs import UserError
 from support import datasets, rrf
 from support.codes import codes_of_concepts, read_codes
 from tests.conftest import FEW, build, command, run_command
-from tests.small_releases import conso, write
+from tests.small_releases import conso, read_dictionary, write
 
 ROWS = [  # CUI, SAB, CODE, SUPPRESS
     ("C0000002", "MSH", "D2", "N"), ("C0000001", "MSH", "D1", "N"), ("C0000001", "MSH", "D1", "N"),

@@ -26,7 +26,6 @@ from beyond.dictionaries import (
     make_dictionary,
     name_vectors,
     parse_ids,
-    read_dictionary,
     read_ids,
     trigram_similarities,
     vectors_file,
@@ -39,6 +38,7 @@ from configs import UserError
 from support import corpora, datasets, files, texts, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command, run_command
+from tests.small_releases import read_dictionary
 
 
 def entity(pmid, text, words, ids, kind="Disease"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import configs
-from beyond.dictionaries import read_dictionary
 from beyond.gold import read_tasks
 from beyond.link import Link
 from beyond.ranking import linking_record, print_linking
@@ -14,7 +13,7 @@ from configs import UserError
 from support.cache import describe_source
 from support.retired import ALIVE, LOOP, NOT_SYNONYMOUS, OUTCOMES, SEVERAL, follow_all, follow_cuis, follow_ids
 from support.rrf import prefix8
-from tests.small_releases import BASE, TYPES, conso, rel, write
+from tests.small_releases import BASE, TYPES, conso, read_dictionary, rel, write
 
 # Every row of MRCUI over three CUIs; RB, RN and RO count alike, and test_rows_of_a_file has them all.
 ROWS = [(a, r, b) for a in range(3) for r in ("SY", "RB", "RO") for b in range(3)]
