@@ -75,13 +75,13 @@ def link(s):
 
     def names_in(lang):
         """(ids, names) of a choice of languages."""
-        return names_of_dataset(folder, lang) if folder else read_pairs(s.dictionary, "id TAB name")
+        return read_pairs(s.dictionary, "id TAB name") if s.dictionary else names_of_dataset(folder, lang)
 
     if s.corpus:
         link_corpus(s, {lang: make_dictionary(*names_in(lang)) for lang in s.lang or [""]})
     else:
         lang = "".join(s.lang)
-        link_mentions(s, *names_in(lang), groups_of_dataset(folder, lang) if folder else {})
+        link_mentions(s, *names_in(lang), {} if s.dictionary else groups_of_dataset(folder, lang))
 
 
 def check_settings(s):
