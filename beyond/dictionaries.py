@@ -85,11 +85,6 @@ def share_names(dictionaries):
     return [d._replace(names=[*names], term=term) for d, term in zip(dictionaries, terms)]
 
 
-def read_dictionary(path):
-    """The Dictionary of a file (or .gz) of lines id TAB name. Raises: UserError naming file and row."""
-    return make_dictionary(*read_pairs(path, "id TAB name"))
-
-
 def read_ids(path):
     """{id: [concepts]} of a file (or .gz) of lines id TAB concept. Raises: UserError naming file and row."""
     concepts = defaultdict(list)
@@ -100,7 +95,7 @@ def read_ids(path):
 
 
 def read_pairs(path, form):
-    """The two columns of a file: ([ids], [texts]).
+    """The two columns of a file (or .gz): ([ids], [texts]). Raises: UserError naming file and row.
 
     A first line is a header if its first field is id, cui, code or identifier, alone or after a word such as concept.
     form: what a line must be, for the error message.

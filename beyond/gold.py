@@ -83,7 +83,8 @@ def read_brat(path):
             note = re.sub(r"\s*([,;+|])\s*|\s+", lambda m: m[1] or "|", match[2].strip())
             is_ids = all(re.search(r"\d", part) for part in re.split("[,;+|]", note))
             issues["notes without an id: not read"] += not is_ids
-            ids[match[1]] += [(where, note)] * is_ids
+            if is_ids:
+                ids[match[1]].append((where, note))
         elif line.startswith("N"):
             if not (match := REFERENCE.fullmatch(line)):
                 raise UserError(f"{where}: not 'N<n> TAB Reference T<n> source:id TAB name': {line[:60]!r}")
@@ -130,7 +131,7 @@ class Form(NamedTuple):
 FORMS = (  # the first one with a file in the folder is read: BioRED has the same documents in three forms
     Form("PubTator", lambda path, head: formats.PUBTATOR_TEXT.match(head), read_pubtator),
     Form("BioC in JSON", lambda path, head: head[:1] == "{" and '"documents"' in head, read_bioc),
-    Form("BioC in XML", lambda path, head: head[:1] == "<" and re.search(r"<collection[\s>]", head), read_bioc),
+    Form("BioC in XML", lambda path, head: formats.XML_BIOC.match(head), read_bioc),
     Form("brat with ids", lambda path, head: path.suffix == ".ann", read_brat, True),
     Form("E3C's XMI", lambda path, head: head[:1] == "<" and "<xmi:XMI" in head, read_xmi, True),
 )
@@ -304,8 +305,8 @@ class LinkingTask(NamedTuple):
     retired: Counter = Counter()
 
 
-def read_task(s, dictionary):
-    """The LinkingTask of settings `s` (link.Link). Raises: UserError."""
+def read_tasks(s, dictionaries):
+    """The LinkingTask of each Dictionary for settings `s` (link.Link). Raises: UserError."""
     if s.train_mentions and s.split in ("train", "all"):
         raise UserError(f"train_mentions with --split {s.split}: its mentions would be in the dictionary")
     ids = read_ids(s.ids) if s.ids else {}
@@ -320,12 +321,27 @@ def read_task(s, dictionary):
     if s.umls:
         used = {i for m in mentions + s.train_mentions * splits["train"] for part in m.parts for i in part}
         ids, synonyms, retired = follow_ids(s.umls, ids, used)
-    if s.train_mentions:
-        dictionary = add_train_mentions(dictionary, splits["train"], synonyms)
+    queries = {name: i for i, name in enumerate(dict.fromkeys(mention.name for mention in mentions))}
+    query = np.array([queries[mention.name] for mention in mentions])
+    seen = {mention.text.lower() for mention in splits["train"]} if s.split != "all" else ()
+    unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
+    counts = sum((issues[split] for split in chosen), Counter())
+    tasks = []
+    for dictionary in dictionaries:
+        if s.train_mentions:
+            dictionary = add_train_mentions(dictionary, splits["train"], synonyms)
+        gold, not_synonymous = find_gold(s, mentions, dictionary, ids, synonyms)
+        tasks.append(
+            LinkingTask(mentions, dictionary, [*queries], query, gold, unseen, counts, not_synonymous, retired)
+        )
+    return tasks
+
+
+def find_gold(s, mentions, dictionary, ids, synonyms):
+    """(gold, not_synonymous) of a LinkingTask. ids, synonyms: as follow_ids gives them. Raises: UserError for none."""
     index = index_of_ids(dictionary)
-    by_synonyms, gold = ([gold_concepts(m, to, index) for m in mentions] for to in (synonyms, ids))
-    gold = [exact or other for exact, other in zip(by_synonyms, gold)]
-    not_synonymous = np.array([bool(found) and not exact for exact, found in zip(by_synonyms, gold)])
+    by_synonyms, by_all = ([gold_concepts(m, to, index) for m in mentions] for to in (synonyms, ids))
+    gold = [exact or other for exact, other in zip(by_synonyms, by_all)]
     if not any(gold):
         example = "+".join("|".join(part) for part in mentions[0].parts)
         remedy = f"{s.ids} names none of them" if s.ids else "give --ids, a file of id TAB concept lines"
@@ -333,9 +349,4 @@ def read_task(s, dictionary):
             f"{s.corpus}: no id of its {s.split} split, such as {example}, is in the dictionary, whose ids are such as "
             f"{dictionary.ids[0]}; {remedy}"
         )
-    queries = {name: i for i, name in enumerate(dict.fromkeys(mention.name for mention in mentions))}
-    query = np.array([queries[mention.name] for mention in mentions])
-    seen = {mention.text.lower() for mention in splits["train"]} if s.split != "all" else ()
-    unseen = np.array([mention.text.lower() not in seen for mention in mentions]) if seen else None
-    counts = sum((issues[split] for split in chosen), Counter())
-    return LinkingTask(mentions, dictionary, [*queries], query, gold, unseen, counts, not_synonymous, retired)
+    return gold, np.array([bool(found) and not exact for exact, found in zip(by_synonyms, gold)])

@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields
 from beyond.dictionaries import make_dictionary, read_pairs
 from beyond.embed import POOLING_HELP
 from beyond.linked import LINKS, write_links
-from beyond.mentions import mentions_of_records, read_records
+from beyond.mentions import WITH_PLACES, mentions_of_records, read_records
 from beyond.nearest import choose_concepts, choose_similarity, nearest_concepts, restrict
 from beyond.ranking import link_corpus
 from beyond.retrieval import DATA_HELP, data_of
-from beyond.tagged import check_place
+from beyond.tagged import check_format_destination
 from support.codes import codes_of_concepts
 from support.datasets import groups_of_dataset, names_of_dataset
 from support.programs import run_command
@@ -75,13 +75,13 @@ def link(s):
 
     def names_in(lang):
         """(ids, names) of a choice of languages."""
-        return names_of_dataset(folder, lang) if folder else read_pairs(s.dictionary, "id TAB name")
+        return read_pairs(s.dictionary, "id TAB name") if s.dictionary else names_of_dataset(folder, lang)
 
     if s.corpus:
         link_corpus(s, {lang: make_dictionary(*names_in(lang)) for lang in s.lang or [""]})
     else:
         lang = "".join(s.lang)
-        link_mentions(s, *names_in(lang), groups_of_dataset(folder, lang) if folder else {})
+        link_mentions(s, *names_in(lang), {} if s.dictionary else groups_of_dataset(folder, lang))
 
 
 def check_settings(s):
@@ -100,8 +100,15 @@ def check_settings(s):
         raise UserError(f"--groups: {s.dictionary} does not say them; give a data set, or --types and --umls")
     if (s.types or s.codes) and not s.umls:
         raise UserError(f"--{'types' if s.types else 'codes'} are read from a release; give it with --umls")
+    if s.codes and s.format in WITH_PLACES:
+        raise UserError(f"--codes: {s.format} has no place for them; give --format jsonl or tsv")
+    if s.umls and not (s.types or s.codes or s.corpus):
+        raise UserError(f"--umls {s.umls} is for --codes, --types or a --corpus; give one of them")
+    if s.score == "trigrams" and (s.pooling or s.keep_vectors):
+        unused = "pooling" if s.pooling else "keep_vectors"
+        raise UserError(f"--{unused} is for vectors, and --score trigrams has none; leave it out, or give --score sum")
     if not s.corpus:
-        check_place(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
+        check_format_destination(s.format, s.out, LINKS, s.mentions or 0, *filter(None, (s.dictionary, s.umls)))
     if len(s.lang) > 1 and not s.corpus:
         choices = " ".join(s.lang)
         raise UserError(

@@ -6,8 +6,7 @@ from unicodedata import normalize
 
 from beyond.tagged import check_names
 from configs import UserError
-from support.formats import is_same_text
-from support.labels import align_entities, check_type
+from support.labels import align_entities, check_type, is_same_text
 from support.texts import STANDARD_INPUT, is_json_lines, parse_json_line, read_lines, replace_surrogates
 
 EXAMPLE = "python -m beyond.link runs/kgi-en < mentions.txt"
@@ -31,7 +30,7 @@ def read_records(path, form="jsonl"):
         raise UserError(f"{name} is empty; give a mention a line: {EXAMPLE}")
     if form in WITH_PLACES:
         for row, record in zip(rows, records):
-            check_places(record, form, f"{name}, row {row}")
+            check_record(record, form, f"{name}, row {row}")
     if form == "brat":
         check_names(record.get("id", number) for number, record in enumerate(records, 1))
     return records
@@ -46,7 +45,7 @@ def parse_record(line, name, row):
     return record
 
 
-def check_places(record, form, where):
+def check_record(record, form, where):
     """Raises UserError, which begins with `where`, if brat or columns cannot hold a record.
 
     Halves of surrogate pairs, which their files cannot hold either, are replaced; no offset moves.
@@ -57,7 +56,7 @@ def check_places(record, form, where):
         raise UserError(f'{where}: its "id" is neither text nor a whole number')
     record |= {key: replace_surrogates(record[key]) for key in ("id", "text") if type(record.get(key)) is str}
     for i, entity in enumerate(record["entities"]):
-        check_place_of(entity, record["text"], f"{where}, entity {i + 1}")
+        check_entity(entity, record["text"], f"{where}, entity {i + 1}")
     if form == "conll":
         spans = [(e["start"], e["end"]) for e in record["entities"]]
         labels = {*align_mentions(record["text"], spans).labels}
@@ -67,7 +66,7 @@ def check_places(record, form, where):
             raise UserError(f"{where}: {what}; give --format brat or tsv")
 
 
-def check_place_of(entity, text, where):
+def check_entity(entity, text, where):
     """Raises UserError, which begins with `where`, if an entity has no type, or is not at its place in the text."""
     entity |= {key: replace_surrogates(entity[key]) for key in ("text", "type") if type(entity.get(key)) is str}
     a, b = entity.get("start"), entity.get("end")

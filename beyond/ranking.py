@@ -38,7 +38,7 @@ from beyond.dictionaries import (
     trigram_similarities,
 )
 from beyond.embed import choose_pooling
-from beyond.gold import read_task
+from beyond.gold import read_tasks
 from configs import POOLINGS
 from support import runs
 from support.arrays import bootstrap
@@ -56,7 +56,7 @@ def link_corpus(s, dictionaries):
     """
     began, path = time.monotonic(), results_file(s)
     pooling, *_ = choose_pooling(s, models.load_config(s.checkpoint), partial(print, file=sys.stderr), default="")
-    tasks = [read_task(s, dictionary) for dictionary in dictionaries.values()]
+    tasks = read_tasks(s, dictionaries.values())
     shared = share_names([task.dictionary for task in tasks])
     tasks = [task._replace(dictionary=dictionary) for task, dictionary in zip(tasks, shared)]
     check_results_file(path, signature := results_signature(s, *tasks) | runs.signature_of(s.checkpoint))

@@ -27,7 +27,7 @@ from beyond.tagged import (
     RECORDS,
     Entity,
     TaggedText,
-    check_place,
+    check_format_destination,
     format_documents,
     read_texts,
     write_brat,
@@ -179,7 +179,7 @@ class Tally:
 def check_outputs(s):
     """Raises UserError for places that cannot be written to, or that hold what would be lost."""
     inputs = s.input or 0, s.model
-    check_place(s.format, s.out, RECORDS, *inputs)
+    check_format_destination(s.format, s.out, RECORDS, *inputs)
     if s.html:
         check_output_file(s.html, PAGE, *inputs)
     if s.out and s.html and Path(s.out).resolve() == Path(s.html).resolve():

@@ -189,7 +189,7 @@ def format_documents(documents, form):
     yield closing
 
 
-def check_place(form, out, ours, *inputs):
+def check_format_destination(form, out, ours, *inputs):
     """Raises UserError for a place that a format cannot be written to; arguments of check_destination after `form`."""
     if form != "brat":
         check_destination(out, ours, *inputs)

@@ -25,10 +25,7 @@ from configs import UserError
 
 TABLES = {"MRCONSO", "MRREL", "MRSTY"}
 FILE_NAME = re.compile(r"([a-z0-9]+)\.rrf(?:\.(?!gz$)([a-z]{2}))?(\.gz)?", re.I)  # (table, letters of a part, .gz)
-MAX_RATIO, MIN_LIMIT = (
-    100,
-    64 << 20,
-)  # releases inflate up to ten times; what inflates more, beyond 64 MB, is no release
+MAX_RATIO, MIN_LIMIT = 100, 64 << 20  # releases inflate up to ten times; of the first 64 MB there is no limit
 BROKEN = zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, ValueError, OSError
 
 
@@ -195,7 +192,9 @@ def find_release(umls):
     members = [m for part in files if not part.table and not part.folder for m in read_directory(part)]
     parts += members
     if not (releases := group_by_release(parts)):
-        parts += [m for part in members if not part.table for m in read_directory(part)]
+        inner = [part for part in members if not part.table]
+        inner = [part for part in inner if part.name.lower().endswith(".nlm")] or inner  # without the mmsys.zip beside
+        parts += [m for part in inner for m in read_directory(part)]
         releases = group_by_release(parts)
     if not releases and any(part.table == "RXNCONSO" for part in parts):
         raise UserError(f"{umls} is RxNorm, which has no CUIs; take a UMLS release, which has RXNORM among its sources")

@@ -72,7 +72,7 @@ def xml_documents(path):
 def xml_node(element):
     """An element of XML and those in it as JSON has them; keys that it lacks are not there."""
     node = {key: element.findtext(key) for key in ("id", "text") if element.find(key) is not None}
-    node["infons"] = {infon.get("key"): infon.text or "" for infon in element.findall("infon")}
+    node["infons"] = {infon.get("key", ""): infon.text or "" for infon in element.findall("infon")}
     node["locations"] = [{key: int(x.get(key)) for key in ("offset", "length")} for x in element.findall("location")]
     if element.find("offset") is not None:
         node["offset"] = int(element.findtext("offset"))
@@ -116,8 +116,10 @@ def annotated_texts(path):
         text = document_text(document, where)
         for a in all_annotations(document):
             spans = tuple((x["offset"], x["offset"] + x["length"]) for x in a["locations"])
-            words = " ".join(text[a:b] for a, b in spans)
-            if not all(0 <= a <= b <= len(text) for a, b in spans) or not is_same_text(words, a["text"]):
+            if not all(0 <= a <= b <= len(text) for a, b in spans):
+                what = f"{a['text'][:40]!r} at {spans}"
+                raise UserError(f"{where}: {what} is not within the text of {len(text):,} characters")
+            if not is_same_text(words := " ".join(text[a:b] for a, b in spans), a["text"]):
                 raise UserError(f"{where}: {spans} is {words[:40]!r}, not {a['text'][:40]!r}")
             found.append((a, spans))
         yield document["id"], text, found

@@ -1,6 +1,5 @@
 """The codes that the sources of a UMLS release give concepts: SNOMEDCT_US 22298006, ICD10CM I21.9, MSH D009203."""
 
-import difflib
 from collections import defaultdict
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from configs import UserError
 from support import rrf
 from support.rrf import prefix8
+from support.sources import unknown_source
 
 
 def read_codes(umls, sources, all_needed=True):
@@ -31,21 +31,11 @@ def read_codes(umls, sources, all_needed=True):
     rrf.check_files(umls, "MRCONSO")
     codes, known = (set().union(*found) for found in zip(*rrf.read_rrf(umls, "MRCONSO", parse_block)))
     if all_needed and (unknown := [source for source in sources if source not in known]):
-        raise UserError(
-            f"{umls}: MRCONSO.RRF has no row of the source {unknown[0]}; {similar_sources(unknown[0], known)}"
-        )
+        raise unknown_source(umls, unknown[0], known)
     if not codes:
         advice = "take the full release, or a subset of MetamorphoSys with these sources"
         raise UserError(f"{umls}: MRCONSO.RRF has no code of the sources {' '.join(sources)}; {advice}")
     return sorted(codes)
-
-
-def similar_sources(name, known):
-    """The names most like an unknown one, or some that are there, for the error message."""
-    known = sorted(known)
-    if near := difflib.get_close_matches(name.upper(), known, 3):
-        return f"did you mean {' or '.join(near)}?"
-    return f"it has {' '.join(known[:20])}" + " ..." * (len(known) > 20)
 
 
 def codes_of_concepts(umls, sources):

@@ -182,8 +182,9 @@ def read_corpus(name, folder, labels=""):
     files = {} if is_owners else hub.find_splits(folder)
     if labels and not files:
         raise UserError(f"labels = '{labels}': {folder} has no columns with names, as it is in no form of the hub")
-    splits = {} if files or not corpus.read else corpus.read(folder, issues["train"])
-    places = {split: files.get(split) for split in SPLITS} if files else places
+    if files:
+        places = {split: files.get(split) for split in SPLITS}
+    splits = corpus.read(folder, issues["train"]) if corpus.read and not files else {}
     for split, place in places.items():
         if place and files:
             splits[split] = hub.read_files(place, corpus.types, corpus.pos, labels, issues[split])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from configs import UserError
 from support.bioc import MAX_CHARACTERS
 from support.files import read_json, read_utf8, reject_lfs_pointer
-from support.formats import LABEL
+from support.formats import LABEL, read_head
 from support.labels import Document, align_entities, check_label, check_type, convert_tags, is_same_text
 from support.texts import replace_surrogates
 
@@ -34,7 +34,7 @@ LOW_LINE = re.compile("^([BI])_")  # B_scope_neg, as the sets of negation have i
 TOKEN_TAG = re.compile(r"O|[BI]-.+|\d+")  # a type of entities that is the tag of a token
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # files beside the tables
 MAX_BYTES = 2**29  # of a table in memory: fifty times JNLPBA
-MAX_VALUES = 10**8  # of a file of parquet, where a million of them may take a few bytes
+MAX_VALUES = 10**8  # of a file: in parquet a million of them may take a few bytes, and rows of JSON may share no key
 ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -101,9 +101,8 @@ def is_hub_file(path):
         return False
     if path.suffix != ".json":
         return True
-    with open(path, "rb") as f:
-        head = f.read(1 << 16)
-    return bool(re.search(rb'"(tokens|words|entities|tag)"', head)) and b'"documents"' not in head
+    head = read_head(path) or ""
+    return bool(re.search('"(tokens|words|entities|tag)"', head)) and '"documents"' not in head
 
 
 # ---------------------------------------------------------------- a file -> its columns
@@ -116,7 +115,9 @@ def load_table(path):
     """
     if path.suffix in (".jsonl", ".json"):
         rows = json_rows(path)
-        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}, {}
+        names = dict.fromkeys(key for row in rows for key in row)
+        check_size(path, len(rows) * len(names))
+        return {name: [row.get(name) for row in rows] for name in names}, {}
     reject_lfs_pointer(path)
     batches, size = [], 0
     try:
@@ -124,8 +125,7 @@ def load_table(path):
             source = pq.ParquetFile(path)
             schema, stream, parts = source.schema_arrow, source.iter_batches(1000), source.metadata
             groups = [parts.row_group(i) for i in range(parts.num_row_groups)]
-            if sum(group.column(k).num_values for group in groups for k in range(group.num_columns)) > MAX_VALUES:
-                raise UserError(f"{path}: more than {MAX_VALUES:,} values; divide it into several files")
+            check_size(path, sum(x.column(k).num_values for x in groups for k in range(x.num_columns)))
         else:
             stream = pa.ipc.open_stream(pa.OSFile(str(path)))
             schema = stream.schema
@@ -140,6 +140,12 @@ def load_table(path):
     except ERRORS as e:
         raise UserError(f"{path}: cannot be read ({describe(e)}); copy or download it again") from None
     return columns, features_of(path, schema.metadata or {})
+
+
+def check_size(path, n_values):
+    """Raises UserError if a file has more values than there may be."""
+    if n_values > MAX_VALUES:
+        raise UserError(f"{path}: more than {MAX_VALUES:,} values; divide it into several files")
 
 
 def json_rows(path):

@@ -89,7 +89,7 @@ def read_results_of(path, signature, form, place):
     if not isinstance(before, dict):
         raise UserError(f"{place} holds results without a record of all their settings; choose another --out")
     if other := differing_settings(before, signature):
-        values = [(k, str(before.get(k))[:200] or "none", str(signature[k]) or "none") for k in other]
+        values = [(k, str(before.get(k, ""))[:200] or "none", str(signature[k]) or "none") for k in other]
         changes = ", ".join(f"{k} {was}, now {now}" for k, was, now in values)
         raise UserError(f"{place} holds results of {changes}; choose another --out")
     return record

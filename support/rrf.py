@@ -34,7 +34,7 @@ COLUMNS = {  # of the release files that are read here, in order
         "SABIN SSN SCIT"
     ).split(),
 }
-TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK")  # those that the tables of a language are made of
+TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK", "MRSAB")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
 MAX_ROW = 64 << 20  # bytes: a longer row is no row
 MAX_BAD_ROWS = 10_000  # of a block: more of them, if they are over half of its rows, are not left out

@@ -57,24 +57,28 @@ def read_source_list(umls, skipped=None):
 def check_selection(umls, selection, levels, present, skipped=None):
     """Raises UserError for a selected source that the release does not hold. levels, present: of read_source_list."""
     names = [*selection.only, *selection.without]
-    if names and not present:  # no MRSAB
+    if names and not present:  # without MRSAB
         blocks = read_rrf(
             umls, "MRCONSO", lambda rows: rows.strings("SAB").unique().to_pylist(),
             None if skipped is None else Counter(),  # they are counted when the terms are read
         )  # fmt: skip
         present = set().union(*blocks)
     for name in names:
-        if name in present:
-            continue
-        if name in levels:
+        if name in levels and name not in present:
             level = f" (restriction level {levels[name]})" * bool(levels[name])
             advice = f"the release lists it{level}, and the subset was made without it; make another in MetamorphoSys"
-        else:
-            by_capitals = {sab.upper(): sab for sab in sorted(present)}
-            near = [by_capitals[x] for x in difflib.get_close_matches(name.upper(), by_capitals)]
-            some = " ".join(sorted(present)[:20]) + " ..." * (len(present) > 20)
-            advice = f"did you mean {' or '.join(near)}?" if near else f"it has {some}"
-        raise UserError(f"{umls} has no source {ascii(name)}: {advice}")
+            raise UserError(f"{umls} has no source {ascii(name)}: {advice}")
+        if name not in present:
+            raise unknown_source(umls, name, present)
+
+
+def unknown_source(umls, name, known):
+    """The UserError for a source that is not one of `known`, with the names most like it, or some of them."""
+    by_capitals = {sab.upper(): sab for sab in sorted(known)}
+    near = [by_capitals[x] for x in difflib.get_close_matches(name.upper(), by_capitals)]
+    some = " ".join(sorted(known)[:20]) + " ..." * (len(known) > 20)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"it has {some}"
+    return UserError(f"{umls} has no source {ascii(name)}: {advice}")
 
 
 # ---------------------------------------------------------------- counts by source

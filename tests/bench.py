@@ -404,7 +404,7 @@ def bench_search(n_names, repeat):
             queries[start : start + n_at_once] @ names.T
         floors.append(time.perf_counter() - began)
         began = time.perf_counter()
-        ranking.rank_mentions(task, lambda block: [("cosine", queries[block] @ names.T)])
+        ranking.rank_mentions([task], lambda block: [("cosine", queries[block] @ names.T)])
         searches.append(time.perf_counter() - began)
     ratio = statistics.median(search / floor for search, floor in zip(searches, floors))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -4,6 +4,7 @@ import gzip
 import shutil
 
 import data
+from beyond.dictionaries import make_dictionary, read_pairs
 
 
 def conso(cui, text, lat="ENG", ts="P", stt="PF", ispref="Y", aui="A0000001", suppress="N", sab="SYN", tty="PT"):
@@ -86,3 +87,8 @@ def write_texts(folder):
     path = folder / "texts.txt"
     path.write_text("".join(f"the liver of patient {i} was normal\n" for i in range(60)))
     return path
+
+
+def read_dictionary(path):
+    """The Dictionary of a file of lines id TAB name, as beyond.link makes it."""
+    return make_dictionary(*read_pairs(path, "id TAB name"))

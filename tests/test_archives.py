@@ -125,6 +125,13 @@ def renamed_nlm(folder):
     return {folder + name: content for name, content in nlm_files().items()}
 
 
+def with_a_compressed_zip(folder):
+    path = make_zip(folder / "2021AA-full.zip", without(renamed_nlm("2021AA-full/"), "mmsys.zip"), zipfile.ZIP_STORED)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("2021AA-full/mmsys.zip", nlm_files()["mmsys.zip"] * 9)
+    return path
+
+
 UMLS_ZIP = "umls-2026AA-metathesaurus-full.zip"
 LAYOUTS = {
     "folder": lambda d: write_files(d, FILES),
@@ -158,6 +165,7 @@ LAYOUTS = {
     ".gz in a zip": lambda d: make_zip(d / "x.zip", {f"{n}.gz": gzip.compress(x) for n, x in META.items()}),
     "folder of .nlm": lambda d: write_files(d, nlm_files()),
     ".nlm stored in a zip": lambda d: make_zip(d / "2021AA-full.zip", renamed_nlm("2021AA-full/"), zipfile.ZIP_STORED),
+    "with another zip that is compressed": with_a_compressed_zip,
     "the same in a folder": lambda d: make_zip(d / "2021AA-full.zip", renamed_nlm(""), zipfile.ZIP_STORED).parent,
 }
 

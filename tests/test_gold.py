@@ -15,7 +15,7 @@ import pytest
 from beyond import link as linking
 from beyond import ranking
 from beyond.dictionaries import gold_concepts, make_dictionary, parse_ids, read_ids
-from beyond.gold import read_mentions, read_task
+from beyond.gold import read_mentions, read_tasks
 from configs import POOLINGS, UserError
 from tests.conftest import ROOT, run_command
 
@@ -277,6 +277,11 @@ GOOD = xmi("flu", [(0, 3, "", "C0000001")])
 BIOC = json.dumps({"documents": [{"id": "7", "passages": [{"offset": 0, "text": "flu", "annotations": [
     {"infons": {"identifier": "D1"}, "text": "flu", "locations": [{"offset": 0, "length": 3}]}]}]}]})  # fmt: skip
 
+BIOC_XML = (
+    "<collection><document><id>1</id><passage><offset>0</offset><text>flu</text><annotation><infon>D1</infon>"
+    '<location offset="0" length="3"/><text>flu</text></annotation></passage></document></collection>'
+)
+
 
 @pytest.mark.parametrize("files, message", [
     ({"x.xml": GOOD[:-5]}, "x.xml: not UIMA's XMI: "),
@@ -304,7 +309,10 @@ BIOC = json.dumps({"documents": [{"id": "7", "passages": [{"offset": 0, "text": 
     ({"a.ann": ONE_ANN + ONE_ANN, "a.txt": "a"}, "a.ann, row 2: T1 comes again; each entity needs an id of its own"),
     ({"a.ann": ONE_ANN + "N1\tReference T1 C0000001\n", "a.txt": "a"}, "a.ann, row 2: not 'N<n> TAB Ref"),
     ({"a.ann": ONE_ANN, "a.txt": "a"}, "no mention with an id in it, read as brat with ids"),
-    ({"test.json": BIOC.replace('"length": 3', '"length": 4')}, "test.json, document 7: .* is 'flu', not 'flu'"),
+    ({"test.json": BIOC.replace('"length": 3', '"length": 4')}, "'flu' at ..0, 4.,. is not within the text of 3 char"),
+    ({"test.json": BIOC.replace('"flu", "loc', '"lu", "loc')}, "test.json, document 7: .* is 'flu', not 'lu'"),
+    ({"test.xml": BIOC_XML}, "no mention with an id in it, read as BioC in XML"),
+    ({"a.ann": ONE_ANN + "#1\tAnnotatorNotes T2\tin words\n", "a.txt": "a"}, "no mention with an id in it"),
     ({"test.json": BIOC.replace('"documents"', '"documents": 1, "x"')}, "test.json: not a collection of BioC"),
     ({"test.json": BIOC[:-9]}, "test.json: not a collection of BioC"),
     ({"all.json": BIOC}, "all.json: its name must say its"),
@@ -346,7 +354,7 @@ def test_all_splits_together(tmp_path):
     dictionary = make_dictionary(ONE[:3], ["a", "b", "c"])
 
     def task_of(**settings):
-        return read_task(linking.Link("", corpus=str(tmp_path), **settings), dictionary)
+        return read_tasks(linking.Link("", corpus=str(tmp_path), **settings), [dictionary])[0]
 
     train, test, both = (task_of(split=split) for split in ("train", "test", "all"))
     assert both.mentions == train.mentions + test.mentions and both.issues == train.issues + test.issues

@@ -414,8 +414,10 @@ def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="more than 1 MB in memory"):
         hub.load_table(tmp_path / "train.parquet")
     monkeypatch.setattr(hub, "MAX_VALUES", 10**4)
-    with pytest.raises(UserError, match="more than 10,000 values"):
-        hub.load_table(tmp_path / "train.parquet")
+    write_lines(tmp_path / "train.jsonl", [{f"key{i}": i} for i in range(101)])  # each row has a key of its own
+    for name in ("train.parquet", "train.jsonl"):
+        with pytest.raises(UserError, match="more than 10,000 values"):
+            hub.load_table(tmp_path / name)
 
 
 @pytest.mark.parametrize("layout", ["converted", "shards", "saved", "lines"])

@@ -26,12 +26,11 @@ from beyond.dictionaries import (
     make_dictionary,
     name_vectors,
     parse_ids,
-    read_dictionary,
     read_ids,
     trigram_similarities,
     vectors_file,
 )
-from beyond.gold import LinkingTask, Mention, find_abbreviations, read_mentions, read_task, split_of
+from beyond.gold import LinkingTask, Mention, find_abbreviations, read_mentions, read_tasks, split_of
 from beyond.linked import LINKS, format_jsonl
 from beyond.mentions import mentions_of_records, parse_record, read_records
 from beyond.nearest import nearest_concepts
@@ -39,6 +38,7 @@ from configs import UserError
 from support import corpora, datasets, files, texts, tokenizers
 from support.arrays import bootstrap
 from tests.conftest import command, run_command
+from tests.small_releases import read_dictionary
 
 
 def entity(pmid, text, words, ids, kind="Disease"):
@@ -76,7 +76,7 @@ def small(tmp_path):
 
 def task_of(small, **settings):
     s = linking.Link(checkpoint="", corpus=str(small[0]), **settings)
-    return read_task(s, read_dictionary(small[1]))
+    return read_tasks(s, [read_dictionary(small[1])])[0]
 
 
 def ranks_by_spelling(task):
@@ -477,7 +477,7 @@ def test_a_dictionary_may_be_packed_and_have_a_header_and_line_ends_of_windows(s
 def test_what_is_wrong_with_settings(small, settings, message):
     s = linking.Link(checkpoint="", **{"corpus": str(small[0])} | settings)
     with pytest.raises((UserError, FileNotFoundError), match=message):
-        read_task(s, read_dictionary(small[1]))
+        read_tasks(s, [read_dictionary(small[1])])
 
 
 def test_mentions_of_training_that_are_not_there(tmp_path):

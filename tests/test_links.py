@@ -399,7 +399,12 @@ def test_half_a_surrogate_pair_ends_no_format(tmp_path):
     (["--min_similarity", "nan"], "min_similarity"), (["--score", "bm25"], "score = 'bm25' is not one of"),
     (["--format", "xml"], "format = 'xml' is not one of"), (["--format", "brat"], "give a new folder for them with"),
     (["--format", "brat", "--out", "HERE"], "holds the input"), (["--codes", "X", "--umls", "HERE/no"], "MRCONSO"),
-    (["--out", "HERE/in.txt"], "is the input"), (["--umls", "HERE", "--out", "HERE/x"], "x is in the input"),
+    (["--out", "HERE/in.txt"], "is the input"),
+    (["--umls", "HERE", "--codes", "X", "--out", "HERE/x"], "x is in the input"),
+    (["--umls", "HERE", "--codes", "X", "--format", "conll"], "--codes: conll has no place for them; give --format js"),
+    (["--umls", "HERE"], "--umls .* is for --codes, --types or a --corpus"),
+    (["--score", "trigrams", "--pooling", "mean"], "--pooling is for vectors, and --score trigrams has none"),
+    (["--score", "trigrams", "--keep_vectors", "HERE/v"], "--keep_vectors is for vectors"),
 ])  # fmt: skip
 def test_what_is_wrong_with_settings(tmp_path, argv, message):
     (tmp_path / "names.tsv").write_text(NAMES)

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 import configs
-from beyond.dictionaries import read_dictionary
-from beyond.gold import read_task
+from beyond.gold import read_tasks
 from beyond.link import Link
 from beyond.ranking import linking_record, print_linking
 from configs import UserError
 from support.cache import describe_source
 from support.retired import ALIVE, LOOP, NOT_SYNONYMOUS, OUTCOMES, SEVERAL, follow_all, follow_cuis, follow_ids
 from support.rrf import prefix8
-from tests.small_releases import BASE, TYPES, conso, rel, write
+from tests.small_releases import BASE, TYPES, conso, read_dictionary, rel, write
 
 # Every row of MRCUI over three CUIs; RB, RN and RO count alike, and test_rows_of_a_file has them all.
 ROWS = [(a, r, b) for a in range(3) for r in ("SY", "RB", "RO") for b in range(3)]
@@ -195,7 +194,7 @@ def linked(folder, **settings):
         (folder / f"{split}.txt").write_text(f"1|t|{text.strip()}\n1|a|\n" + "".join(lines))
     names = "C0000001\thepatitis\nC0000002\tliver disease\nC0000003\tliver\n"
     (folder / "names.tsv").write_text(names)
-    return read_task(Link("", corpus=str(folder), **settings), read_dictionary(folder / "names.tsv"))
+    return read_tasks(Link("", corpus=str(folder), **settings), [read_dictionary(folder / "names.tsv")])[0]
 
 
 def test_retired_cuis_of_a_gold_standard(tmp_path, capsys):

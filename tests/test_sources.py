@@ -256,6 +256,11 @@ def test_tables_of_another_selection_or_an_older_version_are_read_anew(tmp_path,
     assert new and not again and whole == cached and [*whole] == ["DUP", "SYN"]
     for more in ({"sources": ["SYN", "DUP"]}, {"exclude_sources": ["DUP"]}, {"sources": ["SYN"]}, {}):
         assert read(**more)[0] and not read(**{k: [*v[::-1], v[0]] for k, v in more.items()})[0]
+    (folder / "META" / "MRSAB.RRF").write_text("".join(mrsab({"SYN": "0", "DUP": "22"})))
+    new, of_other_list = read()
+    assert new and of_other_list["DUP"][3] == "" and whole["DUP"][3] == "1"
+    (folder / "META" / "MRSAB.RRF").write_text("".join(mrsab({"SYN": "0", "DUP": "1"})))
+    read()
     path = tmp_path / "tables" / "en" / "source.json"
     changes = [('"version": 5', '"version": 4'), ('"SYN": [', '"SYN": [-'), ('"sources": {', '"sources": {"X": 1,')]
     for old, other in changes:
