@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import RELATIONS
-from support.codes import read_codes
+from support.codes import id_of_code, read_codes
 from support.datasets import choose_languages, names_of_dataset, read_dataset_tables
 from support.files import progress
 from support.programs import check_destination, run_command, write_chunks
@@ -96,7 +96,7 @@ def write_ids(s):
     sources = s.sources or ["MSH", "OMIM"]
     codes = read_codes(s.umls, sources, all_needed=bool(s.sources))
     is_alone = {*sources} if len({*sources}) == 1 else {"MSH"}
-    ids = [x if sab in is_alone or x.startswith(f"{sab}:") else f"{sab}:{x}" for sab, x, _ in codes]
+    ids = [code if sab in is_alone else id_of_code(sab, code) for sab, code, _ in codes]
     pairs = sorted(zip(ids, (cui for *_, cui in codes)))
     counted = f"{len(pairs):,} pairs of an id and its concept"
     write_lines(s.out, [["id\tcui", *map("\t".join, pairs)]], counted, "--corpus CORPUS --ids {}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from beyond.mentions import align_mentions
 from beyond.tagged import write_brat
+from support.codes import id_of_code
 from support.files import atomic_directory, name_of, to_json
 from support.programs import write_output
 from support.texts import replace_surrogates
@@ -74,7 +75,8 @@ def format_tsv(records):
         for m in record.get("entities", [record]):
             place = [record.get("id", number), m.get("start"), m.get("end"), m["text"], m.get("type")]
             for rank, concept in enumerate(m["concepts"], 1):
-                codes = " ".join(f"{source}:{code}" for source, of in concept.get("codes", {}).items() for code in of)
+                of_sources = concept.get("codes", {}).items()
+                codes = " ".join(id_of_code(source, code) for source, found in of_sources for code in found)
                 link = [concept[key] for key in ("id", "name", "matched", "group", "similarity")]
                 table.writerow(map(one_line, [*place, rank, *link, m["tied"], codes]))
             if not m["concepts"]:

@@ -6,6 +6,7 @@ from unicodedata import normalize
 
 from beyond.tagged import check_names
 from configs import UserError
+from support.formats import PUBTATOR_TEXT
 from support.labels import align_entities, check_type, is_same_text
 from support.texts import STANDARD_INPUT, is_json_lines, parse_json_line, read_lines, replace_surrogates
 
@@ -21,7 +22,10 @@ def read_records(path, form="jsonl"):
     Args: form: in which they are written later. Raises: UserError naming file and row, also for what it cannot hold.
     """
     name, lines = path or STANDARD_INPUT, read_lines(path, "a mention", EXAMPLE)
-    if is_json_lines(name, next(filter(str.strip, lines), "")):
+    first = next(filter(str.strip, lines), "")
+    if PUBTATOR_TEXT.match(first):
+        raise UserError(f"{name}: this is PubTator; give the JSON Lines of beyond.tag, or score a folder with --corpus")
+    if is_json_lines(name, first):
         records = [parse_record(line, name, row) for row, line in enumerate(lines, 1) if line.strip()]
         rows = [row for row, line in enumerate(lines, 1) if line.strip()]
     else:
@@ -39,6 +43,8 @@ def read_records(path, form="jsonl"):
 def parse_record(line, name, row):
     """The object in a line of JSON Lines, with a text, as its entities have if there are any. Raises: UserError."""
     record = parse_json_line(line, name, row)
+    if type(record.get("label")) is list:
+        raise UserError(f"{name}, row {row}: this is Doccano's form; give the JSON Lines of beyond.tag")
     entities = record.get("entities", [])
     if type(entities) is not list or any(type(e) is not dict or type(e.get("text")) is not str for e in entities):
         raise UserError(f'{name}, row {row}: "entities" is not a list of objects with a field "text"')

@@ -80,6 +80,8 @@ def errors_explained(name):
         yield
     except (*BROKEN, RuntimeError) as e:
         # RuntimeError: a password is needed, or Python lacks the method of compression.
+        if "is encrypted" in str(e):
+            raise UserError(f"{name}: it is encrypted; unpack the archive with its password") from None
         advice = "unpack it with another program" if isinstance(e, RuntimeError) else "copy or download it again"
         raise UserError(f"{name}: cannot be read ({printable(e)}); {advice}") from None
 

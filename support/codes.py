@@ -38,6 +38,11 @@ def read_codes(umls, sources, all_needed=True):
     return sorted(codes)
 
 
+def id_of_code(source, code):
+    """SAB:CODE, or the code alone if it begins so by itself (GO:0005634)."""
+    return code if code.startswith(f"{source}:") else f"{source}:{code}"
+
+
 def codes_of_concepts(umls, sources):
     """{CUI: {SAB: [its codes, sorted]}} of the concepts with a code of these sources. Raises: UserError."""
     out = defaultdict(lambda: defaultdict(list))

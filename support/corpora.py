@@ -20,7 +20,7 @@ from support.bioc import load_collection, text_parts
 from support.files import read_utf8
 from support.formats import XML_BIOC, read_brat, read_cas, read_split
 from support.hub import SPLIT_NAMES
-from support.labels import check_type
+from support.labels import check_type, count_entities
 from support.umls import LANGUAGES
 
 SPLITS = tuple(SPLIT_NAMES)
@@ -206,6 +206,10 @@ def read_corpus(name, folder, labels=""):
         issues[split]["documents without a word: left out"] += len(documents) - len(splits[split])
         if not splits[split]:
             raise UserError(f"{folder}: the {split} split is empty; corpus {name} needs {needs}")
+    theirs = [x[1] for x in map(re.compile("entities of type (.*): left out").fullmatch, issues["train"]) if x]
+    if theirs and not count_entities(splits["train"]):
+        fault = f"no entity of {corpus.title} in its training split, whose types are {', '.join(theirs[:5])}"
+        raise UserError(f"{folder}: {fault}; is it this corpus? --corpus custom takes all types")
     return splits, issues
 
 

@@ -68,6 +68,8 @@ def splits_in(folder):
             files = saved_files(path / "state.json")
         elif path.is_dir():
             files = sorted(path.glob("[!.]*.parquet"))
+            if not files and any(path.glob("data-*.arrow")):
+                raise UserError(f"{path} has Arrow files, but no state.json of save_to_disk; copy all of its files")
         elif is_hub_file(path):
             match, files = FILE.fullmatch(name), [path]
             name, n_shards = match[1], int(match[3] or 0)
@@ -294,6 +296,8 @@ def parts_of_speech(labels, where):
         check_type(label, where)
         if not label:
             raise UserError(f"{where}: an empty part of speech")
+        if label.startswith("I-"):
+            raise UserError(f"{where}: '{label}' is the tag of an entity, and this corpus has parts of speech")
     return labels
 
 

@@ -310,8 +310,9 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, selection, co
     triples, stands_in, n_empty = read_relations(umls, terms, relations, selection, *counters)
     without = f" ({n_empty:,} rows without CUI1 or CUI2)" * bool(n_empty)
     log(f"MRREL: {sum(len(keys) for keys, _ in triples):,} relations{without}")
+    hint = "" if rrf.find_rrf(umls, "MRFILES") else "; many mean that a file was cut"  # MRFILES states its rows
     for line in find_gaps(group, has_row, *stands_in[:, :-1]):
-        log(line)
+        log(line + hint)
     tables = []
     for lang, (cui, first_term, strings, n_terms), (keys, n_relations) in zip(langs, terms, triples):
         sources = sum_by_source((*n_terms, *n_relations), levels)
@@ -337,4 +338,4 @@ def find_gaps(group, has_row, in_cui1, in_cui2):
         ("MRREL have relations in one direction only", related, in_cui1 != in_cui2),
     ):
         if n := np.count_nonzero(concepts & gaps):
-            yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}; many mean that a file was cut"
+            yield f"{n:,} of the {np.count_nonzero(concepts):,} concepts of {what}"

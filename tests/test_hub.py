@@ -155,11 +155,11 @@ def test_every_corpus_accepts_its_form_of_the_hub(tmp_path, name):
     want = {part: [[ours[i] for i in numbers] for _, numbers in sentences] for part, sentences in SENTENCES.items()}
     assert {part: [d.labels for d in documents] for part, documents in splits.items()} == want
     if corpus.types:
-        names = [label.replace("Disease", "Other") for label in LABELS]
+        names = ["O", f"B-{theirs}", "I-Other"]
         folder = write_layout(tmp_path / "en", "saved", {"ner_tags": feature("List", names)})
         splits, issues = corpora.read_corpus(name, folder)
-        assert {label for d in splits["train"] for label in d.labels} == {"O"}
-        assert issues["train"]["entities of type Other: left out"] == 3
+        assert {label for d in splits["train"] for label in d.labels} == {"O", ours[1]}
+        assert issues["train"]["entities of type Other: left out"] == 1
 
 
 def test_the_owners_form_comes_first(tmp_path):
@@ -371,6 +371,7 @@ def broken_files():
         ("train/state.json", '{"_data_files": [{"filename": 3}]}', "not the state.json of save_to_disk"),
         ("train/state.json", '{"_data_files": [{"filename": "x.arrow"}]}', "x.arrow: cannot be read"),
         ("train/state.json", "[]", "state.json"),
+        ("train/data-00000-of-00001.arrow", b"", "train has Arrow files, but no state.json of save_to_disk; copy all"),
     ]  # fmt: skip
 
 
@@ -449,6 +450,17 @@ def test_parts_of_speech_need_tags(tmp_path, name):
         write_lines(tmp_path / f"{part}.jsonl", [DOCUMENT])
     with pytest.raises(UserError, match="has entities of texts, and no parts of speech"):
         corpora.read_corpus(name, tmp_path)
+    folder = write_layout(tmp_path / "entities", "saved")
+    with pytest.raises(UserError, match="row 1: 'I-Disease' is the tag of an entity, and this corpus has parts of sp"):
+        corpora.read_corpus(name, folder)
+
+
+def test_another_corpus_than_the_named_one(tmp_path):
+    """Without an entity of its types there is nothing to learn, and always O would score 100."""
+    folder = write_layout(tmp_path / "set", "saved")
+    with pytest.raises(UserError, match="no entity of CAS-SG in its training split, whose types are Disease; is it th"):
+        corpora.read_corpus("cas-sg", folder)
+    assert corpora.count_entities(corpora.read_corpus("custom", folder)[0]["train"]) == 3
 
 
 # ---------------------------------------------------------------- --labels

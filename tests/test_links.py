@@ -342,6 +342,8 @@ GOOD = {"start": 0, "end": 3, "type": "X", "text": "flu"}
     ("jsonl", {"entities": None}, 'row 2: "entities" is not a list of objects with a field "text"'),
     ("tsv", {"entities": [["flu"]]}, 'row 2: "entities" is not a list of objects with a field "text"'),
     ("tsv", [], 'row 2: not a JSON object with a field "text"'),
+    ("tsv", {"label": [[0, 3, "X"]]}, "row 2: this is Doccano's form; give the JSON Lines of beyond.tag"),
+    ("jsonl", "1|t|flu\n1|a|\n", "in: this is PubTator; give the JSON Lines of beyond.tag, or score a"),
     ("brat", {"entities": [{"text": "flu"}]}, 'entity 1: no "start" and "end" within its text of 9 characters'),
     ("brat", {"entities": [GOOD | {"start": "0"}]}, 'entity 1: no "start" and "end" within its text of 9'),
     ("conll", {"entities": [GOOD | {"end": 3.0}]}, 'entity 1: no "start" and "end" within its text of 9'),

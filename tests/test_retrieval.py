@@ -66,7 +66,7 @@ def test_sampled_terms_are_all_those_of_some_concepts(dataset, tmp_path):
     assert 100 <= len(few[2]) < 120 and few[1] == retrieval.sample_terms(dataset, "en", 100, 0)[1]
     assert few[1] != retrieval.sample_terms(dataset, "en", 100, 1)[1]
     shutil.copytree(dataset, tmp_path / "en")
-    with pytest.raises(UserError, match="tables/en: missing, damaged, or replaced by a build with other terms; build .* again"):
+    with pytest.raises(UserError, match="tables/en: missing, damaged, or replaced by a build with other te.*; build"):
         retrieval.sample_terms(tmp_path / "en", "en", 0, 0)
     shutil.copytree(dataset.parent / "tables", tmp_path / "tables")
     manifest = json.loads((dataset / "manifest.json").read_text())

@@ -134,6 +134,10 @@ def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
     assert gaps(names, whole, TYPES[:2] + not_kept) == []  # it has a type, though none that is kept
     assert gaps(BASE[:2], whole, TYPES) == ["1 of the 3 concepts of MRREL have no row in MRCONSO"]
     assert gaps(names, whole[:3], TYPES) == ["1 of the 3 concepts of MRREL have relations in one direction only"]
+    (tmp_path / "x" / "MRFILES.RRF").write_text("MRREL.RRF|||16|3|1|\n")
+    again = []
+    read_release(tmp_path / "x", ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, again.append)
+    assert "1 of the 3 concepts of MRREL have relations in one direction only" in again  # it is whole
     assert gaps(names, whole[:1], TYPES) == ["2 of the 2 concepts of MRREL have relations in one direction only"]
 
 
