@@ -4,6 +4,8 @@ Pre-norm, rotary positions in the place of a table, a gated feed-forward, and mo
 are no token types. Biases exist only where config.json says so; mostly there are none.
 """
 
+import math
+
 import torch
 import torch.nn as nn
 
@@ -85,7 +87,8 @@ def layer_norm(c):
 def init_weights(module, std=0.02):
     """Normal(0, std) weights, none beyond two std, and zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        cut = math.erf(2**0.5)  # the share of a normal distribution within two std
+        module.weight.uniform_(-cut, cut).erfinv_().mul_(2**0.5 * std)
     if getattr(module, "bias", None) is not None:
         module.bias.zero_()
     if isinstance(module, nn.Embedding):

@@ -164,7 +164,7 @@ def test_first_weights():
     tiny = encoder.layers[5].out.weight, encoder.layers[5].ffn2.weight, model.mlm_dense.weight
     for std, weights in ((0.02, large), (0.02 / 4, tiny)):
         for w in weights:
-            assert w.abs().max() <= 2 * std and w[1:].std().item() == pytest.approx(cut * std, rel=0.03)
+            assert w.abs().max() < 2.0001 * std and w[1:].std().item() == pytest.approx(cut * std, rel=0.03)
     biases = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
     model = models.KGIBert(models.Config(**SIZES, family="modernbert", extra_config=biases))
     names = {n for n, _ in model.named_parameters()}
