@@ -21,7 +21,7 @@ import data
 import finetune
 import kgi
 import model as models
-from beyond import embed, evaluate, tag
+from beyond import embed, evaluate, synonyms, tag
 from configs import UserError
 from support import hardware, kernels, modernbert, reports, taggers, tokenizers
 from support.modernbert import FULL, SLIDING
@@ -529,3 +529,20 @@ def test_a_model_from_scratch(dataset, tmp_path):
     models.load(tmp_path / "run", log=pytest.fail)
     with pytest.raises(UserError, match="family = modernbert, but .*bert has bert; leave it out"):
         set_up(data=str(dataset), init=str(HERE / "bert"), out=str(tmp_path / "x"), family="modernbert")
+
+
+def test_alignment_takes_the_encoder_as_it_is(start, own_data, tmp_path):
+    shutil.copytree(own_data.parent, tmp_path / "built")
+    folder = tmp_path / "built" / own_data.name
+    synonyms.build(synonyms.Build(dataset=str(folder), pairs=200))
+    settings = SMALL_RUN | {
+        "steps": 2,
+        "valid_every": 2,
+        "data": str(folder),
+        "init": str(start),
+        "out": str(tmp_path / "run"),
+    }
+    with pytest.raises(SystemExit):
+        synonyms.train(synonyms.Train(**settings))
+    before, after = (models.load(x, encoder_only=True, log=SILENT).encoder for x in (start, tmp_path / "run"))
+    assert not any(torch.equal(a, b) for a, b in zip(before.layers.parameters(), after.layers.parameters()))
