@@ -187,7 +187,7 @@ def read_weights(folder, config, shapes, with_heads, log):
     positions = names.get("encoder.position.weight", [""])[0]  # ModernBERT has no table of them
     token_types = EMBEDDINGS["token_type"] + ".weight"
     remove_tied_copies(folder, family, weights, with_heads)
-    if with_heads and "decoder_bias" in config.extra_config and "head.dense.weight" in weights:
+    if with_heads and "decoder_bias" in config.extra_config and f"{family.mlm_dense}.weight" in weights:
         if family.mlm_bias not in weights:
             log(f"{folder}: no {family.mlm_bias} in the checkpoint; it begins as zeros")
         weights.setdefault(family.mlm_bias, torch.zeros(config.vocab_size))
