@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 import model as models
 from configs import UserError
-from support import tokenizers
+from support import modernbert, taggers, tokenizers
 from support.corpora import CORPORA, Corpus, read_corpus
 from support.datasets import take_settings_of_run
 from support.files import folder_lock, progress, write_json
@@ -56,7 +56,7 @@ from support.scores import (
     type_scores,
 )  # fmt: skip
 from support.tables import print_advice, print_corpora, print_corpus, print_scores, write_tables
-from support.windows import central_words, labels_of, make_windows
+from support.windows import MAX_WINDOW, central_words, labels_of, make_windows
 
 F1_KINDS = {"paper": "paper", "entity": "entities", "macro": "mean over types"}  # scores of a seed, and how to say them
 
@@ -70,6 +70,7 @@ class Setup(NamedTuple):
     labels: list  # those of the training split
     constant: str  # the most frequent of them
     encoder: models.Encoder
+    head: dict  # {name: tensor} of what ModernBERT's taggers have before the classifier, as pre-trained
     tokenizer: Tokenizer
     pad: int  # token id
     max_len: int  # tokens of a window
@@ -81,14 +82,15 @@ class Setup(NamedTuple):
 
 
 class TokenClassifier(nn.Module):
-    """The pre-trained encoder, dropout, and a linear layer over the labels."""
+    """The pre-trained encoder, in ModernBERT its prediction head, dropout, and a linear layer over the labels."""
 
     def __init__(self, encoder, labels, pad, device, dtype):
         super().__init__()
         self.labels, self.pad, self.device, self.dtype = labels, pad, device, dtype
         self.encoder = encoder
+        self.head = modernbert.TaggerHead(encoder) if encoder.config.family == "modernbert" else nn.Identity()
         self.classifier = nn.Linear(encoder.config.dim, len(labels))
-        models.init_weights(self.classifier)
+        encoder.init_head(self.classifier)
         self.to(device)
 
     def forward(self, windows):
@@ -96,7 +98,7 @@ class TokenClassifier(nn.Module):
         ids, mask, word_index = self.collate(windows)
         with autocast(self.device, self.dtype):
             hidden = self.encoder(ids, mask).flatten(0, 1).index_select(0, word_index)
-            return self.classifier(F.dropout(hidden, self.encoder.config.dropout, self.training))
+            return self.classifier(F.dropout(self.head(hidden), self.encoder.config.dropout, self.training))
 
     def collate(self, windows):
         """Windows -> (n, L) ids, (n, L) mask, and (words,) indices into ids.ravel()."""
@@ -114,8 +116,10 @@ def finetune_one_seed(s, seed, setup):
     The learning rate is constant, since the paper names no schedule. A word in two windows is trained on twice.
     """
     torch.manual_seed(seed)
-    encoder = models.Encoder(setup.encoder.config) if s.untrained else copy.deepcopy(setup.encoder)
+    encoder = models.new_encoder(setup.encoder.config) if s.untrained else copy.deepcopy(setup.encoder)
     classifier = TokenClassifier(encoder, setup.labels, setup.pad, setup.device, setup.dtype).train()
+    if not s.untrained:
+        classifier.load_state_dict(classifier.state_dict() | setup.head)
     optimizer = torch.optim.AdamW(classifier.parameters(), s.lr, weight_decay=s.weight_decay, fused=True)
     documents, windows = setup.splits["train"], setup.windows["train"]
     index = {label: i for i, label in enumerate(setup.labels)}
@@ -225,7 +229,8 @@ def finetune_seeds(s):
     setup = set_up(s, splits, device, dtype)
     print_corpus(s, setup, issues)
 
-    record["signature"] = result_signature(s, setup.encoder, setup.tokenizer, setup.max_len, train, test)
+    weights = setup.encoder.state_dict() | setup.head
+    record["signature"] = result_signature(s, weights, setup.tokenizer, setup.max_len, train, test)
     details = describe_windows(s, setup.max_len, test, corpus)
     seeds, predicted_labels = range(s.seed, s.seed + s.runs), {}
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
@@ -257,7 +262,7 @@ def choose_machine(device, precision):
 def set_up(s, splits, device, dtype):
     """The Setup of a checkpoint and the splits of a corpus, which are cut into windows that fit the encoder."""
     encoder = models.load(s.checkpoint, encoder_only=True).encoder
-    max_len = min(s.max_len or encoder.config.max_positions, encoder.config.max_positions)
+    max_len = min(s.max_len or MAX_WINDOW, encoder.config.max_positions)
     if max_len < 8:
         raise UserError(f"max_len = {max_len}: windows of fewer than 8 tokens are not worth reading")
     tokenizer = tokenizers.load(s.checkpoint, max_entries=encoder.config.vocab_size)
@@ -268,7 +273,9 @@ def set_up(s, splits, device, dtype):
     labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
     windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
     corpus, constant = CORPORA[s.corpus], frequency.most_common(1)[0][0]
-    return Setup(corpus, splits, windows, labels, constant, encoder, tokenizer, special["pad"], max_len, device, dtype)
+    head = taggers.read_head(s.checkpoint, encoder.config)
+    pad = special["pad"]
+    return Setup(corpus, splits, windows, labels, constant, encoder, head, tokenizer, pad, max_len, device, dtype)
 
 
 def evaluate(classifier, seed, setup):

@@ -230,10 +230,17 @@ def check_settings(s):
 
 def new_model(s, train, ranks):
     """A model initialised randomly, in the sizes of the settings."""
-    pad = train.special["pad"]
-    c = models.Config(train.manifest["vocab_size"], train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout, pad)
+    set_dropout(s, s.family)
+    sizes = train.manifest["vocab_size"], train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout
+    c = models.Config(*sizes, train.special["pad"], family=s.family)
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
     return models.KGIBert(c)
+
+
+def set_dropout(s, family):
+    """ModernBERT is pre-trained without dropout, unless the setting is given."""
+    if family == "modernbert" and "dropout" not in s.given:
+        s.dropout = 0.0
 
 
 def load_initial_model(s, train, out, ranks):
@@ -242,6 +249,7 @@ def load_initial_model(s, train, out, ranks):
     Returns: (model, a hash of its files). Raises: UserError if it does not fit the data set or the settings.
     """
     c = models.load_config(s.init)
+    set_dropout(s, c.family)
     checkpoints.check_initial(s, c, train, out, data.NEW_TOKENS)
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
     model = models.load(s.init, s.dropout, log=ranks.print)

@@ -2,7 +2,8 @@
 
 "For training from scratch, we use the DistilBERT model configuration ... with 12 encoder layers and 12 attention heads"
 (section 4.1); appendix C has 8 and 8. The same classes also load the checkpoints that the paper extends or compares
-with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa.
+with. These belong to the families DistilBERT, BERT, RoBERTa, CamemBERT and XLM-RoBERTa. The encoder of another family,
+ModernBERT, is in support/modernbert.py.
 
     model = KGIBert(Config(vocab_size=30_522, max_positions=256));  model.save("runs/x")
     model = load("DrBERT-4GB")
@@ -20,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from support import checkpoints, tokenizers
+from support import checkpoints, modernbert, tokenizers
 from support.kernels import ACTIVATIONS, attention, attention_mask, dropout, init_weights
 
 RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
@@ -31,8 +32,9 @@ class Config:
     """Sizes of an encoder. heads must divide dim; max_positions is the longest sequence in tokens.
 
     The fields after pad_token_id come from the config.json of a checkpoint: attention_dropout (as dropout if not
-    given), the family (a key of checkpoints.FAMILIES), its activation, and the eps of every LayerNorm. type_vocab_size
-    says how many token types its file has. extra_config holds keys that are written back as they are.
+    given), the family (a key of checkpoints.FAMILIES), its activation, and the eps of every LayerNorm (by default that
+    of the family). type_vocab_size says how many token types its file has. extra_config holds keys that are written
+    back as they are, among them those that only its family has (modernbert.SETTINGS).
     """
 
     vocab_size: int
@@ -46,11 +48,14 @@ class Config:
     attention_dropout: float | None = None
     family: str = "distilbert"
     activation: str = "gelu"
-    eps: float = 1e-12
+    eps: float | None = None
     type_vocab_size: int = 0
     extra_config: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        family = checkpoints.FAMILIES[self.family]
+        self.extra_config = family.settings | self.extra_config
+        self.eps = family.defaults["eps"] if self.eps is None else self.eps
         self.attention_dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
         for name in ("vocab_size", "max_positions", "dim", "layers", "heads", "ffn"):
             value, most = getattr(self, name), 1000 if name == "layers" else 2**24
@@ -67,6 +72,8 @@ class Config:
             raise UserError(f"activation '{self.activation}' is not supported, only {', '.join(ACTIVATIONS)}")
         if self.dim % self.heads:
             raise UserError(f"heads = {self.heads} does not divide dim = {self.dim}")
+        if self.family == "modernbert" and self.dim // self.heads % 2:
+            raise UserError(f"dim / heads = {self.dim // self.heads} is odd, and rotary positions turn pairs")
 
     @property
     def position_offset(self):
@@ -103,6 +110,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Token ids -> one vector a position: embeddings, LayerNorm, dropout, then the layers."""
 
+    init_head = staticmethod(init_weights)  # first weights of the heads on it: ModernBERT's are others
+
     def __init__(self, c):
         super().__init__()
         self.config = c
@@ -135,6 +144,11 @@ class Encoder(nn.Module):
         return x
 
 
+def new_encoder(c):
+    """The encoder of a Config's family, randomly initialised."""
+    return (modernbert.Encoder if c.family == "modernbert" else Encoder)(c)
+
+
 class KGIBert(nn.Module):
     """The encoder with the heads of the four tasks (section 3.1).
 
@@ -145,15 +159,16 @@ class KGIBert(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.encoder = Encoder(c)
-        self.mlm_activation = ACTIVATIONS[checkpoints.FAMILIES[c.family].mlm_activation or c.activation]
-        self.mlm_dense = nn.Linear(c.dim, c.dim)
-        self.mlm_norm = nn.LayerNorm(c.dim, eps=c.eps)
+        own, activation = c.extra_config, checkpoints.FAMILIES[c.family].mlm_activation or c.activation
+        self.encoder = new_encoder(c)
+        self.mlm_activation = ACTIVATIONS[own.get("classifier_activation", activation)]
+        self.mlm_dense = nn.Linear(c.dim, c.dim, bias=own.get("classifier_bias", True))
+        self.mlm_norm = nn.LayerNorm(c.dim, eps=c.eps, bias=own.get("norm_bias", True))
         self.mlm_bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.relation_head = nn.Linear(c.dim, RELATION_CLASSES)
         self.triple_head = nn.Linear(c.dim, 2)
         for head in (self.mlm_dense, self.relation_head, self.triple_head):
-            init_weights(head)
+            self.encoder.init_head(head)
 
     def mlm_head(self, x):
         """(k, dim) -> (k, vocabulary) logits."""
@@ -234,6 +249,7 @@ def load(folder, dropout=None, encoder_only=False, log=print):
     c = load_config(folder)
     if dropout is not None:
         c.dropout = c.attention_dropout = dropout
+        c.extra_config.pop("embedding_dropout", None)
     weights, token_types = checkpoints.read_weights(folder, c, parameter_shapes(c), not encoder_only, log)
     model = KGIBert(c)
     model.load_state_dict(model.state_dict() | weights)

@@ -96,6 +96,7 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
+FAMILIES = ("distilbert", "modernbert")  # that a run can begin without a checkpoint
 WINDOWS, LAYOUTS, SWITCHES = ("random", "first"), ("auto", "padded", "packed"), ("auto", "on", "off")
 
 
@@ -152,11 +153,14 @@ class Train(Settings):
     out: str = setting("", "run folder; default runs/kgi-<name of the data folder>", "run")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder", "run")
     seed: int = setting(0, "seed of weights, order, masks and dropout", "run", most=2**32)
+    family: str = setting("distilbert", "architecture of a new encoder", "encoder", choices=FAMILIES)
     layers: int = setting(12, "encoder layers (v1 12, v2 8)", "encoder", least=1, most=1000)
     heads: int = setting(12, "attention heads (v1 12, v2 8)", "encoder", least=1, most=1000)
     dim: int = setting(768, "hidden size", "encoder", least=1, most=2**14)
     ffn: int = setting(3072, "feed-forward size", "encoder", least=1, most=2**16)
-    dropout: float = setting(0.1, "dropout of embeddings, attention and both sub-layers", "encoder", most=0.99)
+    dropout: float = setting(
+        0.1, "dropout of embeddings, attention and both sub-layers; default of modernbert: 0", "encoder", most=0.99
+    )
     tasks: list[str] = setting([], "tasks to train (Table 6 leaves one out); default: mlm ep lp tc", "objective")
     alphas: list[float] = setting([], "weights of the tasks after MLM; default: as in section 4.1", "objective")
     mlm_probability: float = setting(0.15, "share of document tokens to predict (Table 8)", "objective", most=1)
@@ -201,7 +205,7 @@ class Finetune(Settings):
     batch_size: int = setting(4, "windows an update (a short sequence is one window)", "training", least=1, most=10**6)
     lr: float = setting(2e-5, "learning rate", "training")
     weight_decay: float = setting(0.01, "AdamW weight decay", "training")
-    max_len: int = setting(0, "tokens of a window; 0: as many as the checkpoint has positions", "training")
+    max_len: int = setting(0, "tokens of a window; 0: the checkpoint's positions, at most 512", "training")
     precision: str = setting("auto", "number format of the matrix products", "machine", choices=PRECISIONS)
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
 

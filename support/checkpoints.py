@@ -1,4 +1,4 @@
-"""Checkpoint folders of five families <-> the values of a Config and named tensors. A new family is one of FAMILIES."""
+"""Checkpoint folders of six families <-> the values of a Config and named tensors. A new family is one of FAMILIES."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import configs
 from configs import UserError
-from support import tokenizers
+from support import modernbert, tokenizers
 from support.datasets import how_to_build, tokenizer_of
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 from support.pooling import modules_of
@@ -17,10 +17,11 @@ from support.tensors import is_plain_finite, read_safetensors, read_torch, weigh
 
 # ---------------------------------------------------------------- names
 
-EMBEDDINGS = {  # in all families
+EMBEDDINGS = {  # in all families but ModernBERT
     "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
     "token_type": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
 }  # fmt: skip
+DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # if config.json is silent
 
 
 class Family(NamedTuple):
@@ -38,6 +39,9 @@ class Family(NamedTuple):
     padded_positions: bool = False  # RoBERTa's positions begin after the padding token's
     mlm_activation: str = ""  # of the vocabulary head, if it is not the encoder's
     constants: dict = {"position_embedding_type": "absolute"}  # other values of its config.json
+    embeddings: dict = EMBEDDINGS
+    defaults: dict = DEFAULTS
+    settings: dict = {}  # of its own, in Config.extra_config
 
 
 DISTILBERT_PARTS = {
@@ -60,7 +64,15 @@ BERT_KEYS = {
     "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob", "activation": "hidden_act",
     "pad_token_id": "pad_token_id", "eps": "layer_norm_eps", "type_vocab_size": "type_vocab_size",
 }  # fmt: skip
-DEFAULTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "eps": 1e-12}  # if config.json is silent
+MODERN_PARTS = {
+    "norm1": "attn_norm", "qkv": "attn.Wqkv", "out": "attn.Wo", "norm2": "mlp_norm", "ffn1": "mlp.Wi", "ffn2": "mlp.Wo",
+}  # fmt: skip
+MODERN_KEYS = {
+    "vocab_size": "vocab_size", "max_positions": "max_position_embeddings", "dim": "hidden_size",
+    "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn": "intermediate_size",
+    "dropout": "mlp_dropout", "attention_dropout": "attention_dropout", "activation": "hidden_activation",
+    "pad_token_id": "pad_token_id", "eps": "norm_eps",
+}  # fmt: skip
 BERT = Family(
     "BertForMaskedLM", "bert.", "encoder.layer", BERT_PARTS, "cls.predictions.transform.dense",
     "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder", BERT_KEYS,
@@ -74,12 +86,20 @@ ROBERTA = Family(
     "RobertaForMaskedLM", "roberta.", "encoder.layer", BERT_PARTS, "lm_head.dense", "lm_head.layer_norm",
     "lm_head.bias", "lm_head.decoder", BERT_KEYS, padded_positions=True, mlm_activation="gelu",
 )  # fmt: skip
+MODERNBERT = Family(
+    "ModernBertForMaskedLM", "model.", "layers", MODERN_PARTS, "head.dense", "head.norm", "decoder.bias", "decoder",
+    MODERN_KEYS, constants={},
+    embeddings={"word": "embeddings.tok_embeddings", "norm": "embeddings.norm", "final_norm": "final_norm"},
+    defaults={"dropout": 0.0, "attention_dropout": 0.0, "activation": "gelu", "eps": 1e-5},
+    settings=modernbert.SETTINGS | modernbert.TOKENS,
+)  # fmt: skip
 FAMILIES = {
     "distilbert": DISTILBERT,
     "bert": BERT,
     "roberta": ROBERTA,
     "camembert": ROBERTA._replace(masked_lm="CamembertForMaskedLM"),
     "xlm-roberta": ROBERTA._replace(masked_lm="XLMRobertaForMaskedLM"),
+    "modernbert": MODERNBERT,
 }
 PREFIXES = {family.prefix for family in FAMILIES.values()} | {"camembert.", "xlm_roberta.", "transformer."}
 IGNORED = re.compile(  # parts of other models on the same encoder
@@ -93,11 +113,12 @@ def checkpoint_tensor_names(config, parameters):
     Args: config: a model.Config. parameters: names of our parameters. Heads of our own keep their names.
     """
     family = FAMILIES[config.family]
-    modules = {f"encoder.{ours}": [theirs] for ours, theirs in EMBEDDINGS.items()}
+    modules = {f"encoder.{ours}": [theirs] for ours, theirs in family.embeddings.items()}
     modules |= {"mlm_dense": [family.mlm_dense], "mlm_norm": [family.mlm_norm]}
     for i in range(config.layers):
         parts = {ours: f"{family.layer}.{i}.{theirs}" for ours, theirs in family.layer_parts.items()}
-        modules[f"encoder.layers.{i}.qkv"] = [parts.pop(x) for x in "qkv"]
+        if "q" in parts:
+            modules[f"encoder.layers.{i}.qkv"] = [parts.pop(x) for x in "qkv"]
         modules |= {f"encoder.layers.{i}.{ours}": [theirs] for ours, theirs in parts.items()}
     names = {"mlm_bias": [family.mlm_bias]}
     for end in (".weight", ".bias"):
@@ -133,7 +154,7 @@ def read_config(folder):
         if d.get(key) not in (None, only):
             raise UserError(f"{path}: {key} = {d[key]!r} is not supported, only {only!r}")
     family = FAMILIES[name]
-    values = DEFAULTS | {"pad_token_id": int(family.padded_positions)}
+    values = family.defaults | {"pad_token_id": int(family.padded_positions)}
     values["type_vocab_size"] = 2 if "type_vocab_size" in family.keys else 0
     values |= {ours: d[key] for ours, key in family.keys.items() if d.get(key) is not None}
     if missing := [key for ours, key in family.keys.items() if ours not in values]:
@@ -143,6 +164,8 @@ def read_config(folder):
             raise UserError(f"{path}: not a model configuration (a size is no number)")
         values["max_positions"] -= values["pad_token_id"] + 1
     extra = {key: d[key] for key in ("bos_token_id", "eos_token_id") if key in d}
+    if name == "modernbert":
+        extra |= modernbert.read_settings(d, path)
     if type(d.get("kgi_tasks")) is list:  # of a run of kgi.py: the tasks that it was trained on
         extra["kgi_tasks"] = [task for task in d["kgi_tasks"] if type(task) is str]
     return values | {"family": name, "extra_config": extra}
@@ -160,9 +183,14 @@ def read_weights(folder, config, shapes, with_heads, log):
     if read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
         log(f"{folder}: its fixed sinusoidal positions become trainable")
     family, names = FAMILIES[config.family], checkpoint_tensor_names(config, shapes)
-    weights, types, positions = read_tensors(folder, family), None, names["encoder.position.weight"][0]
+    weights, types = read_tensors(folder, family), None
+    positions = names.get("encoder.position.weight", [""])[0]  # ModernBERT has no table of them
     token_types = EMBEDDINGS["token_type"] + ".weight"
     remove_tied_copies(folder, family, weights, with_heads)
+    if with_heads and "decoder_bias" in config.extra_config and f"{family.mlm_dense}.weight" in weights:
+        if family.mlm_bias not in weights:
+            log(f"{folder}: no {family.mlm_bias} in the checkpoint; it begins as zeros")
+        weights.setdefault(family.mlm_bias, torch.zeros(config.vocab_size))
     for title, group in head_groups(names).items():
         present = [theirs for ours in group for theirs in names[ours] if theirs in weights]
         if with_heads and present:
@@ -179,7 +207,8 @@ def read_weights(folder, config, shapes, with_heads, log):
     if config.type_vocab_size:
         expected[token_types] = (config.type_vocab_size, config.dim)
     check_weights(folder, weights, expected, log)
-    weights[positions] = weights[positions][config.position_offset :].float()
+    if positions:
+        weights[positions] = weights[positions][config.position_offset :].float()
     if config.type_vocab_size:
         types = weights[token_types].float()
         weights[positions] = weights[positions] + types[0]
@@ -198,7 +227,7 @@ def head_groups(names):
 
 def remove_tied_copies(folder, family, weights, with_heads):
     """Drops the copies of word embeddings and bias that some files have for the vocabulary head; they must be equal."""
-    word = EMBEDDINGS["word"] + ".weight"
+    word = family.embeddings["word"] + ".weight"
     for copy_name, name in ((f"{family.decoder}.weight", word), (f"{family.decoder}.bias", family.mlm_bias)):
         if copy_name == name or copy_name not in weights:
             continue
@@ -268,7 +297,8 @@ def write(folder, config, parameters, token_types, more_config=None):
         # Some versions of other libraries take it from the copy alone.
         weights[family.decoder + ".bias"] = weights[family.mlm_bias]
     positions = f"{family.prefix}{EMBEDDINGS['position']}.weight"
-    weights[positions] = F.pad(weights[positions], (0, 0, config.position_offset, 0))
+    if positions in weights:
+        weights[positions] = F.pad(weights[positions], (0, 0, config.position_offset, 0))
     d = {"architectures": [family.masked_lm], "model_type": config.family, "initializer_range": 0.02}
     d |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     d[family.keys["max_positions"]] += config.position_offset
@@ -289,7 +319,7 @@ def check_initial(s, c, train, out, new_tokens):
     if Path(s.init).resolve() == out.resolve():
         raise UserError(f"--init and --out are both {s.init}; to resume that run leave --init as it was")
     # A size that equals the default passes as not given: the checkpoint's counts.
-    for size in ("layers", "heads", "dim", "ffn"):
+    for size in ("family", "layers", "heads", "dim", "ffn"):
         if getattr(s, size) not in (getattr(configs.Train, size), getattr(c, size)):
             raise UserError(f"{size} = {getattr(s, size)}, but {s.init} has {getattr(c, size)}; leave it out")
     tokenizers.load(s.init, max_entries=c.vocab_size)

@@ -9,9 +9,11 @@ import subprocess
 import time
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 
 from configs import UserError
+from support.modernbert import SLIDING, layer_types
 from support.programs import is_out_of_memory, read_launch
 
 MAX_MICRO_TOKENS = 81_920  # on a GPU: a quarter above the mean batch of the paper, so that none is cut in two
@@ -105,12 +107,15 @@ def measure_matmul_flops(device, dtype):
 def training_flops(c, length, vocabulary_targets):
     """Floating-point operations of training on examples: what the MFU counts. Padding is none of it.
 
-    2 per weight and token forward, 4 backward, and the two products of attention.
+    2 per weight and token forward, 4 backward, and the two products of attention, of a sliding layer in its window.
 
     Args: c: the encoder's Config. length: (n,) tokens of each example. vocabulary_targets: how many the MLM head has.
     """
-    weights = c.layers * (4 * c.dim**2 + 2 * c.dim * c.ffn)
-    attention = 2 * c.layers * c.dim * float((length.astype(float) ** 2).sum())
+    weights = c.layers * (4 * c.dim**2 + (3 if c.family == "modernbert" else 2) * c.dim * c.ffn)
+    n_sliding, n = layer_types(c).count(SLIDING), length.astype(float)
+    reach = np.minimum(c.extra_config.get("local_attention", 0) // 2, n - 1)
+    pairs = (c.layers - n_sliding) * (n**2).sum() + n_sliding * (n * (2 * reach + 1) - reach * (reach + 1)).sum()
+    attention = 2 * c.dim * float(pairs)
     vocabulary = (c.dim**2 + c.dim * c.vocab_size) * float(vocabulary_targets)
     return 6.0 * (weights * float(length.sum()) + attention + vocabulary)
 
@@ -127,10 +132,13 @@ def estimate_memory(c, n_parameters):
 
     By counting what autograd keeps, not by trial. Weights, gradients, two moments and the buckets of DDP in float32 and
     a half copy: 22 a parameter. Per token and layer: the inputs of both LayerNorms in float32, queries, keys and
-    values, attention's result and the inputs of the matrices in half, two bytes of dropout: 22 dim + 4 ffn. At the
-    vocabulary head 12 bytes an entry (logits, log-probabilities, gradients), for one token in eight.
+    values, attention's result and the inputs of the matrices in half, two bytes of dropout: 22 dim + 4 ffn. ModernBERT
+    also keeps turned queries and keys, and of its gated feed-forward both halves, the activation and their product,
+    but no dropout: 26 dim + 8 ffn. At the vocabulary head 12 bytes an entry (logits, log-probabilities, gradients), for
+    one token in eight.
     """
-    return 22 * n_parameters, c.layers * (22 * c.dim + 4 * c.ffn) + 1.5 * c.vocab_size
+    of_layer = 26 * c.dim + 8 * c.ffn if c.family == "modernbert" else 22 * c.dim + 4 * c.ffn
+    return 22 * n_parameters, c.layers * of_layer + 1.5 * c.vocab_size
 
 
 def auto_max_tokens(c, n_parameters, device):

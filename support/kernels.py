@@ -46,11 +46,33 @@ def attention_mask(mask, dtype):
     """
     if mask.dtype == torch.bool:
         return mask[:, None, None, :]
-    device = mask.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    is_other_example = mask[:, None, :, None] != mask[:, None, None, :]
-    bias = torch.zeros(is_other_example.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill_(is_other_example, float("-inf"))
+    return bias_of(mask[:, None, :, None] != mask[:, None, None, :], compute_dtype(mask, dtype))
+
+
+def sliding_mask(mask, length, reach, x):
+    """attention_mask of layers in which a token sees those at most `reach` places away: a bias (n or 1, 1, L, L).
+
+    Examples are contiguous, so that places of the row count as positions. Padding sees padding, since a softmax over
+    nothing would be NaN.
+
+    Args: mask: as Encoder.forward takes it. length: L. x: what the layers compute with.
+    """
+    place = torch.arange(length, device=x.device)
+    is_hidden = ((place[:, None] - place).abs() > reach)[None, None]
+    if mask is not None:
+        is_hidden = is_hidden | (mask[:, None, :, None] != mask[:, None, None, :])
+    return bias_of(is_hidden, compute_dtype(x))
+
+
+def bias_of(is_hidden, dtype):
+    """0 where attention may look, -inf where `is_hidden`."""
+    return torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device).masked_fill_(is_hidden, float("-inf"))
+
+
+def compute_dtype(x, dtype=None):
+    """The dtype of matrix products on the device of x: that of autocast, else `dtype` (default: that of x)."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype or x.dtype
 
 
 def attention(q, k, v, mask, p):

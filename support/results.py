@@ -126,18 +126,21 @@ def check_results(s, out):
         check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
 
 
-def result_signature(s, encoder, tokenizer, max_len, train, test):
-    """All that the scores of a seed depend on, but the device: results of one folder have one signature."""
-    weights = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
-    for name, tensor in encoder.state_dict().items():
-        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
+def result_signature(s, weights, tokenizer, max_len, train, test):
+    """All that the scores of a seed depend on, but the device: results of one folder have one signature.
+
+    Args: weights: {name: tensor} of the checkpoint.
+    """
+    checkpoint = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
+    for name, tensor in weights.items():
+        checkpoint.update(name.encode() + tensor.contiguous().numpy().tobytes())
     corpus = hashlib.sha256()
     for d in (*train, None, *test):
         corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
     values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
     values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len, "labels": s.labels}
     values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
-    return values | {"checkpoint sha256": weights.hexdigest(), "data sha256": corpus.hexdigest()}
+    return values | {"checkpoint sha256": checkpoint.hexdigest(), "data sha256": corpus.hexdigest()}
 
 
 def read_earlier_scores(out, signature, seeds):

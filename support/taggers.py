@@ -8,6 +8,7 @@ from support.checkpoints import FAMILIES, read_tensors
 from support.files import atomic_directory, read_json
 from support.labels import check_label, check_type
 from support.tensors import is_plain_finite
+from support.windows import MAX_WINDOW
 
 TAGGER_FILES = {  # of a tagger's folder, which is replaced as a whole: how ours is recognised; see files.check_output
     "config.json": rb'(?s).*"kgi_tagger": ', "model.safetensors": None, "tokenizer.json": None,
@@ -45,14 +46,35 @@ def read_tagger(folder, config):
     labels = [names.get(str(i)) for i in range(len(names))]
     if not all(type(label) is str and label for label in labels) or len({*labels}) < len(labels):
         raise UserError(f"{folder}: id2label in its config.json does not number distinct labels from 0")
-    weights = read_tensors(folder, FAMILIES[config.family])
     shapes = {"classifier.weight": (len(labels), config.dim), "classifier.bias": (len(labels),)}
-    if not shapes.keys() <= weights.keys():
+    weights = read_parts(folder, config, shapes | head_shapes(config))
+    if not weights:
         raise UserError(f"{folder} is not a tagger: its weights have no classifier; {how}")
+    return labels, weights, tagger_settings(folder, labels, config)
+
+
+def head_shapes(c):
+    """{name: shape} of the tensors between encoder and classifier. ModernBERT shares them with its vocabulary head."""
+    names, own = ("head.dense.weight", "head.dense.bias", "head.norm.weight", "head.norm.bias"), c.extra_config
+    is_there = True, own.get("classifier_bias"), True, own.get("norm_bias")
+    shapes = (c.dim, c.dim), (c.dim,), (c.dim,), (c.dim,)
+    return {n: shape for n, shape, there in zip(names, shapes, is_there) if there} if c.family == "modernbert" else {}
+
+
+def read_head(folder, config):
+    """{name: float32 tensor} of head_shapes; {} if a checkpoint has none, so that a tagger's begins randomly."""
+    return read_parts(folder, config, shapes) if (shapes := head_shapes(config)) else {}
+
+
+def read_parts(folder, config, shapes):
+    """{name: float32 tensor} of a checkpoint, {} unless it has all. shapes: {name: shape}. Raises: UserError."""
+    weights = read_tensors(folder, FAMILIES[config.family])
+    if not shapes.keys() <= weights.keys():
+        return {}
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != shape or not is_plain_finite(weights[name]):
             raise UserError(f"{folder}: {name} is not {shape} finite numbers, as its config.json says")
-    return labels, {name: weights[name].float() for name in shapes}, tagger_settings(folder, labels, config)
+    return {name: weights[name].float() for name in shapes}
 
 
 def read_tagger_details(folder):
@@ -69,7 +91,7 @@ def tagger_settings(folder, labels, config):
     is_ours: whether fine-tuning wrote it; its labels are IOB2. scheme: BIOES, BILOU, or "" for IOB1 or IOB2.
     Raises: UserError for values of another kind, or for labels of no scheme.
     """
-    defaults = {"max_len": config.max_positions, "has_text": True, "pos": False, "precision": "auto"}
+    defaults = {"max_len": min(MAX_WINDOW, config.max_positions), "has_text": True, "pos": False, "precision": "auto"}
     ours = read_tagger_details(folder)
     details = defaults | ours
     for key, default in defaults.items():

@@ -10,6 +10,9 @@ from support import tokenizers
 from support.arrays import concat_ranges
 from support.labels import decode_entities
 
+# Tokens, if nobody gives another length. ModernBERT has 8,192 positions; a batch of such windows would fill the memory.
+MAX_WINDOW = 512
+
 
 class Window(NamedTuple):
     """A stretch of a document that fits the encoder."""

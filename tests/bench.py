@@ -2,7 +2,7 @@
 
     python tests/bench.py data [--folder .cache/2022AB] [--scale 1] [--repeat 3]      (make bench-data)
     python tests/bench.py zip [--folder .cache/2022AB] [--scale 1] [--repeat 3]
-    python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3]                   (make bench)
+    python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3] [--family modernbert]     (make bench)
     python tests/bench.py search [--names 4000000] [--repeat 3]
     python tests/bench.py embed [--sizes 6x384] [--names 20000] [--repeat 3]
     python tests/bench.py busy [--repeat 3]                                           (after make demo)
@@ -16,7 +16,8 @@ zip: builds from that release and from a zip of it in turn, and prints the ratio
 train: forward and backward over the paper's mix of lengths, in three ways: (a) everything padded to 256, (b) the
 paper's random micro-batches of 15 padded to their longest, and (c) ours. The first two have PyTorch's own encoder, with
 the vocabulary head at all positions. Each takes a sample of the micro-batches of effective batches, every k-th by
-width. A useful token is one that is not padding. This is for a CPU; where torch sees a GPU, tests/bench_gpu.py runs.
+width. A useful token is one that is not padding. With --family modernbert there is also (d), ours with that encoder,
+whose gated feed-forward has as many weights. This is for a CPU; where torch sees a GPU, tests/bench_gpu.py runs.
 
 search: the exact search of beyond.link by cosine, among random vectors of dim 768, with 424 mentions: as many distinct
 ones as the test split of NCBI-Disease has. Beside it are the products of the same matrices alone. Four million names
@@ -308,15 +309,25 @@ def precisions():
     return ["fp32"] + ["bf16"] * (info.is_file() and "bf16" in info.read_text())
 
 
-def bench_train(sizes, repeat):
+def encoder_size(layers, dim, family="distilbert"):
+    """Settings of an encoder; a gated feed-forward has three matrices instead of two, and here as many weights."""
+    ffn = 8 * dim // 3 if family == "modernbert" else 4 * dim
+    return dict(family=family, layers=layers, dim=dim, heads=dim // 64, ffn=ffn)
+
+
+def bench_train(sizes, repeat, family):
     with tempfile.TemporaryDirectory() as folder:
         write_mix(Path(folder))
         for layers, dim in sizes:
-            size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
-            compare(kgi.set_up(configs.Train(data=folder, out=f"{folder}/run", steps=100, **size)), repeat)
+            s = configs.Train(data=folder, out=f"{folder}/run", steps=100, **encoder_size(layers, dim))
+            run, other = kgi.set_up(s), None
+            if family != "distilbert":
+                other = kgi.set_up(replace(s, **encoder_size(layers, dim, family))).model
+            compare(run, repeat, other)
 
 
-def compare(run, repeat):
+def compare(run, repeat, other=None):
+    """Prints the speeds of PyTorch's encoder, of ours, and of another model of ours."""
     device, c = run.ranks.device, run.model.encoder.config
     share = 12  # of the micro-batches one is taken
     plain = Plain(c).to(device)
@@ -329,6 +340,8 @@ def compare(run, repeat):
                 ways[f"{what}, {precision}"] = plain, dtype, every(paper_micro_batches(run, 0, 15, width), k)
         micros = [micro_batch for step in range(3) for micro_batch in run.batches.assemble(step)[0]]
         ways[f"(c) ours, {precision}"] = run.model, dtype, every(micros, share // 2)
+        if other:
+            ways[f"(d) ours, {other.encoder.config.family}, {precision}"] = other, dtype, every(micros, share // 2)
     rates, took = {dtype: [] for _, dtype, _ in ways.values()}, {name: [] for name in ways}
     for i in range(repeat + 1):  # the first round warms up
         for name, (model, dtype, micros) in ways.items():
@@ -342,15 +355,18 @@ def compare(run, repeat):
 
 
 def print_speeds(c, ways, rates, took):
-    """A line for each way. Returns: tokens a second of the last one."""
+    """A line for each way. Returns: tokens a second of the last one. c: the Config of those that have none."""
     print(f"{'':<46}{'tokens/s':>9}{'examples/s':>11}{'padding':>8}{'MFU':>6}{'x (b)':>7}")
     base = None
-    for name, (_, dtype, micros) in ways.items():
+    for name, (model, dtype, micros) in ways.items():
         length = np.concatenate([lengths(m) for m in micros])
         speeds = [length.sum() / seconds for seconds in took[name][1:]]
         base = speeds if "(b)" in name else base
         ratio = f"{statistics.median(x / y for x, y in zip(speeds, base)):.2f}" if base else ""
-        flops = hardware.training_flops(c, length, sum(map(vocabulary_targets, micros))) / length.sum()
+        flops = (
+            hardware.training_flops(getattr(model.encoder, "config", c), length, sum(map(vocabulary_targets, micros)))
+            / length.sum()
+        )
         padding = 1 - length.sum() / sum(m.ids.numel() for m in micros)
         speed = statistics.median(speeds)
         mfu = speed * flops / statistics.median(rates[dtype][1:])
@@ -514,6 +530,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
+    parser.add_argument("--family", choices=configs.FAMILIES, default="distilbert", help="of a fourth way to train")
     parser.add_argument("--names", type=int, help="default: 4,000,000 of search, 20,000 of embed")
     args = parser.parse_args()
     if args.what == "data":
@@ -527,4 +544,4 @@ if __name__ == "__main__":
     elif args.what == "busy":
         bench_busy(args.repeat)
     else:
-        bench_train(args.sizes, args.repeat)
+        bench_train(args.sizes, args.repeat, args.family)

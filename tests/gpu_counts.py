@@ -44,7 +44,7 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from support import hardware, layouts  # noqa: E402
+from support import hardware, layouts, modernbert  # noqa: E402
 from support.files import write_json  # noqa: E402
 from tests import bench  # noqa: E402
 
@@ -153,7 +153,7 @@ def as_on_a_gpu():
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=q.dtype).expand(-1, -1, q.shape[2], -1)
         if mask is not None:
-            mask = mask.expand(-1, q.shape[1], -1, -1)  # each head reads it
+            mask = mask.expand(len(q), q.shape[1], -1, -1)  # each head reads it
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask)[0]
 
     def dropout(x, p, training):
@@ -161,8 +161,8 @@ def as_on_a_gpu():
 
     layer_norm = F.layer_norm  # autocast on a GPU computes it in float32
     with (
-        mock.patch.object(models, "attention", attention),
-        mock.patch.object(models, "dropout", dropout),
+        mock.patch.multiple(models, attention=attention, dropout=dropout),
+        mock.patch.multiple(modernbert, attention=attention, dropout=dropout),
         mock.patch.object(F, "layer_norm", lambda x, *rest: layer_norm(x.float(), *rest)),
     ):
         yield
@@ -284,9 +284,9 @@ def efficiency(kernel, gpu):
 # ---------------------------------------------------------------- the step of kgi.py
 
 
-def prepare(folder, gpu, ranks, layout, layers, dim):
+def prepare(folder, gpu, ranks, layout, layers, dim, family="distilbert"):
     """(Run, micro-batches of the first rank, MaskedBatch) as kgi.py has them on this GPU."""
-    size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
+    size = bench.encoder_size(layers, dim, family)
     s = configs.Train(data=str(folder), out=f"{folder}/run", steps=100, device="cpu", layout=layout, **size)
     run = kgi.set_up(s)
     n_parameters = sum(p.numel() for p in run.model.parameters())
@@ -318,13 +318,13 @@ WAYS = {  # name: (layout, compiled, residual stream in bf16)
 }
 
 
-def predict(folder, gpu, ranks, layers, dim):
+def predict(folder, gpu, ranks, layers, dim, family="distilbert"):
     """{name of a way: figures} of one optimizer step."""
     out = {}
     for name, (layout, is_compiled, bf16_stream) in WAYS.items():
         if (is_compiled and not gpu.compiles) or (bf16_stream and gpu.dtype != torch.bfloat16):
             continue
-        run, micro_batches, batch = prepare(folder, gpu, ranks, layout, layers, dim)
+        run, micro_batches, batch = prepare(folder, gpu, ranks, layout, layers, dim, family)
         c, n_parameters = run.model.encoder.config, sum(p.numel() for p in run.model.parameters())
         kernels, peak = record_step(c, micro_batches, gpu.dtype, bf16_stream)
         kernels = [fuse(some) for some in kernels] if is_compiled else kernels
@@ -343,16 +343,18 @@ def predict(folder, gpu, ranks, layers, dim):
     return out
 
 
-def report(name, ranks, layers, dim, folder):
+def report(name, ranks, layers, dim, family, folder):
     """Prints a table for one GPU and number of ranks. Returns: what `predict` gives."""
     gpu = GPUS[name]
-    what = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}, {layers} layers of dim {dim}, {str(gpu.dtype)[6:]}"
+    what = (
+        f"{name}, {ranks} rank{'s' if ranks > 1 else ''}, {family}, {layers} layers of dim {dim}, {str(gpu.dtype)[6:]}"
+    )
     print(f"\n{what}: one step of 1,500 examples, as each GPU sees it; times in ms")
     print(
         f"{'':<30}{'kernels':>8}{'padding':>9}{'TFLOP':>7}{'GB':>6}{'host':>6}{'matrices':>9}{'attention':>10}"
         f"{'other':>6}{'step':>6}{'MFU':>6}"
     )
-    ways = predict(folder, gpu, ranks, layers, dim)
+    ways = predict(folder, gpu, ranks, layers, dim, family)
     for way, x in ways.items():
         by_class = x["by_class_ms"]
         print(
@@ -364,9 +366,9 @@ def report(name, ranks, layers, dim, folder):
     return ways
 
 
-def report_memory(layers, dim, folder):
+def report_memory(layers, dim, family, folder):
     """Prints the largest micro-batch that fits each GPU, by counting and by estimate_memory."""
-    run, _, _ = prepare(folder, GPUS["h100"], 1, "packed", layers, dim)
+    run, _, _ = prepare(folder, GPUS["h100"], 1, "packed", layers, dim, family)
     c, n_parameters = run.model.encoder.config, sum(p.numel() for p in run.model.parameters())
     fixed, estimated = hardware.estimate_memory(c, n_parameters)
     print(f"\nmemory, {layers} layers of dim {dim}: {fixed / 1e9:.1f} GB, and a token of a micro-batch")
@@ -383,6 +385,7 @@ def main():
     parser.add_argument("--gpu", choices=GPUS, help="default: the cases of docs/measurements.md")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
+    parser.add_argument("--family", choices=configs.FAMILIES, default="distilbert")
     parser.add_argument("--out", type=Path, help="a JSON file of the figures, for tests/bench_gpu.py --predicted")
     args = parser.parse_args()
     if args.ranks < 1:
@@ -390,10 +393,12 @@ def main():
     cases = [("h100", 1), ("h200", 1), ("h100", 4), ("v100", 4)] if not args.gpu else [(args.gpu, args.ranks)]
     with tempfile.TemporaryDirectory() as folder:
         bench.write_mix(Path(folder))
-        figures = [{"gpu": name, "ranks": n, "ways": report(name, n, *args.size, folder)} for name, n in cases]
+        figures = [
+            {"gpu": name, "ranks": n, "ways": report(name, n, *args.size, args.family, folder)} for name, n in cases
+        ]
         if args.out:
             write_json(args.out, {"size": args.size, "cases": figures})
-        report_memory(*args.size, folder)
+        report_memory(*args.size, args.family, folder)
 
 
 if __name__ == "__main__":

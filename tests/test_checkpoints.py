@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("known_machine")
 HERE = Path(__file__).parent / "checkpoints"
 OWN_HEADS = ("relation_head", "triple_head")  # initialised randomly where a file has none
 NO_OWN_HEADS = [f"no {head} in the checkpoint; initialised randomly" for head in OWN_HEADS]
-FAMILIES = sorted(p.name for p in HERE.iterdir())
+FAMILIES = sorted(p.name for p in HERE.iterdir() if not p.name.startswith("modernbert"))  # it has a file of its own
 SILENT = str.format  # a `log` that prints nothing
 
 

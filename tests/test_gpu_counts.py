@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import configs
 import model as models
 from tests import bench, bench_gpu, gpu_counts
 from tests.gpu_counts import GPUS, Kernel
@@ -22,9 +23,13 @@ def mix(tmp_path_factory):
     return folder
 
 
-def test_flops_are_those_of_a_real_step(mix):
+@pytest.mark.parametrize("family", configs.FAMILIES)
+def test_flops_are_those_of_a_real_step(mix, family):
     """PyTorch's own counter counts the same products on real tensors; only attention differs, by its recomputation."""
-    run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", *SIZE)
+    run, micro_batches, _ = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", *SIZE, family)
+    run.model.encoder.config.attention_dropout = 0.1  # the counter does not know the fused kernel
+    for layer in run.model.encoder.layers:
+        layer.attention_dropout = 0.1
     kernels, _ = gpu_counts.record_step(run.model.encoder.config, micro_batches, torch.bfloat16)
     counted = sum(k.flops for k in kernels[0] if "attention" not in k.name)
     with FlopCounterMode(display=False) as counter:
@@ -56,9 +61,10 @@ def test_hardly_a_token_of_a_run_is_padding(mix, ranks, most):
     assert 0 < 1 - tokens / computed < most
 
 
-def test_memory_is_what_the_model_keeps(mix):
+@pytest.mark.parametrize("family", configs.FAMILIES)
+def test_memory_is_what_the_model_keeps(mix, family):
     """estimate_memory has the same, from a formula."""
-    run, *_ = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", 3, 128)
+    run, *_ = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", 3, 128, family)
     c = run.model.encoder.config
     counted = gpu_counts.bytes_per_token(c, torch.bfloat16, 256)
     assert counted == pytest.approx(gpu_counts.hardware.estimate_memory(c, 0)[1], rel=0.15)
