@@ -151,9 +151,10 @@ def word_scores(classifier, documents, windows, function):
     A word that is in several windows gets its scores from the one in which it is farthest from an edge.
     """
     by_length = sorted(windows, key=lambda w: len(w.ids))
+    at_once = 64 if classifier.device.type == "cuda" else 16  # in the cache of a CPU
     found = [function(torch.zeros(0, len(classifier.labels))).numpy()]  # there may be no window
-    for i in progress("predicting", range(0, len(by_length), 64)):
-        logits = classifier(by_length[i : i + 64])
+    for i in progress("predicting", range(0, len(by_length), at_once)):
+        logits = classifier(by_length[i : i + at_once])
         if not torch.isfinite(logits).all():
             raise UserError("the predictions are not finite; try a lower --lr or --precision fp32")
         found.append(function(logits).cpu().numpy())

@@ -15,6 +15,7 @@ from support.corpora import corpus_folder, language_of
 from support.files import check_output, name_of, read_utf8, write_atomic
 from support.forms import find_misfit
 from support.texts import replace_surrogates
+from support.windows import OVERLAP
 
 # ---------------------------------------------------------------- any file of results
 
@@ -138,7 +139,8 @@ def result_signature(s, weights, tokenizer, max_len, train, test):
     for d in (*train, None, *test):
         corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
     values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len, "labels": s.labels}
+    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len, "overlap": OVERLAP}
+    values |= {"labels": s.labels}
     values |= {k: getattr(s, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")}
     return values | {"checkpoint sha256": checkpoint.hexdigest(), "data sha256": corpus.hexdigest()}
 

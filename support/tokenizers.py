@@ -6,13 +6,16 @@ merges.txt (RoBERTa's byte-level BPE). Out: tokenizer.json and the two small fil
 
 import re
 from collections import Counter
-from itertools import chain
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from configs import UserError
+from support.arrays import ceil_div, concat_ranges
 from support.files import progress, read_bytes, read_json, reject_lfs_pointer, write_atomic, write_json
 
 ROBERTA_NAMES = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "unk": "<unk>"}
@@ -203,20 +206,24 @@ def train_wordpiece(texts, vocab_size, cased, new_tokens):
 
     Args: new_tokens: special tokens beside [PAD], [UNK], [CLS], [SEP], [MASK].
     """
-    texts, specials = list(texts), [*BERT_NAMES.values(), *new_tokens]
+    specials = [*BERT_NAMES.values(), *new_tokens]
     case = normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
     normalizer = normalizers.Sequence([normalizers.NFC(), case])
-    words = {word for batch in texts for text in batch for word in text.split()}
-    count = Counter(normalizer.normalize_str(" ".join(words)))  # over distinct words: the text itself takes long
+    words = pa.chunked_array([pa.array(batch, pa.large_string()) for batch in texts], pa.large_string())
+    words, n = pc.list_flatten(pc.split_pattern(words, " ")).value_counts().flatten()
+    words, n = words.to_pylist(), n.to_pylist()
+    count = Counter(normalizer.normalize_str(" ".join({w for word in words for w in word.split()})))
     letters = sorted(c for c in count if not c.isspace())
     letters = sorted(sorted(letters, key=lambda c: -count[c])[: vocab_size // 4])
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="##"))
-    bpe.normalizer, bpe.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[*specials, *("##" + c for c in letters)], initial_alphabet=letters,
         limit_alphabet=len(letters), continuing_subword_prefix="##", show_progress=False,
     )  # fmt: skip
-    bpe.train_from_iterator(texts, trainer)
+    # Each distinct word is normalised once, and written as often as it occurs: the trainer counts them itself.
+    repeated = chain.from_iterable(map(repeat, map(normalizer.normalize_str, words), n))
+    bpe.train_from_iterator(iter(lambda: " ".join(islice(repeated, 2000)), ""), trainer)
     return bert_tokenizer(bpe.get_vocab(), normalizer, specials)
 
 
@@ -243,27 +250,57 @@ def kgi_ids(tokenizer, relation_tokens, hrel):
     return special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(hrel)}
 
 
+# What may join a word with its neighbours: two spaces, other white space, and characters that a normaliser may drop.
+ODD = r"  |[^\P{Z} ]|\p{C}"
+N_CHECKED = 2000  # texts that are encoded both ways
+
+
 def encode(tokenizer, texts, what):
-    """Strings -> (token ids one after another (int32), tokens of each string (int64)), as encode_lists has them."""
-    ids, lengths = [np.zeros(0, np.int32)], []
-    for batch in encode_batches(tokenizer, texts, what):
-        lengths += map(len, batch)
-        ids.append(np.fromiter(chain.from_iterable(batch), np.int32, sum(lengths[-len(batch) :])))
-    return np.concatenate(ids), np.array(lengths, np.int64)
+    """Strings -> (token ids one after another (int32), tokens of each string (int64)); no [CLS], [SEP].
 
-
-def encode_lists(tokenizer, texts, what):
-    """Strings -> a list of token ids each; no [CLS], [SEP].
-
-    A "[SEP]" inside a text is text here, while other libraries make the special token of it.
+    Texts repeat their words. So each distinct word is encoded once, unless the tokenizer reads across spaces. A "[SEP]"
+    inside a text is text here, while other libraries make the special token of it.
 
     Args: what: for the progress bar. Raises: UserError if the tokenizer cannot encode a text.
     """
-    return [*chain.from_iterable(encode_batches(tokenizer, texts, what))]
+    words = split_words(texts, what)
+    several = words.filter(pc.greater(pc.list_value_length(words), 1))
+    if len(several) > N_CHECKED and not any(map(may_hold_space, tokenizer.get_added_tokens_decoder().values())):
+        checked = several.take(np.arange(0, len(several), ceil_div(len(several), N_CHECKED)))
+        whole = encode_whole(tokenizer, ["".join(text) for text in checked.to_pylist()], what)
+        if all(map(np.array_equal, encode_words(tokenizer, checked, what), whole)):
+            return encode_words(tokenizer, words, what)
+    return encode_whole(tokenizer, texts, what)
 
 
-def encode_batches(tokenizer, texts, what):
-    """Yields lists of what encode_lists returns, for 2,048 texts at a time."""
+def split_words(texts, what):
+    """Strings -> a ListArray of their words, each with the space before it; a string that is odd is one word."""
+    try:
+        texts = pa.array(texts, pa.large_string())
+    except UnicodeEncodeError as e:  # half a surrogate pair
+        raise UserError(f"{what}: the tokenizer cannot encode all of them: {e}") from None
+    as_one = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), texts)
+    words = pc.split_pattern(pc.replace_substring(texts, " ", "\n "), "\n")  # a text with a line break is odd
+    return pc.if_else(pc.match_substring_regex(texts, ODD), as_one, words)
+
+
+def may_hold_space(token):
+    """Whether an added token may reach beyond a word; special ones match nothing here."""
+    return not token.special and (token.rstrip or bool(re.search(r"\s", token.content)))
+
+
+def encode_words(tokenizer, words, what):
+    """encode of texts that split_words has split, by their distinct words."""
+    numbered = words.flatten().dictionary_encode()
+    ids, length = encode_whole(tokenizer, numbered.dictionary.to_pylist(), what)
+    word, n_words = np.asarray(numbered.indices), np.asarray(pc.list_value_length(words))
+    index = concat_ranges((np.cumsum(length) - length)[word], length[word])
+    return ids[index], np.add.reduceat(length[word], np.cumsum(n_words) - n_words)
+
+
+def encode_whole(tokenizer, texts, what):
+    """encode of texts as they are, 2,048 at a time."""
+    ids, lengths = [np.zeros(0, np.int32)], []
     tokenizer.encode_special_tokens = True
     with progress(what, len(texts)) as bar:
         for i in range(0, len(texts), 2048):
@@ -271,9 +308,19 @@ def encode_batches(tokenizer, texts, what):
                 encoded = tokenizer.encode_batch_fast(texts[i : i + 2048], add_special_tokens=False)
             except Exception as e:  # such as an unknown character and no token for it
                 raise UserError(f"{what}: the tokenizer cannot encode all of them: {e}") from None
-            yield [e.ids for e in encoded]
+            batch = [e.ids for e in encoded]
+            lengths += map(len, batch)
+            ids.append(np.fromiter(chain.from_iterable(batch), np.int32, sum(lengths[-len(batch) :])))
             bar.update(len(encoded))
     tokenizer.encode_special_tokens = False
+    return np.concatenate(ids), np.array(lengths, np.int64)
+
+
+def encode_lists(tokenizer, texts, what):
+    """encode, with a list of token ids for each string."""
+    ids, length = encode(tokenizer, texts, what)
+    ids, end = ids.tolist(), np.cumsum(length)
+    return [ids[i:j] for i, j in zip((end - length).tolist(), end.tolist())]
 
 
 def encode_names(tokenizer, names, what):

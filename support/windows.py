@@ -7,11 +7,12 @@ from unicodedata import normalize
 import numpy as np
 
 from support import tokenizers
-from support.arrays import concat_ranges
+from support.arrays import ceil_div, concat_ranges
 from support.labels import decode_entities
 
 # Tokens, if nobody gives another length. ModernBERT has 8,192 positions; a batch of such windows would fill the memory.
 MAX_WINDOW = 512
+OVERLAP = 32  # tokens that two windows of a line share, or half a window if that is less
 
 
 class Window(NamedTuple):
@@ -26,10 +27,11 @@ class Window(NamedTuple):
 def make_windows(documents, tokenizer, special, max_len):
     """Documents -> Windows of at most max_len tokens that together hold every word.
 
-    A window ends at the last line break that fits in. A line that does not fit is covered by windows that overlap by
-    half, so that no gold label is lost. A word that touches the one before it is tokenised without a space, but not
-    where the tokenizer itself puts one before each text, as the Metaspace of CamemBERT and XLM-R does. Words are
-    tokenised in NFC, as vocabularies are made of it, and not each tokenizer normalises.
+    A window ends at the last line break that fits in. A line that does not fit is covered by windows of equal length,
+    as few as can be, that overlap by OVERLAP tokens: an entity of so many is whole in one of them. A word that touches
+    the one before it is tokenised without a space, but not where the tokenizer itself puts one before each text, as the
+    Metaspace of CamemBERT and XLM-R does. Words are tokenised in NFC, as vocabularies are made of it, and not each
+    tokenizer normalises.
     """
     windows, room = [], max_len - 2
     words = [normalize("NFC", word) for d in documents for word in words_with_spaces(d)]
@@ -57,14 +59,27 @@ def cut_words(offset, breaks, room):
     Args: offset: (words + 1,) of each word in the tokens. breaks: words that begin a line. room: tokens.
     """
     first = end = 0
-    while end < len(offset) - 1:
-        end = int(np.searchsorted(offset, offset[first] + room, side="right")) - 1
-        middle = int(np.searchsorted(offset, (offset[first] + offset[end]) // 2))
-        following = min(max(first + 1, middle), end)
-        if end < len(offset) - 1 and len(fitting := breaks[(breaks > first) & (breaks <= end)]):
-            following = end = int(fitting[-1])
+    n_words, overlap = len(offset) - 1, min(OVERLAP, room // 2)
+    while end < n_words:
+        longest = last_word(offset, offset[first] + room)
+        fitting = breaks[(breaks > first) & (breaks <= longest)]
+        if longest == n_words or len(fitting):
+            following = end = n_words if longest == n_words else int(fitting[-1])
+        else:
+            line = offset[min(breaks[breaks > first], default=n_words)] - offset[first]  # what is left of it, in tokens
+            n_windows = ceil_div(line - overlap, room - overlap)
+            even = ceil_div(line + (n_windows - 1) * overlap, n_windows)
+            end = max(end + 1, last_word(offset, offset[first] + even))
+            # The next window has room for the next word, however long that is.
+            following = int(np.searchsorted(offset, max(offset[end] - overlap, offset[end + 1] - room)))
+            following = max(first + 1, following)
         yield first, end
         first = following
+
+
+def last_word(offset, limit):
+    """One past the last word that ends at or before token `limit`."""
+    return int(np.searchsorted(offset, limit, side="right")) - 1
 
 
 def labels_of(documents, window):

@@ -5,6 +5,7 @@
     python tests/bench.py train [--sizes 12x768 6x384] [--repeat 3] [--family modernbert]     (make bench)
     python tests/bench.py search [--names 4000000] [--repeat 3]
     python tests/bench.py embed [--sizes 6x384] [--names 20000] [--repeat 3]
+    python tests/bench.py tag [--sizes 6x384] [--repeat 3]
     python tests/bench.py busy [--repeat 3]                                           (after make demo)
 
 data: makes a release as large as 2022AB once, which stays in the folder. It then reads the needed columns with
@@ -25,6 +26,10 @@ take 13 GB of memory.
 
 embed: the vectors of names as beyond.embed makes them, beside a plain loop over the same encoder: 64 names at a time in
 their order, padded to the longest of them. Both begin with text. The names have 8 words on average.
+
+tag: documents a second of beyond.tag, beside a plain loop over torch.nn.TransformerEncoder of the same size. There are
+100 notes of 300 words. Both begin with text and end with a label for each word, and no word is left out. The plain loop
+cuts a note wherever 254 words are full, 16 windows at a time in their order, padded to the longest of them.
 
 busy: whole commands on what make demo has left, alone and beside one process that never sleeps, with the spin count of
 OpenMP that libgomp has by itself, with ours, and with none. Training is also run with two ranks of one thread each.
@@ -61,9 +66,11 @@ import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
 import model as models  # noqa: E402
-from beyond import embed, ranking  # noqa: E402
+from beyond import embed, ranking, tag  # noqa: E402
 from beyond.dictionaries import MAX_SIMILARITIES, Dictionary  # noqa: E402
 from beyond.gold import LinkingTask  # noqa: E402
+from beyond.tagged import Text  # noqa: E402
+from finetune import TokenClassifier  # noqa: E402
 from support import datasets, hardware, layouts, rrf  # noqa: E402
 from support.layouts import IGNORE  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
@@ -467,6 +474,51 @@ def plain_embeddings(encoder, tokenizer, special, names, at_once=64):
     return torch.cat(vectors)
 
 
+def bench_tag(sizes, repeat):
+    """Documents a second of tag.tag_texts and of a plain loop."""
+    rng, tokenizer, labels = np.random.default_rng(0), tokenizer_of_numbers(), ["O", "B-X", "I-X"]
+    notes = [" ".join(map(str, rng.integers(5, VOCAB, 300).tolist())) for _ in range(100)]
+    texts = [Text(str(i), note) for i, note in enumerate(notes)]
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    for layers, dim in sizes:
+        c = models.Config(vocab_size=VOCAB, dim=dim, layers=layers, heads=dim // 64, ffn=4 * dim, max_positions=256)
+        plain, head = Plain(c).eval(), nn.Linear(dim, len(labels))
+        for precision in precisions():
+            device, dtype = torch.device("cpu"), torch.bfloat16 if precision == "bf16" else None
+            classifier = TokenClassifier(models.Encoder(c), labels, 0, device, dtype).eval()
+            tagger = tag.Tagger(classifier, tokenizer, 256, True, False, True, "")
+            took = {"plain loop": [], "beyond.tag": []}
+            for _ in range(repeat):
+                began = time.perf_counter()
+                n_labels = sum(map(len, plain_labels(plain, head, tokenizer, notes, dtype)))
+                took["plain loop"].append(time.perf_counter() - began)
+                began = time.perf_counter()
+                tagged = list(tag.tag_texts(tagger, iter(texts), None))
+                took["beyond.tag"].append(time.perf_counter() - began)
+                assert n_labels == sum(len(document.labels) for document in tagged) == 100 * 300
+            ratio = statistics.median(a / b for a, b in zip(*took.values()))
+            speeds = ", ".join(f"{way} {100 / statistics.median(x):,.1f}" for way, x in took.items())
+            print(f"{layers} x {dim}, {precision}, {torch.get_num_threads()} threads, medians of {repeat}: documents/s "
+                  f"{speeds}, {ratio:.2f} x", flush=True)  # fmt: skip
+
+
+@torch.inference_mode()
+def plain_labels(plain, head, tokenizer, notes, dtype, room=254, at_once=16):
+    """The indices of labels of each window of the notes, one a token."""
+    encoded = tokenizer.encode_batch(notes, add_special_tokens=False)
+    windows = [[2, *e.ids[i : i + room], 3] for e in encoded for i in range(0, len(e.ids), room)]
+    found = []
+    for i in range(0, len(windows), at_once):
+        x = [torch.tensor(window) for window in windows[i : i + at_once]]
+        lengths, x = [len(window) for window in x], nn.utils.rnn.pad_sequence(x, batch_first=True)
+        with hardware.autocast(torch.device("cpu"), dtype):
+            hidden = plain.start(plain.word(x) + plain.position.weight[: x.shape[1]])
+            best = head(plain.encoder(hidden, src_key_padding_mask=x == 0)).argmax(-1)
+        found += [row[1 : n - 1].tolist() for row, n in zip(best, lengths)]
+    return found
+
+
 def bench_busy(repeat):
     """Seconds of commands for each spin count, quiet and busy in turn."""
     demo = ROOT / "demo"
@@ -525,7 +577,7 @@ if __name__ == "__main__":
 
         sys.exit(bench_gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "zip", "train", "search", "embed", "busy"])
+    parser.add_argument("what", choices=["data", "zip", "train", "search", "embed", "tag", "busy"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/2022AB"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
@@ -541,6 +593,8 @@ if __name__ == "__main__":
         bench_search(args.names or 4_000_000, args.repeat)
     elif args.what == "embed":
         bench_embed(args.sizes, args.names or 20_000, args.repeat)
+    elif args.what == "tag":
+        bench_tag(args.sizes, args.repeat)
     elif args.what == "busy":
         bench_busy(args.repeat)
     else:

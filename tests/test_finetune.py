@@ -1,5 +1,6 @@
 """One-shot token classification: windows, the two scores, a run of the command and its results folder."""
 
+import itertools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from support import corpora, results, runs, tables, tokenizers
 from support.arrays import bootstrap
 from support.files import folder_lock
 from support.labels import Document, align_entities
-from support.windows import make_windows
+from support.windows import OVERLAP, cut_words, make_windows
 from tests.conftest import command, run_command
 
 
@@ -183,7 +184,7 @@ def test_a_tokenizer_with_metaspace_puts_a_space_before_every_word():
 
 
 def test_windows_end_at_lines(dataset):
-    """Where a line end fits in, none overlap and each begins a line; a line too long is covered by half-overlaps."""
+    """Where a line end fits in, none overlap and each begins a line; a line too long is covered by overlaps."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     lines = ["liver " * n for n in (3, 4, 2, 5, 1, 30, 2)]
     document = align_entities("x", "\n".join(lines), [], None, Counter())
@@ -191,6 +192,27 @@ def test_windows_end_at_lines(dataset):
     windows = make_windows([document], tokenizer, tokenizers.special_ids(tokenizer), 2 + 10 * per_word)
     spans = [(w.first_word, w.first_word + len(w.word_positions)) for w in windows]
     assert spans == [(0, 9), (9, 15), (15, 25), (20, 30), (25, 35), (30, 40), (35, 45), (45, 47)]
+
+
+@pytest.mark.parametrize("room", [6, 20, 100, 254])
+def test_long_lines_are_cut_evenly_and_lose_no_short_entity(room):
+    """As few windows as can be, by trying all numbers; each run of words up to the overlap is whole in one of them."""
+    rng, overlap = np.random.default_rng(room), min(OVERLAP, room // 2)
+    for n_words in [*range(room + 1, 3 * room, 7), 10 * room]:
+        even = [*cut_words(np.arange(n_words + 1), np.zeros(0, int), room)]
+        fewest = next(n for n in range(1, n_words) if n * room - (n - 1) * overlap >= n_words)
+        assert len(even) == fewest and max(b - a for a, b in even) - min(b - a for a, b in even) <= fewest
+    for _ in range(30):
+        offset = np.cumsum([0, *rng.integers(1, rng.choice([2, 5, room + 1]), 300)])
+        breaks = np.flatnonzero(rng.random(300) < rng.choice([0, 0.01, 0.2]))
+        windows = [*cut_words(offset, breaks, room)]
+        assert windows[0][0] == 0 and windows[-1][1] == 300 and all(offset[b] - offset[a] <= room for a, b in windows)
+        for (a, b), (c, d) in itertools.pairwise(windows):
+            assert a < c <= b < d
+        for first in range(300):
+            end = int(np.searchsorted(offset, offset[first] + overlap, side="right")) - 1
+            end = min([end, *breaks[breaks > first]])  # an entity is in one line
+            assert end <= first or any(a <= first and end <= b for a, b in windows)
 
 
 def test_predictions_come_from_the_middle_of_windows(dataset):
@@ -207,7 +229,7 @@ def test_predictions_come_from_the_middle_of_windows(dataset):
         window = torch.tensor([i for i in order for _ in windows[i].word_positions])
         return torch.nn.functional.one_hot(window, len(windows)) * (1.0 + window[:, None])  # the later, the surer
 
-    classifier.labels = labels
+    classifier.labels, classifier.device = labels, torch.device("cpu")
     predictions, probabilities = __import__("beyond.tag").tag.predict_with_probabilities(classifier, sentences, windows)
     for s, document in enumerate(sentences):
         for k in range(len(document.tokens)):

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, implementations
+from tokenizers import AddedToken, Regex, Tokenizer, implementations, normalizers, pre_tokenizers, trainers
 from tokenizers import models as algorithms
 
 from configs import UserError
@@ -275,6 +277,29 @@ def test_a_trained_vocabulary_depends_on_the_texts_alone():
     assert t.decode(t.encode("ahépat hépataité").ids) == "ahépat hépataité"
 
 
+@pytest.mark.parametrize("cased", [False, True])
+@pytest.mark.parametrize("size", [90, 250])
+def test_training_on_counted_words_is_training_on_the_texts(cased, size):
+    """With all that a text can hold; of 90 entries only the most frequent letters get one."""
+    texts = texts_of_words(300, True)
+    case = normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
+    bpe = Tokenizer(algorithms.BPE(continuing_subword_prefix="##"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), case])
+    bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words = {word for text in texts for word in text.split()}
+    count = Counter(bpe.normalizer.normalize_str(" ".join(words)))
+    letters = sorted(sorted(c for c in count if not c.isspace()), key=lambda c: -count[c])[: size // 4]
+    special = [*tokenizers.BERT_NAMES.values(), *("##" + c for c in sorted(letters))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=letters, limit_alphabet=len(letters),
+        continuing_subword_prefix="##", show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(texts, trainer)
+    assert (len(letters) < size // 4) == (size == 250)
+    for lists in ([texts], [texts[:9], [], texts[9:]]):
+        assert tokenizers.train_wordpiece(map(list, lists), size, cased, []).get_vocab() == bpe.get_vocab()
+
+
 # ---------------------------------------------------------------- used
 
 
@@ -297,6 +322,108 @@ def test_encode_is_one_array_with_the_length_of_each_text():
     assert t.encode("[SEP]", add_special_tokens=False).ids == [3]  # the tokenizer is as it was
     ids, length = tokenizers.encode(t, [], "texts")
     assert (ids.dtype, len(ids), length.dtype, len(length)) == (np.int32, 0, np.int64, 0)
+
+
+# Each kind of tokenizer: (the model, its trainer, its normaliser, its pre-tokenizer).
+ADVICE = {"special_tokens": ["<unk>"], "show_progress": False}
+XLM_R = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+STRIPPED = normalizers.BertNormalizer(strip_accents=True)
+ALPHABET = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+BYTES = algorithms.BPE, partial(trainers.BpeTrainer, vocab_size=500, **ADVICE, **ALPHABET)
+PIECES = algorithms.Unigram, partial(trainers.UnigramTrainer, vocab_size=300, unk_token="<unk>", **ADVICE)
+WORDPIECE = algorithms.WordPiece, partial(trainers.WordPieceTrainer, vocab_size=300, **ADVICE)
+BY_WORD = {
+    "own, cased": True, "own, uncased": False,
+    "BERT": (*WORDPIECE, STRIPPED, pre_tokenizers.BertPreTokenizer()),
+    "RoBERTa": (*BYTES, None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "RoBERTa, a space first": (*BYTES, None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "bytes, lower case": (
+        *BYTES, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), pre_tokenizers.ByteLevel()
+    ),
+    "CamemBERT": (
+        *PIECES, XLM_R, pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    ),
+    "XLM-R": (*PIECES, XLM_R, pre_tokenizers.Metaspace()),
+    "a space before the first word": (*PIECES, None, pre_tokenizers.Metaspace(prepend_scheme="first")),
+}  # fmt: skip
+ACROSS_WORDS = {
+    "bytes without words": (*BYTES, None, pre_tokenizers.ByteLevel(use_regex=False)),
+    "pieces without words": (*PIECES, None, pre_tokenizers.Metaspace(split=False)),
+    "stripped": (*PIECES, normalizers.Strip(), pre_tokenizers.Metaspace(prepend_scheme="never")),
+    "Llama": (
+        *BYTES, normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]), None
+    ),
+    "a token of two words": AddedToken("foie aigu", special=False),
+    "a token of spaces": AddedToken("   ", special=False),  # BERT puts two between a CJK character and the next word
+    "a token with the space after it": AddedToken("foie", special=False, rstrip=True),
+}  # fmt: skip
+TOKENS = [AddedToken(text, special=False) for text in ("foie", "e\u0301", "[x]")]
+
+
+def texts_of_words(n, odd):
+    """n texts; odd: with all that a text can hold beside words and single spaces."""
+    rng, words = np.random.default_rng(0), [w for text in TEXT for w in text.split()]
+    words += "foie aigu rein cœur (foie) l'estomac ½ \u00b4x e\u0301 \u0301b \u2581 [x]".split()
+    words += (
+        "[SEP] <unk> ##s 肝炎 a-b \U0001f600".split() + ["\u00a0x\ta\n\u3000", "a\u200b", "", "\x00", "a\x1cb"] * odd
+    )
+    texts = [" ".join(rng.choice(words, k).tolist()) for k in rng.integers(1, 9, n)]
+    return [" " * (k & 1) + text + " " * (k & 2 > 0 and odd) for k, text in zip(rng.integers(0, 4, n).tolist(), texts)]
+
+
+def tokenizer_of(kind, more=()):
+    """A tokenizer trained on texts without what is odd. Args: more: added tokens."""
+    texts = texts_of_words(300, False)
+    if isinstance(kind, bool):
+        t = tokenizers.train_wordpiece([texts], 250, kind, [])
+    elif isinstance(kind, AddedToken):
+        t, more = tokenizers.train_wordpiece([texts], 250, True, []), [kind]
+    else:
+        model, trainer, normalizer, pre_tokenizer = kind
+        t = Tokenizer(model() if model is algorithms.Unigram else model(unk_token="<unk>"))
+        for name, part in (("normalizer", normalizer), ("pre_tokenizer", pre_tokenizer)):
+            if part is not None:
+                setattr(t, name, part)
+        t.train_from_iterator(texts, trainer())
+    t.add_tokens([*more])
+    return t
+
+
+@pytest.mark.parametrize("kind", [*BY_WORD, *ACROSS_WORDS])
+def test_words_are_encoded_as_whole_texts_are(kind, monkeypatch):
+    """Each distinct word is encoded once, where the tokenizer lets that be done, and the ids are those of the text."""
+    encode_whole, asked, way = tokenizers.encode_whole, [], (BY_WORD | ACROSS_WORDS)[kind]
+    monkeypatch.setattr(tokenizers, "N_CHECKED", 150)
+    monkeypatch.setattr(tokenizers, "encode_whole", lambda *args: asked.append(len(args[1])) or encode_whole(*args))
+    for more in ((), TOKENS) if kind in BY_WORD else ((),):
+        t = tokenizer_of(way, more)
+        for odd in (False, True):
+            texts = texts_of_words(700, odd)
+            asked.clear()
+            ids, length = tokenizers.encode(t, texts, "x")
+            t.encode_special_tokens = True
+            want = [t.encode(text, add_special_tokens=False).ids for text in texts]
+            t.encode_special_tokens = False
+            assert length.tolist() == [*map(len, want)]
+            assert ids.tolist() == [i for text in want for i in text]
+            assert (asked[-1] == 700) == (kind in ACROSS_WORDS)
+            assert kind in ACROSS_WORDS or odd or asked[-1] < 100
+            assert tokenizers.encode_lists(t, texts, "x") == want
+
+
+@pytest.mark.parametrize("kind", [True, BY_WORD["RoBERTa"], BY_WORD["XLM-R"]])
+def test_names_have_a_space_before_them(kind):
+    t, names = tokenizer_of(kind), texts_of_words(3000, False)
+    names = [name for name in names if "[SEP]" not in name and "<unk>" not in name]
+    ids, length = tokenizers.encode_names(t, names, "x")
+    want = [t.encode(" " + name, add_special_tokens=False).ids for name in names]
+    assert [x.tolist() for x in np.split(ids, np.cumsum(length)[:-1])] == want
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    for n in (1, 5000):
+        with pytest.raises(UserError, match="names: the tokenizer cannot encode all of them: .*surrogates"):
+            tokenizers.encode(small_tokenizer(), ["a b"] * n + ["a \ud800"], "names")
 
 
 # ---------------------------------------------------------------- out
