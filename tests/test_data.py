@@ -28,7 +28,7 @@ from configs import UserError
 from data import CORRUPTED_ENTITIES, CORRUPTED_RELATION, EP, LP, MLM, RELATIONS, SY, TASK_NAMES, TASKS, TC, TRUE
 from model import Config, KGIBert
 from support import builds, datasets, layouts, tokenizers, umls
-from tests.conftest import FEW, ROOT, SMALL, build, command, graph_of
+from tests.conftest import FEW, ROOT, SMALL, build, command, graph_of, run_command
 from tests.small_releases import BASE, TYPES, conso, rel, write, write_texts
 
 SEEDS = range(12)
@@ -769,7 +769,8 @@ def test_show_in_a_locale_without_the_letters(release, tmp_path, env):
      "valid_fraction = 2.0 must be between"),
     (["--lang", "fr", "--umls", "SAMPLE", "--e3c", "none", "--out", "EMPTY/.."], "which this command did not write"),
 ])  # fmt: skip
-def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, argv, message):
+def test_the_build_fails_in_one_line_and_leaves_nothing(release, tmp_path, monkeypatch, argv, message):
+    monkeypatch.delenv("UMLS", False), monkeypatch.delenv("E3C", False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "no-json" / "data_collection" / "French" / "layer3").mkdir(parents=True)
     names = {"SAMPLE": str(release), "EMPTY": str(tmp_path / "empty"), "EMPTY/..": str(tmp_path)}
@@ -779,10 +780,15 @@ def test_the_command_fails_in_one_line_and_leaves_nothing(release, tmp_path, arg
     if "--out" not in argv:
         argv += ["--out", str(out)]
     sizes = ("--tc_examples", 50, "--ep_examples", 50, "--lp_paths", 50, "--vocab_size", 400)
-    p = command("data.py", "build", *argv, *sizes)
-    assert p.returncode != 0 and message in p.stderr and "Traceback" not in p.stderr
-    assert re.match(r"data\.py: error: ", p.stderr)
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_command(data, "build", *argv, *sizes)
     assert {f.name for f in tmp_path.iterdir()} <= {"empty", "tables"}  # what was read may stay
+
+
+def test_the_command_fails_in_one_line(tmp_path):
+    p = command("data.py", "build", "--lang", "fr", "--umls", "nowhere", "--out", tmp_path / "out")
+    assert p.returncode == 1 and p.stderr.startswith("data.py: error: no UMLS release in nowhere\n")
+    assert "Traceback" not in p.stderr and not [*tmp_path.iterdir()]
 
 
 # ---------------------------------------------------------------- masks
