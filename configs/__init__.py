@@ -177,8 +177,6 @@ class Train(Settings):
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
     layout: str = setting("auto", "one example a row, or several; auto: packed on a GPU", "machine", choices=LAYOUTS)
     compile: str = setting("auto", "torch.compile; auto: if packed, on capability 8.0+", "machine", choices=SWITCHES)
-    bf16_stream: bool = setting(False, "residual stream in bf16, with statistics in float32", "machine")
-    attention_dropout: bool = setting(True, "dropout of attention; false lets faster kernels run", "machine")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
     valid_examples: int = setting(2000, "examples of validations before the last, which has all", "output", least=1)
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")

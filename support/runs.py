@@ -31,6 +31,7 @@ MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "save_minutes", "log_every",
 )  # fmt: skip
+DELETED = {"bf16_stream": False, "attention_dropout": True}  # of earlier versions, with what can be resumed
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
     "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
@@ -224,14 +225,16 @@ def signature_fault(value):
 
 def signature_change(content, now):
     """Which setting of a checkpoint is another one now, in words; "" if none. now: the signature of this run."""
-    before = content["signature"]
+    before = {key: value for key, value in content["signature"].items() if value != DELETED.get(key)}
     for key in now | before:
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
             if key == "objectives":
                 return objectives_change(before.get(key), value)
-            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
+            if key in ("data", "init"):
+                return f"{key} has changed"
+            return f"{key} was {before.get(key)}, now {now.get(key, 'not a setting any more')}"
     return ""
 
 

@@ -270,28 +270,6 @@ def test_what_may_change_on_resume_is_what_the_readme_says(dataset, tmp_path, co
         assert (told in capsys.readouterr().out) if change else ("up to here" not in capsys.readouterr().out)
 
 
-def test_a_residual_stream_in_bf16_trains_as_well(dataset, tmp_path):
-    """Its losses are within the noise of bf16 of those with a float32 stream; it needs bf16."""
-    more = {"precision": "bf16", "steps": 15, "valid_every": 15, "lr": 2e-3, "layers": 1}
-    train(dataset, tmp_path / "float32", **more)
-    train(dataset, tmp_path / "bf16", bf16_stream=True, **more)
-    one, two = (lines(tmp_path / name)[-1]["valid"] for name in ("float32", "bf16"))
-    assert (
-        one != two and two["loss"] == pytest.approx(one["loss"], rel=0.02) and two["loss"] < 0.95 * first_loss(tmp_path)
-    )
-    with pytest.raises(UserError, match="bf16_stream needs --precision bf16"):
-        set_up(dataset, tmp_path / "x", bf16_stream=True)
-
-
-def first_loss(out):
-    return lines(out / "bf16")[0]["valid"]["loss"]
-
-
-def test_attention_dropout_is_a_choice(dataset, tmp_path):
-    encoder = set_up(dataset, tmp_path, dropout=0.5, attention_dropout=False).model.encoder
-    assert all(layer.attention_dropout == 0.0 and layer.dropout == 0.5 for layer in encoder.layers)
-
-
 def test_validations_before_the_last_are_bounded(dataset, tmp_path):
     """They use one subset with the shares of the tasks; the last has all examples."""
     run = set_up(dataset, tmp_path, valid_examples=60)
