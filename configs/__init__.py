@@ -69,6 +69,9 @@ if is_program and (program := MOVED.get(CALLED.name, {}).get("".join(sys.argv[1:
 # OpenMP reads it as torch is imported. Its threads wait in a loop, which beside another program costs most of the speed
 # (docs/measurements.md, "A busy machine").
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# PyTorch reads it with the first memory of a GPU. Micro-batches differ in size, and fixed segments would leave gaps.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def setting(default, help, group="", least=0, most=10**15, choices=()):

@@ -1,5 +1,6 @@
 """Pre-training: the loss of equation (2), what must not depend on the layout, and a run that was stopped or killed."""
 
+import functools
 import json
 import math
 import os
@@ -158,7 +159,7 @@ def compiler(monkeypatch):
         compiler.graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(models.Encoder, "compile", lambda encoder: torch.nn.Module.compile(encoder, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
     monkeypatch.setitem(layouts.ROW_MULTIPLE, "cpu", 1)
     torch._dynamo.reset()
     yield compiler
@@ -172,9 +173,10 @@ def compiled_run(dataset, out, **more):
     return run
 
 
-def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys):
+@pytest.mark.parametrize("family", configs.FAMILIES)
+def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys, family):
     """One for training and one for validation, both compiled before anything is measured, whatever the height."""
-    run = compiled_run(dataset, tmp_path)
+    run = compiled_run(dataset, tmp_path, family=family)
     kgi.warm_up(run)
     assert len(compiler.graphs) == 2 and "encoder compiled in" in capsys.readouterr().out
     kgi.begin(run)
@@ -205,7 +207,7 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, c
                 m.setattr(run.ranks, "world_size", 2)
                 m.setattr(run.ranks, "all_reduce_sum", lambda numbers: numbers)  # of the other: 0
                 m.setattr(run.model, "no_sync", nullcontext, raising=False)
-            hardware.compile_encoder(run, run.batches.get(0)[0][0])
+            hardware.compile_encoder(run, run.batches.assemble(0)[0][0])
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith("the encoder runs uncompiled, as torch.compile failed: ") and len(line) < 400
         assert ("returned non-zero exit status 1." if fault else "not all ranks can.") in line
@@ -525,8 +527,8 @@ def test_killed_at_any_moment(dataset, undisturbed, killed, seed):
 def test_dropout_differs_from_step_to_step(dataset, tmp_path):
     """At a rate of zero and with the same examples, the loss changes with the step alone."""
     run = set_up(dataset, tmp_path, dropout=0.5, lr=0.0)
-    batch = run.batches.get(0)
-    run.batches.get = lambda step: batch
+    batch = run.batches.assemble(0)
+    run.batches.get.function = lambda step: batch
     kgi.training_loop(run)
     losses = [r["loss"] for r in training_lines(tmp_path)]
     assert len(set(losses)) == 6
