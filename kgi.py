@@ -102,7 +102,7 @@ def learning_rate(step, steps, warmup, peak):
 
 
 class Batches:
-    """Effective batches, masked and laid out for this rank; a thread assembles the next one meanwhile.
+    """Effective batches, masked and laid out for this rank; a thread assembles the next one ahead of its step.
 
     EpochSampler chooses the examples of a step, whatever their task. PretrainingDataset.masked_batch masks them, and
     lay_out cuts this rank's share into micro-batches.
@@ -269,7 +269,7 @@ def train(s, objectives=()):
     """
     run = set_up(s, objectives)
     lock = folder_lock(run.out, "another process is training into it; wait for it, or end it")
-    with runs.out_of_memory_named(run), lock if run.ranks.is_main_process else nullcontext():
+    with runs.failure_named(run), lock if run.ranks.is_main_process else nullcontext():
         runs.resume(run)
         try:
             if not is_done(run):
@@ -315,6 +315,7 @@ def training_step(run, lr):
 
     # Forward and backward: equation (2), summed over micro-batches and ranks. A signal drops the step.
     sums = forward_backward(run, micro_batches, batch)
+    run.batches.get.prefetch(run.state.step + 1)
 
     # Update: AdamW at the learning rate of the triangle.
     run.state.step += 1

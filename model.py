@@ -96,15 +96,15 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(c.dim, eps=c.eps)
 
     def forward(self, x, mask):
-        """x (n, L, dim); mask as attention takes it -> (n, L, dim), in the dtype of x."""
+        """x (n, L, dim); mask as attention takes it -> (n, L, dim)."""
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         # In each head: softmax(q k^T / sqrt(d)) v, d = dim / heads, with -inf added where the mask hides a token.
         y = attention(q, k, v, mask, self.attention_dropout if self.training else 0.0)
         y = self.out(y.transpose(1, 2).reshape(n, length, dim))
-        x = self.norm1(x + dropout(y, self.dropout, self.training)).to(x.dtype)
+        x = self.norm1(x + dropout(y, self.dropout, self.training))
         y = self.ffn2(self.activation(self.ffn1(x)))
-        return self.norm2(x + dropout(y, self.dropout, self.training)).to(x.dtype)
+        return self.norm2(x + dropout(y, self.dropout, self.training))
 
 
 class Encoder(nn.Module):
@@ -121,7 +121,6 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(c) for _ in range(c.layers))
         # The token types of a loaded file, less the first (which is added to the positions): only written back.
         self.token_types = torch.zeros(c.type_vocab_size, c.dim)
-        self.stream_dtype = None  # of the residual stream; None: float32
         self.apply(init_weights)
 
     def forward(self, ids, mask=None, position=None):
@@ -137,7 +136,6 @@ class Encoder(nn.Module):
         position_vectors = self.position.weight[: ids.shape[1]] if position is None else self.position(position)
         x = self.norm(self.word(ids) + position_vectors)
         x = dropout(x, self.config.dropout, self.training)
-        x = x if self.stream_dtype is None else x.to(self.stream_dtype)
         mask = None if mask is None else attention_mask(mask, x.dtype)
         for layer in self.layers:
             x = layer(x, mask)

@@ -69,6 +69,9 @@ if is_program and (program := MOVED.get(CALLED.name, {}).get("".join(sys.argv[1:
 # OpenMP reads it as torch is imported. Its threads wait in a loop, which beside another program costs most of the speed
 # (docs/measurements.md, "A busy machine").
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# PyTorch reads it with the first memory of a GPU. Micro-batches differ in size, and fixed segments would leave gaps.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def setting(default, help, group="", least=0, most=10**15, choices=()):
@@ -177,8 +180,6 @@ class Train(Settings):
     device: str = setting("auto", "where to run", "machine", choices=DEVICES)
     layout: str = setting("auto", "one example a row, or several; auto: packed on a GPU", "machine", choices=LAYOUTS)
     compile: str = setting("auto", "torch.compile; auto: if packed, on capability 8.0+", "machine", choices=SWITCHES)
-    bf16_stream: bool = setting(False, "residual stream in bf16, with statistics in float32", "machine")
-    attention_dropout: bool = setting(True, "dropout of attention; false lets faster kernels run", "machine")
     valid_every: int = setting(0, "steps between validations; 0: once an epoch", "output")
     valid_examples: int = setting(2000, "examples of validations before the last, which has all", "output", least=1)
     save_every: int = setting(0, "steps between checkpoints; 0: at each validation", "output")

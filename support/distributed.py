@@ -71,7 +71,7 @@ class Ranks:
 
 
 class Prefetcher:
-    """function(step), computed in a thread one step ahead."""
+    """function(step), computed in a thread, while a device computes the step before."""
 
     def __init__(self, function, device):
         # A thread begins on the first GPU, where pinned memory would open a context for every rank.
@@ -79,8 +79,12 @@ class Prefetcher:
         gpu = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if on_gpu else {}
         self.function, self.thread, self.prefetched = function, ThreadPoolExecutor(1, **gpu), {}
 
+    def prefetch(self, step):
+        """Starts on `step`. Call it when a GPU has its work: Python would launch kernels slower beside this thread."""
+        self.prefetched = {step: self.thread.submit(self.function, step)}
+
     def __call__(self, step):
-        """Returns the result for `step`, and starts on the next."""
-        now = self.prefetched.pop(step, None) or self.thread.submit(self.function, step)
-        self.prefetched = {step + 1: self.thread.submit(self.function, step + 1)}
-        return now.result()
+        """Returns the result for `step`."""
+        if step not in self.prefetched:
+            self.prefetch(step)
+        return self.prefetched[step].result()

@@ -174,15 +174,7 @@ def check_model_fits(n_parameters, device):
 
 
 def configure_encoder(s, encoder, ranks):
-    """Sets what makes the encoder faster on a GPU. Returns: whether it is compiled."""
-    if s.bf16_stream:
-        if ranks.dtype != torch.bfloat16:
-            raise UserError("bf16_stream needs --precision bf16")
-        encoder.stream_dtype = torch.bfloat16
-    if not s.attention_dropout:
-        encoder.config.attention_dropout = 0.0
-        for layer in encoder.layers:
-            layer.attention_dropout = 0.0
+    """Has torch compile the encoder where that is faster. Returns: whether it does."""
     on_gpu = ranks.device.type == "cuda"
     is_recent = on_gpu and torch.cuda.get_device_capability()[0] >= 8  # before, Triton falls back to slow code
     compiled = s.compile == "on" or (s.compile == "auto" and is_recent and s.layout != "padded")

@@ -133,7 +133,6 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(c, is_first=i == 0) for i in range(c.layers))
         self.final_norm = layer_norm(c)
         self.token_types = torch.zeros(0, c.dim)  # none
-        self.stream_dtype = None  # of the residual stream; None: float32
         self.apply(init_weights)
         for layer in self.layers:
             init_weights(layer.out, self.output_std)
@@ -155,7 +154,6 @@ class Encoder(nn.Module):
             raise ValueError(f"{length} tokens; the encoder has {c.max_positions} positions")
         position = torch.arange(length, device=ids.device)[None] if position is None else position
         x = dropout(self.norm(self.word(ids)), c.extra_config.get("embedding_dropout", c.dropout), self.training)
-        x = x if self.stream_dtype is None else x.to(self.stream_dtype)
         reach = c.extra_config["local_attention"] // 2
         masks = {FULL: None if mask is None else attention_mask(mask, x.dtype)}
         masks[SLIDING] = masks[FULL] if length <= reach + 1 else sliding_mask(mask, length, reach, x)
@@ -163,7 +161,7 @@ class Encoder(nn.Module):
         turns = {kind: rotation(position, c.extra_config[key], head_dim, dtype) for kind, key in THETAS.items()}
         for layer, kind in zip(self.layers, layer_types(c)):
             x = layer(x, masks[kind], *turns[kind])
-        return self.final_norm(x).to(x.dtype)
+        return self.final_norm(x)
 
 
 class TaggerHead(nn.Module):

@@ -21,6 +21,7 @@ from support.checkpoints import read_config
 from support.datasets import RUN_FILE, write_run
 from support.files import check_output, reject_lfs_pointer, write_atomic
 from support.forms import find_misfit
+from support.hardware import compiler_message
 from support.pooling import write_pooling
 from support.programs import is_out_of_memory, read_launch
 from support.tensors import WEIGHT_FILES, read_torch, weight_files
@@ -31,6 +32,7 @@ MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "save_minutes", "log_every",
 )  # fmt: skip
+DELETED = {"bf16_stream": False, "attention_dropout": True}  # of earlier versions, with what can be resumed
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
     "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
@@ -96,13 +98,17 @@ def vote_to_stop(run, is_last):
 
 
 @contextmanager
-def out_of_memory_named(run):
-    """Ends a run that is out of memory with a line that says what to do, from any rank: the others do not know."""
+def failure_named(run):
+    """Ends a run out of memory, or with an encoder that fails to compile again, by a line of advice from any rank."""
+    place = f"{program_name()}: error: rank {run.ranks.rank}"
     try:
         yield
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
-            raise
+            if not (run.compiled and isinstance(e, torch._dynamo.exc.TorchDynamoException)):
+                raise
+            advice = "retry with --compile off; the run will resume"
+            sys.exit(f"{place}: torch.compile failed after step {run.state.step:,}: {compiler_message(e)}; {advice}")
         tokens = run.batches.max_tokens
         advice = f"retry with --max_tokens {tokens // 2}; the run will resume"
         if tokens // 2 < run.train.seq_len:  # a micro-batch of one sequence cannot be halved
@@ -110,8 +116,7 @@ def out_of_memory_named(run):
         if run.objectives:
             names = " and ".join(objective.name for objective in run.objectives)
             advice += f"; if it ends so again, begin another with fewer examples of {names} in a step"
-        what = f"rank {run.ranks.rank}: out of memory with micro-batches of {tokens:,} tokens"
-        sys.exit(f"{program_name()}: error: {what}; {advice}")
+        sys.exit(f"{place}: out of memory with micro-batches of {tokens:,} tokens; {advice}")
 
 
 # ---------------------------------------------------------------- the run folder
@@ -224,14 +229,16 @@ def signature_fault(value):
 
 def signature_change(content, now):
     """Which setting of a checkpoint is another one now, in words; "" if none. now: the signature of this run."""
-    before = content["signature"]
+    before = {key: value for key, value in content["signature"].items() if value != DELETED.get(key)}
     for key in now | before:
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
             if key == "objectives":
                 return objectives_change(before.get(key), value)
-            return f"{key} has changed" if key in ("data", "init") else f"{key} was {before.get(key)}, now {value}"
+            if key in ("data", "init"):
+                return f"{key} has changed"
+            return f"{key} was {before.get(key)}, now {now.get(key, 'not a setting any more')}"
     return ""
 
 

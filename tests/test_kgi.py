@@ -1,5 +1,6 @@
 """Pre-training: the loss of equation (2), what must not depend on the layout, and a run that was stopped or killed."""
 
+import functools
 import json
 import math
 import os
@@ -158,7 +159,7 @@ def compiler(monkeypatch):
         compiler.graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(models.Encoder, "compile", lambda encoder: torch.nn.Module.compile(encoder, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
     monkeypatch.setitem(layouts.ROW_MULTIPLE, "cpu", 1)
     torch._dynamo.reset()
     yield compiler
@@ -172,9 +173,10 @@ def compiled_run(dataset, out, **more):
     return run
 
 
-def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys):
+@pytest.mark.parametrize("family", configs.FAMILIES)
+def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys, family):
     """One for training and one for validation, both compiled before anything is measured, whatever the height."""
-    run = compiled_run(dataset, tmp_path)
+    run = compiled_run(dataset, tmp_path, family=family)
     kgi.warm_up(run)
     assert len(compiler.graphs) == 2 and "encoder compiled in" in capsys.readouterr().out
     kgi.begin(run)
@@ -205,7 +207,7 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(dataset, tmp_path, c
                 m.setattr(run.ranks, "world_size", 2)
                 m.setattr(run.ranks, "all_reduce_sum", lambda numbers: numbers)  # of the other: 0
                 m.setattr(run.model, "no_sync", nullcontext, raising=False)
-            hardware.compile_encoder(run, run.batches.get(0)[0][0])
+            hardware.compile_encoder(run, run.batches.assemble(0)[0][0])
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith("the encoder runs uncompiled, as torch.compile failed: ") and len(line) < 400
         assert ("returned non-zero exit status 1." if fault else "not all ranks can.") in line
@@ -268,28 +270,6 @@ def test_what_may_change_on_resume_is_what_the_readme_says(dataset, tmp_path, co
         one_step(run)
         told = f"the encoder is {change}: dropout masks differ from here on"
         assert (told in capsys.readouterr().out) if change else ("up to here" not in capsys.readouterr().out)
-
-
-def test_a_residual_stream_in_bf16_trains_as_well(dataset, tmp_path):
-    """Its losses are within the noise of bf16 of those with a float32 stream; it needs bf16."""
-    more = {"precision": "bf16", "steps": 15, "valid_every": 15, "lr": 2e-3, "layers": 1}
-    train(dataset, tmp_path / "float32", **more)
-    train(dataset, tmp_path / "bf16", bf16_stream=True, **more)
-    one, two = (lines(tmp_path / name)[-1]["valid"] for name in ("float32", "bf16"))
-    assert (
-        one != two and two["loss"] == pytest.approx(one["loss"], rel=0.02) and two["loss"] < 0.95 * first_loss(tmp_path)
-    )
-    with pytest.raises(UserError, match="bf16_stream needs --precision bf16"):
-        set_up(dataset, tmp_path / "x", bf16_stream=True)
-
-
-def first_loss(out):
-    return lines(out / "bf16")[0]["valid"]["loss"]
-
-
-def test_attention_dropout_is_a_choice(dataset, tmp_path):
-    encoder = set_up(dataset, tmp_path, dropout=0.5, attention_dropout=False).model.encoder
-    assert all(layer.attention_dropout == 0.0 and layer.dropout == 0.5 for layer in encoder.layers)
 
 
 def test_validations_before_the_last_are_bounded(dataset, tmp_path):
@@ -547,8 +527,8 @@ def test_killed_at_any_moment(dataset, undisturbed, killed, seed):
 def test_dropout_differs_from_step_to_step(dataset, tmp_path):
     """At a rate of zero and with the same examples, the loss changes with the step alone."""
     run = set_up(dataset, tmp_path, dropout=0.5, lr=0.0)
-    batch = run.batches.get(0)
-    run.batches.get = lambda step: batch
+    batch = run.batches.assemble(0)
+    run.batches.get.function = lambda step: batch
     kgi.training_loop(run)
     losses = [r["loss"] for r in training_lines(tmp_path)]
     assert len(set(losses)) == 6

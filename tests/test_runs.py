@@ -158,6 +158,21 @@ def test_what_a_run_cannot_resume(dataset, baseline, tmp_path):
         train(dataset, tmp_path)
 
 
+def test_a_run_of_before_with_settings_that_are_gone(dataset, baseline, tmp_path):
+    """With their defaults it is resumed, else it ends in a line."""
+    out = shutil.copytree(baseline, tmp_path / "run")
+    whole, run = torch.load(out / "checkpoint.pt", weights_only=True), set_up(dataset, out)
+    gone = {"bf16_stream": False, "attention_dropout": True}
+    torch.save(whole | {"signature": whole["signature"] | gone}, out / "checkpoint.pt")
+    runs.resume(run)
+    assert run.state.step == 6 and not run.fell_back
+    for name, default in gone.items():
+        signature = whole["signature"] | gone | {name: not default}
+        torch.save(whole | {"signature": signature}, out / "checkpoint.pt")
+        with pytest.raises(UserError, match=f"cannot resume .*: {name} was {not default}, now not a setting any more;"):
+            runs.resume(run)
+
+
 def test_files_of_a_user_in_a_run_folder_stay(dataset, tmp_path):
     """Before the first checkpoint, and before a run is resumed."""
     one_step(set_up(dataset, tmp_path / "run"))
