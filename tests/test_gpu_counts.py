@@ -161,7 +161,7 @@ def test_the_paper_s_batching_of_the_benchmark_runs(mix):
     assert math.isfinite(loss) and loss > 0
 
 
-def test_the_plan_for_a_gpu_runs(mix, ways, tmp_path, capsys, monkeypatch):
+def test_the_plan_for_a_gpu_runs(mix, ways, tmp_path, capsys, monkeypatch, known_machine):
     """On a CPU, with a tiny encoder and few steps: every stage, and one file with all of them.
 
     A stage that fails, a way whose kernel a CPU lacks, and a stage without time are named there and end nothing.
@@ -177,7 +177,6 @@ def test_the_plan_for_a_gpu_runs(mix, ways, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", f"gpu_counts.py --gpu h200 --size 1x64 --out {predicted}".split())
     gpu_counts.main()
     monkeypatch.setattr(bench_gpu.Bench, "name", lambda _: "NVIDIA H200")
-    monkeypatch.setattr(bench_gpu.hardware, "measure_matmul_flops", lambda *_: 1e11)  # it takes long
     monkeypatch.setattr(models.Encoder, "compile", lambda _: None)  # it takes long, and has a test of its own
     monkeypatch.setattr(bench_gpu, "measure_kernels", fail)
     ends = dict.fromkeys(bench_gpu.STAGES, 10_000) | {bench_gpu.padded: 0}
@@ -203,7 +202,7 @@ def test_the_plan_for_a_gpu_runs(mix, ways, tmp_path, capsys, monkeypatch):
         assert x["predicted"]["step_ms"][0] < x["predicted"]["step_ms"][1]
 
 
-def test_kernels_of_a_step_are_counted(mix, tmp_path):
+def test_kernels_of_a_step_are_counted(mix, tmp_path, known_machine):
     """By their class, beside the prediction."""
     args = argparse.Namespace(size=SIZE, family="modernbert", batch=24, predicted={})
     b = bench_gpu.Bench(args, shutil.copytree(mix, tmp_path / "mix"))
