@@ -2,19 +2,22 @@
 
     python tests/gpu_counts.py --gpu h200 --out predicted.json                     beforehand, where no GPU is needed
     python tests/bench_gpu.py --out gpu.json --predicted predicted.json            (make bench, where torch sees a GPU)
+    python tests/bench_gpu.py --family modernbert --size 22x768                    another encoder
 
-A stage measures several ways. The file is written after each of them, and one that fails leaves its error there, so
-that the others are not lost. What is wanted most comes first. Everything takes the paper's mix of lengths, as make
-bench does.
+A stage measures several ways. After each way its figures are printed beside their predictions, and the file is written.
+A way that fails leaves its error there, so that the others are not lost. So does one that is not over at the end of its
+stage, of which each has one on the clock (STAGES). What is wanted most comes first. Everything takes the paper's mix of
+lengths, as make bench does.
 
     machine      versions, matrix rate, memory bandwidth
-    packed       tokens a second, MFU and peak memory of packed rows: eager, compiled (with its seconds), with a bf16
-                 stream, without attention dropout, fp16
-    correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
-    profile      time by class of kernel, and the number of kernels, of packed rows
+    packed       tokens a second, MFU and peak memory of packed rows: compiled (with its seconds), eager, fp16
     attention    forward and backward of one layer's attention over packed rows, by the kernel that is named
+    correct      bf16 and fp16 beside fp32, layouts beside each other, resume, an fp16 overflow
+    profile      time by class of kernel, and the number of launches, of packed rows
     padded       as packed, of rows of one example
     losses       losses of a run in fp32 and of the fastest ones
+
+Before compute capability 8.0 nothing is compiled, and nothing measured in bf16.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import copy
 import gc
 import json
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -38,39 +42,49 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import configs  # noqa: E402
 import kgi  # noqa: E402
 from support import hardware, runs  # noqa: E402
-from support.files import read_json, write_json  # noqa: E402
+from support.files import write_json  # noqa: E402
 from tests import bench  # noqa: E402
 
 CORRECT_STEPS = 5  # enough for the losses to depend on the gradients
+
+
+class OutOfTime(Exception):
+    """The stage is at its end."""
 
 
 class Bench:
     """What the stages share."""
 
     def __init__(self, args, folder):
-        self.args, self.folder = args, folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.half = ["bf16", "fp16"] if self.device.type == "cuda" else ["bf16"]
-        if self.device.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
-            self.half = ["fp16"]
-        self.n_runs, self.predicted = 0, {}
-        for case in read_json(args.predicted).get("cases", ()) if args.predicted else ():
-            if case["ranks"] == 1 and case["gpu"] in self.name().lower():
-                self.predicted = case["ways"]
+        self.args, self.folder, self.n_runs = args, folder, 0
+        self.device, _ = hardware.choose_device("auto", "auto")
+        self.half, self.compile = ["bf16"], "on"
+        if self.device.type == "cuda":
+            is_recent = torch.cuda.get_device_capability()[0] >= 8
+            self.half, self.compile = (["bf16", "fp16"], "on") if is_recent else (["fp16"], "off")
+        cases = args.predicted["cases"] if args.predicted else ()
+        fitting = (case["ways"] for case in cases if case["ranks"] == 1 and case["gpu"] in self.name().lower())
+        self.predicted = next(fitting, {})
+        if not self.predicted:
+            print(f"no predictions for {self.name()}: tests/gpu_counts.py makes them, and --predicted reads them")
 
     def name(self):
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def set_up(self, **settings):
         """A Run of its own folder, before its first step."""
-        layers, dim = self.args.size
         self.n_runs += 1
-        size = dict(layers=layers, dim=dim, heads=dim // 64, ffn=4 * dim)
         defaults = dict(
             data=str(self.folder), out=f"{self.folder}/run-{self.n_runs}", steps=200, precision=self.half[0],
-            warmup=0.1, batch_size=self.args.batch, compile="off", **size,
+            warmup=0.1, batch_size=self.args.batch, compile="off", layout="packed",
+            **bench.encoder_size(*self.args.size, self.args.family),
         )  # fmt: skip
         return kgi.set_up(configs.Train(**defaults | settings))
+
+    def beside(self, way, measured, *keys):
+        """The figures of a way, with the predictions of those in `keys`: pairs are ranges."""
+        predicted = self.predicted.get(way, {})
+        return measured | ({"predicted": {key: predicted[key] for key in keys}} if predicted else {})
 
     def wait(self):
         if self.device.type == "cuda":
@@ -112,8 +126,8 @@ def measure_machine(b):
     x = torch.empty(n, dtype=torch.uint8, device=b.device)
     dtypes = {"fp32": None} | {name: {"bf16": torch.bfloat16, "fp16": torch.float16}[name] for name in b.half}
     return {
-        "torch": torch.__version__, "cuda": torch.version.cuda,
-        "name": b.name(),
+        "torch": torch.__version__, "cuda": torch.version.cuda, "name": b.name(),
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "tflops": {name: hardware.measure_matmul_flops(b.device, dtype) / 1e12 for name, dtype in dtypes.items()},
         "bandwidth_gb_s": 2 * n / b.seconds(x.clone) / 1e9,
     }  # fmt: skip
@@ -145,11 +159,12 @@ def correct(b):
             "gradient": float((gradient - reference).norm() / reference.norm()),
         }
 
-    out = {"packed, fp32": partial(difference, precision="fp32", layout="packed")}
+    out = {"packed, fp32": partial(difference, precision="fp32")}
     for precision in b.half:
         for layout in ("packed", "padded"):
             out[f"{layout}, {precision}"] = partial(difference, precision=precision, layout=layout)
-    out["packed, compiled"] = partial(difference, layout="packed", compile="on")
+    if b.compile == "on":
+        out["packed, compiled"] = partial(difference, compile="on")
     return out | {
         "resume, largest difference of a weight": partial(resume_difference, b), "overflow": partial(forced_overflow, b)
     }  # fmt: skip
@@ -206,16 +221,14 @@ def speed(b, way, **settings):
     micro_batches, _ = run.batches.assemble(0)
     fixed, per_token = hardware.estimate_memory(c, sum(p.numel() for p in run.model.parameters()))
     estimate = fixed + per_token * max(x.ids.numel() for x in micro_batches)
-    out = {
+    measured = {
         "micro_batches": len(micro_batches), "step_ms": 1e3 * statistics.median(took),
         "tokens_per_s": per_second["tokens"], "mfu": per_second["flops"] / rate, "tflops_of_matrices": rate / 1e12,
         "inputs_pinned": micro_batches[0].ids.is_pinned(),
         "padding": 1 - work["tokens"] / work["computed"], "first_steps_s": first,
-        "memory_gb": hardware.peak_memory(b.device) / 1e9, "estimated_memory_gb": estimate / 1e9,
+        "peak_gb": hardware.peak_memory(b.device) / 1e9, "estimated_peak_gb": estimate / 1e9,
     }  # fmt: skip
-    if way in b.predicted:
-        out["predicted"] = {key: b.predicted[way][key] for key in ("step_ms", "tokens_per_s", "mfu", "peak_gb")}
-    return out
+    return b.beside(way, measured, "step_ms", "tokens_per_s", "mfu", "padding", "peak_gb")
 
 
 def padded(b):
@@ -223,13 +236,13 @@ def padded(b):
 
 
 def profile(b):
-    ways = {"packed rows": "off", "packed, compiled": "on"}
-    return {way: partial(measure_kernels, b, way, compile) for way, compile in ways.items()}
+    ways = {"packed, compiled": "on", "packed rows": "off"}
+    return {way: partial(measure_kernels, b, way, x) for way, x in ways.items() if x in ("off", b.compile)}
 
 
 def measure_kernels(b, way, compile):
-    """Milliseconds a step by class of kernel, and kernels a step."""
-    run = b.set_up(layout="packed", compile=compile)
+    """Milliseconds a step by class of kernel, and launches a step."""
+    run = b.set_up(compile=compile)
     train_steps(run, 2)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if b.device.type == "cuda":
@@ -243,11 +256,8 @@ def measure_kernels(b, way, compile):
     by_class = dict.fromkeys(("matrices", "attention", "copies", "other"), 0.0)
     for event in events:
         by_class[class_of(event.name)] += event.self_device_time_total if wanted.value else event.self_cpu_time_total
-    out = {f"{name}_ms": total / 3e3 for name, total in by_class.items()}
-    out["kernels"] = len(events) / 3
-    if way in b.predicted:
-        out["predicted"] = {key: b.predicted[way][key] for key in ("by_class_ms", "kernels")}
-    return out
+    by_class = {name: total / 3e3 for name, total in by_class.items()}
+    return b.beside(way, {"by_class_ms": by_class, "launches": len(events) / 3}, "by_class_ms", "launches")
 
 
 def class_of(kernel):
@@ -272,8 +282,7 @@ def measure_attention(b, kernel, what, p):
     """Milliseconds of forward and backward of one layer's attention over an effective batch, by this kernel."""
     layers, dim = b.args.size
     heads, dtype = dim // 64, torch.float16 if b.half == ["fp16"] else torch.bfloat16
-    run = b.set_up(layout="packed")
-    micro_batches, _ = run.batches.assemble(0)
+    micro_batches, _ = b.set_up().batches.assemble(0)
     segment = micro_batches[0].mask.to(b.device)
     n, length = segment.shape
     apart = segment[:, None, :, None] != segment[:, None, None, :]
@@ -289,54 +298,68 @@ def measure_attention(b, kernel, what, p):
 
 
 def packed(b):
-    ways = {
-        "packed rows": {}, "packed, compiled": dict(compile="on"),
-        "packed, compiled, bf16 stream": dict(compile="on", bf16_stream=True),
-        "packed, compiled, bf16 stream, no attention dropout":
-            dict(compile="on", bf16_stream=True, attention_dropout=False),
-    }  # fmt: skip
-    if "bf16" not in b.half:
-        ways = {way: settings for way, settings in ways.items() if "bf16_stream" not in settings}
-    out = {way: partial(speed, b, way, layout="packed", **settings) for way, settings in ways.items()}
+    compiled = {"packed, compiled": partial(speed, b, "packed, compiled", compile="on")} if b.compile == "on" else {}
+    out = compiled | {"packed rows": partial(speed, b, "packed rows")}
     if len(b.half) == 2:
-        fp16 = dict(layout="packed", compile="on", precision="fp16")
-        out["packed, compiled, fp16"] = partial(speed, b, "packed, compiled", **fp16)
+        out["packed, compiled, fp16"] = partial(speed, b, "packed, compiled", compile="on", precision="fp16")
     return out
 
 
 def losses(b):
     """The loss after a few more steps: with dropout, so equal only within its noise."""
     ways = {"fp32, padded": dict(precision="fp32", layout="padded")}
-    ways |= {f"{precision}, packed, compiled": dict(precision=precision, compile="on") for precision in b.half}
-    if "bf16" in b.half:
-        ways["bf16 stream"] = dict(compile="on", bf16_stream=True)
+    ways |= {f"{precision}, packed": dict(precision=precision, compile=b.compile) for precision in b.half}
 
     def last_losses(settings):
-        return train_steps(b.set_up(**dict(layout="packed") | settings), b.args.steps)[-3:]
+        return train_steps(b.set_up(**settings), b.args.steps)[-3:]
 
     return {way: partial(last_losses, settings) for way, settings in ways.items()}
 
 
-STAGES = (machine, packed, correct, profile, attention, padded, losses)
+# Seconds on the clock at which each stage ends. Time that one leaves is for the next.
+STAGES = {machine: 20, packed: 210, attention: 250, correct: 370, profile: 440, padded: 480, losses: 600}
 
 
 def measure_all(b):
     """Every way of every stage; the file is written after each."""
-    results = {}
-    for stage in STAGES:
-        results[stage.__name__] = {}
+    results, began = {}, time.monotonic()
+    signal.signal(signal.SIGALRM, end_stage)
+    for stage, end in STAGES.items():
+        figures = results[stage.__name__] = {}
         for way, measure in stage(b).items():
-            began = time.monotonic()
-            try:
-                result = measure()
-            except Exception as e:  # whatever it is: the minutes on the GPU are for the other ways too
-                result = {"error": f"{type(e).__name__}: {e}"[:1000]}
-            gc.collect()  # the weights of the run
+            since = time.monotonic()
+            figures[way] = attempt(measure, began + end - since)
             if b.device.type == "cuda":
+                gc.collect()  # the weights of the run
                 torch.cuda.empty_cache()
-            results[stage.__name__][way] = result
+                torch.compiler.reset()  # it compiles the same code only a few times
             write_json(b.args.out, results)
-            print(f"{stage.__name__}: {json.dumps({way: result})} ({time.monotonic() - began:.0f} s)", flush=True)
+            took = time.monotonic() - since
+            print(f"{stage.__name__}: {json.dumps({way: figures[way]})} ({took:.0f} s)", flush=True)
+
+
+def attempt(function, seconds):
+    """Calls a function that may take so many seconds. Returns: its result, or {"error": why there is none}."""
+    if seconds <= 0:
+        return {"error": "not begun: its stage is at its end"}
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return function()
+    except Exception as e:  # whatever it is: the minutes on the GPU are for the other ways too
+        return {"error": f"{type(e).__name__}: {e}"[:1000]}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def end_stage(*_):
+    raise OutOfTime("stopped at the end of its stage")
+
+
+def predictions(path):
+    """The argument of --predicted, as argparse takes it."""
+    if not Path(path).is_file():
+        raise ValueError
+    return json.loads(Path(path).read_text())
 
 
 def main(argv):
@@ -345,8 +368,12 @@ def main(argv):
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
     parser.add_argument("--batch", type=int, default=configs.Train.batch_size, help="examples of an effective batch")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--predicted", type=Path, help="what tests/gpu_counts.py --out wrote")
+    parser.add_argument("--family", choices=configs.FAMILIES, default="distilbert")
+    parser.add_argument("--predicted", type=predictions, help="what tests/gpu_counts.py --out wrote")
     args = parser.parse_args(argv)
+    of = args.predicted and (args.predicted.get("size"), args.predicted.get("family"))
+    if of not in (None, ([*args.size], args.family)):
+        parser.error("--predicted is of another --size or --family")
     folder = Path(tempfile.mkdtemp())
     try:
         bench.write_mix(folder)

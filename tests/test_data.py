@@ -178,6 +178,12 @@ for i, (offset, length) in enumerate(zip(batch.offset, batch.length)):
     assert (ids[n + 1 : -1] == stored[n:]).all() and (labels == -100).sum() == length - n
 print(len(rows), "examples")
 """
+COMMAND_IN_THIS_PROCESS = """
+import runpy, sys
+sys.argv = {!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("and then", flush=True)
+"""
 
 
 def test_a_task_is_one_entry_two_functions_and_one_setting(release, dataset, tmp_path):
@@ -191,14 +197,13 @@ def test_a_task_is_one_entry_two_functions_and_one_setting(release, dataset, tmp
         assert code.count(before) == 1
         (tmp_path / name).write_text(code.replace(before, added + before))
     settings = SMALL | {"lang": "en", "umls": release, "e3c": release / "E3C", "tokenizer": dataset, "out": "data"}
-    build = ["data.py", "build", *(x for k, v in settings.items() for x in (f"--{k}", v)), "--hp_examples", 300]
+    build = ["data.py", "build", *(str(x) for k, v in settings.items() for x in (f"--{k}", v)), "--hp_examples", "300"]
     train = "kgi.py --data data --out run --layers 1 --heads 1 --dim 8 --ffn 8 --steps 1 --warmup 1 --device cpu"
-    shown = []
-    for argv in (build, ["data.py", "show", "data"], ["-c", USE_OF_A_NEW_TASK], train.split()):
-        p = command(*argv, cwd=tmp_path)
-        assert p.returncode == 0, p.stderr
-        shown.append(p.stdout)
-    assert "head prediction" in shown[1] and shown[2] == "300 examples\n"
+    build, show, train = map(COMMAND_IN_THIS_PROCESS.format, (build, ["data.py", "show", "data"], train.split()))
+    p = command("-c", build + show + USE_OF_A_NEW_TASK + train, cwd=tmp_path)
+    assert p.returncode == 0, p.stderr
+    _, shown, used = p.stdout.split("and then\n")
+    assert "head prediction" in shown and used.startswith("300 examples\n")
     *_, validation = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert {f"{name}_loss" for name in (*TASK_NAMES, "hp")} < validation["valid"].keys()
     (step,) = (x for x in map(json.loads, open(tmp_path / "run" / "metrics.jsonl")) if "lr" in x)

@@ -85,6 +85,27 @@ def train_in_ranks(n, argv, port, before=lambda: None, program=kgi):
     return [exit_status(child) for child in [fork(rank, k) for k in range(n)]]
 
 
+def train_on_nodes(n, argv):
+    """Runs n of torchrun's agents with these arguments, each in a process of its own. Returns: their statuses.
+
+    Their ranks are forked too, so that none of all these processes has to import torch again.
+    """
+    import torch._dynamo
+    from torch.distributed import run
+    from torch.distributed.launcher import elastic_launch
+
+    hardware.measure_matmul_flops = lambda *_: 1e11
+
+    def rank(*argv):
+        assert exit_status(fork(call, *argv)) == 0  # a program ends its process, of which an agent expects a result
+
+    def agent():
+        config, _, (_, _, *argv_of_kgi) = run.config_from_args(run.parse_args(argv))  # after -u kgi.py
+        elastic_launch(config, rank)(*argv_of_kgi)
+
+    return [exit_status(child) for child in [fork(agent) for _ in range(n)]]
+
+
 def free_ports(n):
     sockets = [socket.socket() for _ in range(n)]
     for s in sockets:
