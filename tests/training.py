@@ -87,7 +87,7 @@ def train_on_nodes(n, argv):
 
     Their ranks are forked too, so that none of all these processes has to import torch again.
     """
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401, else each rank imports it at its first step
     from torch.distributed import run
     from torch.distributed.launcher import elastic_launch
 
