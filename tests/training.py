@@ -57,9 +57,6 @@ def fork(function, *arguments):
         status = 0
     except SystemExit as end:
         status = end.code
-        if isinstance(status, str):
-            print(status, file=sys.stderr)
-            status = 1
     finally:
         sys.stdout.flush()
         os._exit(status)
@@ -90,7 +87,7 @@ def train_on_nodes(n, argv):
 
     Their ranks are forked too, so that none of all these processes has to import torch again.
     """
-    import torch._dynamo  # noqa: F401 (once, before all forks)
+    import torch._dynamo  # noqa: F401, else each rank imports it at its first step
     from torch.distributed import run
     from torch.distributed.launcher import elastic_launch
 
