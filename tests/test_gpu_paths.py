@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 
@@ -138,6 +139,8 @@ def same_losses(one, two, rel=2e-5):
 def places(dataset, tmp_path_factory):
     """{name: path} of a run, a corpus, its tagger, and a file of lines."""
     folder = tmp_path_factory.mktemp("places")
+    shutil.copytree(dataset.parent, folder / "built")  # pairs of names come beside its files
+    dataset = folder / "built" / dataset.name
     names = {name: str(folder / name) for name in ("run", "corpus", "tuned", "lines.txt", "new")} | {"data": dataset}
     train(dataset, folder / "run", steps=1, layers=1)
     (folder / "corpus").mkdir()

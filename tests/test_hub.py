@@ -489,7 +489,7 @@ def test_labels_are_part_of_the_identity_of_results(tmp_path):
     tasks = [describe_results(s, corpora.CORPORA["custom"])[1]["task"] for s in both]
     assert tasks == ["custom-x", "custom-x-a-b"]
     tokenizer = SimpleNamespace(to_str=lambda: "")
-    without, given = (result_signature(s, torch.nn.Linear(1, 1), tokenizer, 8, [], []) for s in both)
+    without, given = (result_signature(s, torch.nn.Linear(1, 1).state_dict(), tokenizer, 8, [], []) for s in both)
     given["checkpoint sha256"] = without["checkpoint sha256"]
     assert differing_settings(without, given) == differing_settings(given, without) == ["labels"]
     assert differing_settings({k: x for k, x in without.items() if k != "labels"}, without) == []

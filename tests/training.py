@@ -56,7 +56,9 @@ def fork(function, *arguments):
         function(*arguments)
         status = 0
     except SystemExit as end:
-        status = end.code
+        if type(end.code) is str:
+            print(end.code, file=sys.stderr)
+        status = 1 if type(end.code) is str else end.code or 0
     finally:
         sys.stdout.flush()
         os._exit(status)
