@@ -41,7 +41,7 @@ def test_fp16_has_the_losses_of_float32(dataset, tmp_path):
     """In both layouts, with one rank and two. A gradient that overflows costs its step, which is counted."""
     few = {"steps": 6, "max_tokens": 600}
     train(dataset, tmp_path / "whole", **few)
-    ways = [(n, layout, 2.0**12) for n in (1, 2) for layout in ("padded", "packed")] + [(2, "padded", 2.0**18)]
+    ways = [(1, "packed", 2.0**12), (2, "padded", 2.0**12), (2, "padded", 2.0**18)]
     folders = [tmp_path / f"{n}-{layout}-{scale:g}" for n, layout, scale in ways]
     half = [
         (n, args(dataset, out, layout=layout, **few), port, scale)
@@ -57,9 +57,8 @@ def test_fp16_has_the_losses_of_float32(dataset, tmp_path):
         assert {int(x["step"]) for x in content["optimizer"]["state"].values()} == {6 - n_skipped}
         assert all(x.dtype == torch.float32 for x in content["model"].values())
         assert lines(tmp_path / "whole")[0] != lines(out)[0]
-        assert n_skipped or sum_of_moments(content) == pytest.approx(
-            moment, rel=0.02
-        )  # unscaled before they are clipped
+        # They are unscaled before they are clipped.
+        assert n_skipped or sum_of_moments(content) == pytest.approx(moment, rel=0.02)
         same_losses(tmp_path / "whole", out, rel=0.02 if n_skipped else 1e-3)
 
 
