@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         position_vectors = self.position.weight[: ids.shape[1]] if position is None else self.position(position)
         x = self.norm(self.word(ids) + position_vectors)
         x = dropout(x, self.config.dropout, self.training)
-        mask = None if mask is None else attention_mask(mask, x.dtype)
+        mask = None if mask is None else attention_mask(mask, x)
         for layer in self.layers:
             x = layer(x, mask)
         return x

@@ -99,7 +99,7 @@ SEMANTIC_TYPES = (
 ).split()
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
-FAMILIES = ("distilbert", "modernbert")  # that a run can begin without a checkpoint
+ARCHITECTURES = ("distilbert", "modernbert")  # of encoders from scratch: families of checkpoints
 WINDOWS, LAYOUTS, SWITCHES = ("random", "first"), ("auto", "padded", "packed"), ("auto", "on", "off")
 
 
@@ -156,7 +156,7 @@ class Train(Settings):
     out: str = setting("", "run folder; default runs/kgi-<name of the data folder>", "run")
     init: str = setting("", "start from the weights (and sizes) of this checkpoint folder", "run")
     seed: int = setting(0, "seed of weights, order, masks and dropout", "run", most=2**32)
-    family: str = setting("distilbert", "architecture of a new encoder", "encoder", choices=FAMILIES)
+    family: str = setting("distilbert", "architecture of a new encoder", "encoder", choices=ARCHITECTURES)
     layers: int = setting(12, "encoder layers (v1 12, v2 8)", "encoder", least=1, most=1000)
     heads: int = setting(12, "attention heads (v1 12, v2 8)", "encoder", least=1, most=1000)
     dim: int = setting(768, "hidden size", "encoder", least=1, most=2**14)

@@ -150,10 +150,12 @@ def read_config(folder):
     name = d.get("model_type")
     if type(name) is not str or name not in FAMILIES:
         raise UserError(f"{path}: model_type '{name}' is not supported, only {', '.join(FAMILIES)}")
-    for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("pruned_heads", {})):
+    family = FAMILIES[name]
+    # ModernBERTs have rotary positions, whatever they say: "absolute", or "sans_pos".
+    positions = {} if family is MODERNBERT else {"position_embedding_type": "absolute"}
+    for key, only in (positions | {"is_decoder": False, "pruned_heads": {}}).items():
         if d.get(key) not in (None, only):
             raise UserError(f"{path}: {key} = {d[key]!r} is not supported, only {only!r}")
-    family = FAMILIES[name]
     values = family.defaults | {"pad_token_id": int(family.padded_positions)}
     values["type_vocab_size"] = 2 if "type_vocab_size" in family.keys else 0
     values |= {ours: d[key] for ours, key in family.keys.items() if d.get(key) is not None}

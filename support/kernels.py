@@ -38,15 +38,17 @@ def dropout(x, p, training):
     return x * keep.mul_(1 / (1 - p))
 
 
-def attention_mask(mask, dtype):
+def attention_mask(mask, x):
     """The mask of Encoder.forward as attention takes it, made once for all layers.
 
     A bool mask of tokens becomes (n, 1, 1, L). The numbers of packed rows become a block-diagonal bias (n, 1, L, L), 0
     within an example and -inf elsewhere: a float one, since a bool mask takes a slower kernel.
+
+    Args: x: what the layers compute with.
     """
     if mask.dtype == torch.bool:
         return mask[:, None, None, :]
-    return bias_of(mask[:, None, :, None] != mask[:, None, None, :], compute_dtype(mask, dtype))
+    return bias_of(mask[:, None, :, None] != mask[:, None, None, :], compute_dtype(x))
 
 
 def sliding_mask(mask, length, reach, x):
@@ -69,10 +71,10 @@ def bias_of(is_hidden, dtype):
     return torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device).masked_fill_(is_hidden, float("-inf"))
 
 
-def compute_dtype(x, dtype=None):
-    """The dtype of matrix products on the device of x: that of autocast, else `dtype` (default: that of x)."""
+def compute_dtype(x):
+    """The dtype of matrix products with x: that of autocast, else its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype or x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def attention(q, k, v, mask, p):

@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         position = torch.arange(length, device=ids.device)[None] if position is None else position
         x = dropout(self.norm(self.word(ids)), c.extra_config.get("embedding_dropout", c.dropout), self.training)
         reach = c.extra_config["local_attention"] // 2
-        masks = {FULL: None if mask is None else attention_mask(mask, x.dtype)}
+        masks = {FULL: None if mask is None else attention_mask(mask, x)}
         masks[SLIDING] = masks[FULL] if length <= reach + 1 else sliding_mask(mask, length, reach, x)
         head_dim, dtype = c.dim // c.heads, compute_dtype(x)
         turns = {kind: rotation(position, c.extra_config[key], head_dim, dtype) for kind, key in THETAS.items()}

@@ -32,7 +32,8 @@ MAY_CHANGE_ON_RESUME = (
     "data", "out", "init", "max_tokens", "device", "layout", "compile", "valid_every", "valid_examples", "save_every",
     "save_minutes", "log_every",
 )  # fmt: skip
-DELETED = {"bf16_stream": False, "attention_dropout": True}  # of earlier versions, with what can be resumed
+# Settings that only earlier versions have, or lack, with the values of their runs that can be resumed.
+DELETED, ADDED = {"bf16_stream": False, "attention_dropout": True}, {"family": "distilbert"}
 EXPORTED = {  # what a run writes for other programs: how the beginning of ours is recognised; see check_output
     "config.json": rb'(?s).*"kgi_tasks": ', "README.md": rb"(?s).*This is a UMLS-KGI-BERT", "tokenizer.json": rb"\{",
     "tokenizer_config.json": rb'\{\s*"tokenizer_class": "PreTrainedTokenizerFast",\s*"model_max_length"',
@@ -229,16 +230,15 @@ def signature_fault(value):
 
 def signature_change(content, now):
     """Which setting of a checkpoint is another one now, in words; "" if none. now: the signature of this run."""
-    before = {key: value for key, value in content["signature"].items() if value != DELETED.get(key)}
+    before = ADDED | {key: value for key, value in content["signature"].items() if value != DELETED.get(key)}
     for key in now | before:
         value = now.get(key)
         # Where the steps are not known yet, a time budget was being measured: another one may be given.
         if before.get(key) != value and (key != "time_budget" or content["state"]["steps"]):
             if key == "objectives":
                 return objectives_change(before.get(key), value)
-            if key in ("data", "init"):
-                return f"{key} has changed"
-            return f"{key} was {before.get(key)}, now {now.get(key, 'not a setting any more')}"
+            change = f"was {before.get(key)}, now {now.get(key, 'not a setting any more')}"
+            return f"{key} has changed" if key in ("data", "init") else f"{key} {change}"
     return ""
 
 

@@ -265,7 +265,8 @@ def encode(tokenizer, texts, what):
     """
     words = split_words(texts, what)
     several = words.filter(pc.greater(pc.list_value_length(words), 1))
-    if len(several) > N_CHECKED and not any(map(may_hold_space, tokenizer.get_added_tokens_decoder().values())):
+    added = tokenizer.get_added_tokens_decoder().values()
+    if len(several) > N_CHECKED and not any(may_join_words(token, tokenizer.normalizer) for token in added):
         checked = several.take(np.arange(0, len(several), ceil_div(len(several), N_CHECKED)))
         whole = encode_whole(tokenizer, ["".join(text) for text in checked.to_pylist()], what)
         if all(map(np.array_equal, encode_words(tokenizer, checked, what), whole)):
@@ -284,9 +285,13 @@ def split_words(texts, what):
     return pc.if_else(pc.match_substring_regex(texts, ODD), as_one, words)
 
 
-def may_hold_space(token):
-    """Whether an added token may reach beyond a word; special ones match nothing here."""
-    return not token.special and (token.rstrip or bool(re.search(r"\s", token.content)))
+def may_join_words(token, normalizer):
+    """Whether an added token may reach beyond a word of a text that is not odd; special ones match nothing here.
+
+    ModernBERT has tokens of several spaces, which only odd texts hold. Most normalisers could make spaces, NFC none.
+    """
+    is_odd = pc.match_substring_regex(token.content, ODD).as_py() and isinstance(normalizer, normalizers.NFC | None)
+    return not token.special and (token.rstrip or (bool(re.search(r"\s", token.content)) and not is_odd))
 
 
 def encode_words(tokenizer, words, what):

@@ -368,7 +368,7 @@ def main(argv):
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
     parser.add_argument("--batch", type=int, default=configs.Train.batch_size, help="examples of an effective batch")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--family", choices=configs.FAMILIES, default="distilbert")
+    parser.add_argument("--family", choices=configs.ARCHITECTURES, default="distilbert")
     parser.add_argument("--predicted", type=predictions, help="what tests/gpu_counts.py --out wrote")
     args = parser.parse_args(argv)
     of = args.predicted and (args.predicted.get("size"), args.predicted.get("family"))

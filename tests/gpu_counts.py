@@ -428,7 +428,7 @@ def main():
     parser.add_argument("--gpu", choices=GPUS, help="default: the cases of docs/measurements.md")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--size", type=bench.layers_and_dim, default=(12, 768), metavar="12x768")
-    parser.add_argument("--family", choices=configs.FAMILIES, default="distilbert")
+    parser.add_argument("--family", choices=configs.ARCHITECTURES, default="distilbert")
     parser.add_argument("--out", type=Path, help="a JSON file of the figures, for tests/bench_gpu.py --predicted")
     args = parser.parse_args()
     if args.ranks < 1:

@@ -32,7 +32,7 @@ def mix(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("family", configs.FAMILIES)
+@pytest.mark.parametrize("family", configs.ARCHITECTURES)
 def test_flops_are_those_of_a_real_step(mix, family):
     """PyTorch's own counter counts the same products on real tensors; only attention differs, by its recomputation."""
     run = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", *SIZE, family)
@@ -106,7 +106,7 @@ def test_hardly_a_token_of_a_run_is_padding(mix, ranks, most):
     assert mean.micro_batches == 1 and 0 < 1 - mean.tokens / mean.computed < most
 
 
-@pytest.mark.parametrize("family", configs.FAMILIES)
+@pytest.mark.parametrize("family", configs.ARCHITECTURES)
 def test_memory_is_what_the_model_keeps(mix, family):
     """estimate_memory has the same, from a formula."""
     c = gpu_counts.prepare(mix, GPUS["h100"], 16, "packed", 3, 128, family).model.encoder.config

@@ -173,7 +173,7 @@ def compiled_run(dataset, out, **more):
     return run
 
 
-@pytest.mark.parametrize("family", configs.FAMILIES)
+@pytest.mark.parametrize("family", configs.ARCHITECTURES)
 def test_two_graphs_serve_all_packed_rows(dataset, tmp_path, compiler, capsys, family):
     """One for training and one for validation, both compiled before anything is measured, whatever the height."""
     run = compiled_run(dataset, tmp_path, family=family)

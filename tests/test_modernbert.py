@@ -227,7 +227,7 @@ def test_both_spellings_of_config_json(tmp_path):
     rope = {FULL: {"rope_type": "default", "rope_theta": 7e4}, SLIDING: {"rope_theta": 5000}}
     changed = config_with(
         tmp_path / "x", layer_types=[SLIDING, FULL, FULL, SLIDING], rope_parameters=rope, global_rope_theta=3.0,
-        embedding_dropout=0.25, mlp_dropout=0.5, norm_eps=0.01, layer_norm_eps=1e-12,
+        embedding_dropout=0.25, mlp_dropout=0.5, norm_eps=0.01, layer_norm_eps=1e-12, position_embedding_type="sans_pos",
     )  # fmt: skip
     model = models.load(changed, log=SILENT)
     model.save(tmp_path / "y")
@@ -272,7 +272,7 @@ def test_both_spellings_of_config_json(tmp_path):
     ({"attention_bias": True}, "missing: layers.0.attn.Wqkv.bias"),
     ({"intermediate_size": 41}, r"wrong shape: layers.0.mlp.Wi.weight \(80, 48\) where config.json says \(82, 48\)"),
     ({"num_hidden_layers": 3, "layer_types": None}, "left over: layers.3"),
-    ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' is not supported"),
+    ({"is_decoder": True}, "is_decoder = True is not supported"),
 ])  # fmt: skip
 def test_what_is_not_supported_is_named(tmp_path, changes, message):
     folder = config_with(tmp_path / "x", **changes)

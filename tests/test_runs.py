@@ -158,17 +158,19 @@ def test_what_a_run_cannot_resume(dataset, baseline, tmp_path):
         train(dataset, tmp_path)
 
 
-def test_a_run_of_before_with_settings_that_are_gone(dataset, baseline, tmp_path):
-    """With their defaults it is resumed, else it ends in a line."""
+def test_a_run_of_an_earlier_version_is_resumed(dataset, baseline, tmp_path):
+    """If its settings that are gone, and those of now that it lacks, are at their defaults; else it ends in a line."""
     out = shutil.copytree(baseline, tmp_path / "run")
     whole, run = torch.load(out / "checkpoint.pt", weights_only=True), set_up(dataset, out)
-    gone = {"bf16_stream": False, "attention_dropout": True}
-    torch.save(whole | {"signature": whole["signature"] | gone}, out / "checkpoint.pt")
+    gone, signature = {"bf16_stream": False, "attention_dropout": True}, dict(whole["signature"])
+    assert signature.pop("family") == "distilbert"
+    torch.save(whole | {"signature": signature | gone}, out / "checkpoint.pt")
     runs.resume(run)
     assert run.state.step == 6 and not run.fell_back
+    with pytest.raises(UserError, match="family was distilbert, now modernbert; use the same settings"):
+        runs.resume(set_up(dataset, out, family="modernbert"))
     for name, default in gone.items():
-        signature = whole["signature"] | gone | {name: not default}
-        torch.save(whole | {"signature": signature}, out / "checkpoint.pt")
+        torch.save(whole | {"signature": signature | gone | {name: not default}}, out / "checkpoint.pt")
         with pytest.raises(UserError, match=f"cannot resume .*: {name} was {not default}, now not a setting any more;"):
             runs.resume(run)
 

@@ -336,6 +336,7 @@ BY_WORD = {
     "own, cased": True, "own, uncased": False,
     "BERT": (*WORDPIECE, STRIPPED, pre_tokenizers.BertPreTokenizer()),
     "RoBERTa": (*BYTES, None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "ModernBERT": (*BYTES, normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "RoBERTa, a space first": (*BYTES, None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "bytes, lower case": (
         *BYTES, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), pre_tokenizers.ByteLevel()
@@ -395,7 +396,8 @@ def test_words_are_encoded_as_whole_texts_are(kind, monkeypatch):
     encode_whole, asked, way = tokenizers.encode_whole, [], (BY_WORD | ACROSS_WORDS)[kind]
     monkeypatch.setattr(tokenizers, "N_CHECKED", 150)
     monkeypatch.setattr(tokenizers, "encode_whole", lambda *args: asked.append(len(args[1])) or encode_whole(*args))
-    for more in ((), TOKENS) if kind in BY_WORD else ((),):
+    spaces = [AddedToken(" " * n, special=False) for n in (2, 3)] * (kind == "ModernBERT")
+    for more in ((), TOKENS + spaces) if kind in BY_WORD else ((),):
         t = tokenizer_of(way, more)
         for odd in (False, True):
             texts = texts_of_words(700, odd)
