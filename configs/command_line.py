@@ -108,6 +108,8 @@ def normalise(argv, cls):
 def unknown_key(where, key, fields):
     if key == "sa_pairs":
         return f"{where}: pairs of names are built on their own now: python -m beyond.synonyms build DATASET --pairs N"
+    if key in ("bf16_stream", "attention_dropout"):
+        return f"{where}: this setting was removed, as no measurement paid for it; leave it out"
     near = difflib.get_close_matches(key, fields, 1)
     return f"{where}: unknown setting '{key}'; " + (f"did you mean '{near[0]}'?" if near else "see --help")
 

@@ -139,7 +139,11 @@ def result_signature(s, weights, tokenizer, max_len, train, test):
     for d in (*train, None, *test):
         corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
     values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": max_len, "overlap": OVERLAP}
+    values |= {
+        "data": str(Path(corpus_folder(s.corpus, s.data)).resolve()),
+        "max_len": max_len,
+        "overlap of windows": OVERLAP,
+    }
     values |= {
         k: getattr(s, k) for k in ("labels", "epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")
     }

@@ -27,8 +27,8 @@ class Window(NamedTuple):
 def make_windows(documents, tokenizer, special, max_len):
     """Documents -> Windows of at most max_len tokens that together hold every word.
 
-    A window ends at the last line break that fits in. A line that does not fit is covered by windows of equal length,
-    as few as can be, that overlap by OVERLAP tokens: an entity of so many is whole in one of them. A word that touches
+    A window ends at the last line break that fits in. A line that does not fit is covered by windows of about equal
+    length that overlap by OVERLAP tokens: an entity of so many is whole in one of them. A word that touches
     the one before it is tokenised without a space, but not where the tokenizer itself puts one before each text, as the
     Metaspace of CamemBERT and XLM-R does. Words are tokenised in NFC, as vocabularies are made of it, and not each
     tokenizer normalises.

@@ -591,7 +591,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=layers_and_dim, default=[(6, 384), (12, 768)], metavar="6x384")
-    parser.add_argument("--family", choices=configs.ARCHITECTURES, default="distilbert", help="of a fourth way to train")
+    parser.add_argument("--family", choices=configs.ARCHITECTURES, default="distilbert", help="of a fourth way")
     parser.add_argument("--names", type=int, help="default: 4,000,000 of search, 20,000 of embed")
     args = parser.parse_args()
     if args.what == "data":

@@ -260,6 +260,7 @@ def test_commands_of_make_are_understood(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("argv, message", [
     (["--learning_rate", "1"], "--learning_rate: unknown setting 'learning_rate'"),
+    (["--bf16_stream", "true"], "--bf16_stream: this setting was removed, as no measurement paid for it; leave it out"),
     (["--epoch", "1"], "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
     (["--max-token", "1"], "unknown setting 'max_token'; did you mean 'max_tokens'?"),
     (["--xyz"], "--xyz: unknown setting 'xyz'; see --help"),

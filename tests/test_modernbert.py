@@ -227,7 +227,8 @@ def test_both_spellings_of_config_json(tmp_path):
     rope = {FULL: {"rope_type": "default", "rope_theta": 7e4}, SLIDING: {"rope_theta": 5000}}
     changed = config_with(
         tmp_path / "x", layer_types=[SLIDING, FULL, FULL, SLIDING], rope_parameters=rope, global_rope_theta=3.0,
-        embedding_dropout=0.25, mlp_dropout=0.5, norm_eps=0.01, layer_norm_eps=1e-12, position_embedding_type="sans_pos",
+        embedding_dropout=0.25, mlp_dropout=0.5, norm_eps=0.01, layer_norm_eps=1e-12,
+        position_embedding_type="sans_pos",
     )  # fmt: skip
     model = models.load(changed, log=SILENT)
     model.save(tmp_path / "y")
