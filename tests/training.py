@@ -57,6 +57,9 @@ def fork(function, *arguments):
         status = 0
     except SystemExit as end:
         status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+            status = 1
     finally:
         sys.stdout.flush()
         os._exit(status)
