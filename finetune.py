@@ -224,14 +224,13 @@ def finetune_seeds(s):
     take_settings_of_run(s)
     device, dtype = choose_machine(s.device, s.precision)
     splits, issues = read_corpus(s.corpus, s.data, s.labels)
-    corpus, train, test = CORPORA[s.corpus], splits["train"], splits["test"]
+    corpus, test = CORPORA[s.corpus], splits["test"]
     out, record = describe_results(s, corpus)
     check_results(s, out)
     setup = set_up(s, splits, device, dtype)
     print_corpus(s, setup, issues)
 
-    weights = setup.encoder.state_dict() | setup.head
-    record["signature"] = result_signature(s, weights, setup.tokenizer, setup.max_len, train, test)
+    record["signature"] = result_signature(s, setup)
     details = describe_windows(s, setup.max_len, test, corpus)
     seeds, predicted_labels = range(s.seed, s.seed + s.runs), {}
     with folder_lock(out, "another process writes results into it; wait for it, or choose another --out"):
@@ -274,8 +273,7 @@ def set_up(s, splits, device, dtype):
     labels = sorted(frequency, key=lambda t: (t != "O", t[2:], t))
     windows = {split: make_windows(documents, tokenizer, special, max_len) for split, documents in splits.items()}
     corpus, constant = CORPORA[s.corpus], frequency.most_common(1)[0][0]
-    head = taggers.read_head(s.checkpoint, encoder.config)
-    pad = special["pad"]
+    head, pad = taggers.read_head(s.checkpoint, encoder.config), special["pad"]
     return Setup(corpus, splits, windows, labels, constant, encoder, head, tokenizer, pad, max_len, device, dtype)
 
 

@@ -127,23 +127,22 @@ def check_results(s, out):
         check_output(out / f"predictions-{seed}.conll", rb"\n*([^\t\n]*\t){2}[^\t\n]+\n")
 
 
-def result_signature(s, weights, tokenizer, max_len, train, test):
+def result_signature(s, setup):
     """All that the scores of a seed depend on, but the device: results of one folder have one signature.
 
-    Args: weights: {name: tensor} of the checkpoint.
+    The overlap of windows is a part of it where some do, as earlier versions had another. Args: setup: finetune.Setup.
     """
-    checkpoint = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + tokenizer.to_str().encode())
-    for name, tensor in weights.items():
+    checkpoint = hashlib.sha256(Path(s.checkpoint, "config.json").read_bytes() + setup.tokenizer.to_str().encode())
+    for name, tensor in (setup.encoder.state_dict() | setup.head).items():
         checkpoint.update(name.encode() + tensor.contiguous().numpy().tobytes())
     corpus = hashlib.sha256()
-    for d in (*train, None, *test):
+    for d in (*setup.splits["train"], None, *setup.splits["test"]):
         corpus.update(repr(d and (d.tokens, d.labels, d.spans, d.gold, d.breaks, d.group)).encode())
+    n_read = sum(len(w.word_positions) for windows in setup.windows.values() for w in windows)
+    n_words = sum(len(d.tokens) for documents in setup.splits.values() for d in documents)
     values = {"checkpoint": str(Path(s.checkpoint).resolve()), "corpus": s.corpus}
-    values |= {
-        "data": str(Path(corpus_folder(s.corpus, s.data)).resolve()),
-        "max_len": max_len,
-        "overlap of windows": OVERLAP,
-    }
+    values |= {"data": str(Path(corpus_folder(s.corpus, s.data)).resolve()), "max_len": setup.max_len}
+    values |= {"overlap of windows": OVERLAP if n_read > n_words else ""}
     values |= {
         k: getattr(s, k) for k in ("labels", "epochs", "batch_size", "lr", "weight_decay", "untrained", "precision")
     }

@@ -22,6 +22,7 @@ from configs import Finetune, UserError
 from support import corpora, hub
 from support.labels import decode_entities
 from support.results import describe_results, differing_settings, result_signature
+from support.windows import Window
 
 NER = Path(os.environ.get("NER", Path(__file__).parents[2] / "shared" / "data" / "ner"))
 HUB = NER.parent / "hf-datasets"
@@ -488,11 +489,18 @@ def test_labels_are_part_of_the_identity_of_results(tmp_path):
     both = [Finetune(str(tmp_path), data="x", labels=labels) for labels in ("", "a/b")]
     tasks = [describe_results(s, corpora.CORPORA["custom"])[1]["task"] for s in both]
     assert tasks == ["custom-x", "custom-x-a-b"]
-    tokenizer = SimpleNamespace(to_str=lambda: "")
-    without, given = (result_signature(s, torch.nn.Linear(1, 1).state_dict(), tokenizer, 8, [], []) for s in both)
+    setup = SimpleNamespace(
+        tokenizer=SimpleNamespace(to_str=lambda: ""), encoder=torch.nn.Linear(1, 1), head={}, max_len=8,
+        splits={"train": [], "test": []}, windows={"train": [], "test": []},
+    )  # fmt: skip
+    without, given = (result_signature(s, setup) for s in both)
     given["checkpoint sha256"] = without["checkpoint sha256"]
     assert differing_settings(without, given) == differing_settings(given, without) == ["labels"]
     assert differing_settings({k: x for k, x in without.items() if k != "labels"}, without) == []
+    old = {k: x for k, x in without.items() if k != "overlap of windows"}  # a result of earlier versions
+    assert differing_settings(old, without) == []
+    setup.windows["test"] = [Window(0, 0, [1, 5, 2], [1])]  # of a word that is in two windows
+    assert differing_settings(old, result_signature(both[0], setup)) == ["overlap of windows"]
 
 
 # ---------------------------------------------------------------- real sets
