@@ -19,11 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "2"
 
+import torch  # noqa: E402
+
 import configs  # noqa: E402
 import data  # noqa: E402
 import kgi  # noqa: E402
+import model as models  # noqa: E402
 from configs import command_line  # noqa: E402
-from support import hardware, runs  # noqa: E402
+from support import datasets, hardware, runs, tokenizers  # noqa: E402
 from support.cache import read_release  # noqa: E402
 from tests import synthetic_umls  # noqa: E402
 
@@ -83,6 +86,18 @@ def command(*args, cwd=ROOT, stdin=None):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, input=stdin
     )
+
+
+def random_checkpoint(dataset, folder):
+    """Saves a model initialised randomly, with the tokenizer of a data set. Returns: its folder."""
+    manifest = datasets.read_manifest(dataset)
+    torch.manual_seed(0)
+    model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
+    for weight in model.encoder.parameters():
+        weight.data *= 20 if weight.dim() > 1 else 1  # or all vectors at [CLS] would be the same but for rounding
+    model.save(folder)
+    tokenizers.save(datasets.read_tokenizer(dataset), folder, 64, model.encoder.config.type_vocab_size)
+    return folder
 
 
 def run_command(program, *argv):

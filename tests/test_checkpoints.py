@@ -78,13 +78,12 @@ def equal(a, b):
 # ---------------------------------------------------------------- in
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_computes_what_another_library_computed(family):
-    """Hidden states, logits, loss and gradients as that library computed them."""
+def computes_as_its_library(name):
+    """Compares a fixture with the outputs of the library that wrote it. Returns: (model with gradients, parity.pt)."""
     lines = []
-    model = models.load(HERE / family, dropout=0.0, log=lines.append)
-    assert lines == [f"{HERE / family}: {line}" for line in NO_OWN_HEADS]
-    want = read_torch(HERE / family / "parity.pt")
+    model = models.load(HERE / name, dropout=0.0, log=lines.append)
+    assert lines == [f"{HERE / name}: {line}" for line in NO_OWN_HEADS]
+    want = read_torch(HERE / name / "parity.pt")
     mask, targets = want["am"].bool(), (want["labels"].ravel() != -100).nonzero().ravel()
     hidden = model.encoder(want["ids"], mask)
     assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
@@ -97,6 +96,13 @@ def test_computes_what_another_library_computed(family):
     loss.backward()
     assert loss.item() == pytest.approx(want["loss"].item(), abs=1e-5)
     assert (model.encoder.word.weight.grad - want["gword"]).abs().max() < 1e-6
+    return model, want
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_computes_what_another_library_computed(family):
+    """Hidden states, logits, loss and gradients as that library computed them."""
+    model, want = computes_as_its_library(family)
     offset = 0 if family in ("bert", "distilbert") else 2
     assert model.encoder.config.position_offset == offset and model.encoder.config.max_positions == 32
     assert (model.encoder.position.weight.grad - want["gpos"][offset:]).abs().max() < 1e-6

@@ -35,9 +35,9 @@ from beyond.linked import LINKS, format_jsonl
 from beyond.mentions import mentions_of_records, parse_record, read_records
 from beyond.nearest import nearest_concepts
 from configs import UserError
-from support import corpora, datasets, files, texts, tokenizers
+from support import corpora, files, texts, tokenizers
 from support.arrays import bootstrap
-from tests.conftest import command, run_command
+from tests.conftest import command, random_checkpoint, run_command
 from tests.small_releases import read_dictionary
 
 
@@ -493,15 +493,7 @@ def test_mentions_of_training_that_are_not_there(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(dataset, tmp_path_factory):
     """A model initialised randomly, with the tokenizer of the data set."""
-    folder = tmp_path_factory.mktemp("linked") / "random"
-    manifest = datasets.read_manifest(dataset)
-    torch.manual_seed(0)
-    model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
-    for weight in model.encoder.parameters():
-        weight.data *= 20 if weight.dim() > 1 else 1  # or all vectors at [CLS] would be the same but for rounding
-    model.save(folder)
-    tokenizers.save(datasets.read_tokenizer(dataset), folder, 64, model.encoder.config.type_vocab_size)
-    return folder
+    return random_checkpoint(dataset, tmp_path_factory.mktemp("linked") / "random")
 
 
 def test_vectors_are_kept_and_stale_ones_are_not_used(tmp_path, capsys):

@@ -17,7 +17,7 @@ from beyond.dictionaries import make_dictionary
 from beyond.linked import COLUMNS, LINKS, reference
 from configs import UserError
 from support import datasets, files, formats, tokenizers
-from tests.conftest import FEW, build, run_command
+from tests.conftest import FEW, build, random_checkpoint, run_command
 from tests.small_releases import conso, types, write
 
 MENTIONS = ["chronic infection", "Sepsis", "infection septique", "xyz", "liver", "lung tear"]
@@ -32,14 +32,7 @@ def bilingual(release, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(bilingual, tmp_path_factory):
     """A model initialised randomly, with the tokenizer of the data set."""
-    folder, manifest = tmp_path_factory.mktemp("linked") / "random", datasets.read_manifest(bilingual)
-    torch.manual_seed(0)
-    model = models.KGIBert(models.Config(manifest["vocab_size"], 64, 32, 1, 2, 64, 0.0, manifest["special"]["pad"]))
-    for weight in model.encoder.parameters():
-        weight.data *= 20 if weight.dim() > 1 else 1  # or all vectors at [CLS] would be the same but for rounding
-    model.save(folder)
-    tokenizers.save(datasets.read_tokenizer(bilingual), folder, 64, model.encoder.config.type_vocab_size)
-    return folder
+    return random_checkpoint(bilingual, tmp_path_factory.mktemp("linked") / "random")
 
 
 def link_lines(folder, *argv):

@@ -165,27 +165,31 @@ def test_a_sequence_that_is_too_long_is_refused_with_the_limit():
         small().encoder(torch.ones(1, 21, dtype=torch.int64))
 
 
+def bytes_kept(c, n, targets):
+    """Of every tensor that autograd saves for the backward pass of n examples of 32 tokens, the parameters left out."""
+    model, seen = models.KGIBert(c), {}
+    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def save(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in mine:
+            seen[storage.data_ptr()] = storage.nbytes(), storage  # held, or its address would be given away again
+        return x
+
+    ids, target_index = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        model(micro_batch(ids, None, target_index, ids.flatten()[:targets], targets, 0, 0, 0))
+    return sum(size for size, _ in seen.values())
+
+
 def test_memory_is_what_autograd_keeps():
     """The calculation that sizes micro-batches, against the bytes of every tensor saved for the backward pass."""
 
-    def kept(layers, n, targets):
-        c = models.Config(5000, 64, 96, layers, 4, 384, 0.0)
-        model, seen = models.KGIBert(c), {}
-        mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def save(x):
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in mine:
-                seen[storage.data_ptr()] = storage.nbytes(), storage  # held, or its address would be given away again
-            return x
-
-        ids, target_index = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-            model(micro_batch(ids, None, target_index, ids.flatten()[:targets], targets, 0, 0, 0))
-        return sum(size for size, _ in seen.values())
+    def of_layers(layers):
+        return models.Config(5000, 64, 96, layers, 4, 384, 0.0)
 
     c = models.Config(5000, 64, 96, 3, 4, 384)
-    per_token = (kept(3, 16, 64) - kept(3, 8, 32)) / (8 * 32)
+    per_token = (bytes_kept(of_layers(3), 16, 64) - bytes_kept(of_layers(3), 8, 32)) / (8 * 32)
     fixed, counted = hardware.estimate_memory(c, 10)
     assert fixed == 220
     in_backward = counted - c.vocab_size  # 8 of the 12 bytes of the head exist in the backward pass

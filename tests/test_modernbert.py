@@ -28,8 +28,18 @@ from support.modernbert import FULL, SLIDING
 from support.tensors import read_safetensors, read_torch, write_safetensors
 from support.windows import MAX_WINDOW
 from tests.conftest import build, run_command
-from tests.test_checkpoints import HERE, NO_OWN_HEADS, OWN_HEADS, SILENT, embedded, texts, train, written  # noqa: F401
-from tests.test_model import micro_batch
+from tests.test_checkpoints import (  # noqa: F401  # noqa: F401
+    HERE,
+    NO_OWN_HEADS,
+    OWN_HEADS,
+    SILENT,
+    computes_as_its_library,
+    embedded,
+    texts,
+    train,
+    written,
+)
+from tests.test_model import bytes_kept, micro_batch
 from tests.training import TINY
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -62,21 +72,7 @@ def config_with(folder, name="modernbert", **changes):
 @pytest.mark.parametrize("name", MASKED_LMS)
 def test_computes_what_another_library_computed(name):
     """Hidden states, logits, loss and gradients as that library computed them, with and without biases."""
-    lines = []
-    model = models.load(HERE / name, dropout=0.0, log=lines.append)
-    assert lines == [f"{HERE / name}: {line}" for line in NO_OWN_HEADS]
-    want = read_torch(HERE / name / "parity.pt")
-    mask, targets = want["am"].bool(), (want["labels"].ravel() != -100).nonzero().ravel()
-    hidden = model.encoder(want["ids"], mask)
-    assert (hidden - want["hidden"])[mask].abs().max() < 1e-5
-    logits = model.mlm_head(hidden)
-    assert (logits - want["logits"])[mask].abs().max() < 1e-5 * want["logits"].abs().max()
-    labels = want["labels"].ravel()[targets]
-    out = model(micro_batch(want["ids"], mask, targets, labels, len(targets), 0, 0, 0))
-    loss = out[0, 0] / len(targets)
-    loss.backward()
-    assert loss.item() == pytest.approx(want["loss"].item(), abs=1e-5)
-    assert (model.encoder.word.weight.grad - want["gword"]).abs().max() < 1e-6
+    computes_as_its_library(name)
 
 
 def test_a_tagger_of_another_library_computes_what_it_did():
@@ -193,24 +189,8 @@ def test_flops_by_torchs_counter_and_by_a_loop_over_pairs():
 def test_memory_is_what_autograd_keeps():
     """The calculation that sizes micro-batches, against the bytes of every tensor saved for the backward pass."""
 
-    def kept(n, targets):
-        c = models.Config(5000, 64, 96, 3, 4, 128, 0.0, family="modernbert")
-        model, seen = models.KGIBert(c), {}
-        mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def save(x):
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in mine:
-                seen[storage.data_ptr()] = storage.nbytes(), storage  # held, or its address would be given away again
-            return x
-
-        ids, at = torch.randint(5, 5000, (n, 32)), torch.arange(targets)
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-            model(micro_batch(ids, None, at, ids.flatten()[:targets], targets, 0, 0, 0))
-        return sum(size for size, _ in seen.values())
-
-    per_token = (kept(16, 64) - kept(8, 32)) / (8 * 32)
-    c = models.Config(5000, 64, 96, 3, 4, 128, family="modernbert")
+    c = models.Config(5000, 64, 96, 3, 4, 128, 0.0, family="modernbert")
+    per_token = (bytes_kept(c, 16, 64) - bytes_kept(c, 8, 32)) / (8 * 32)
     assert per_token == pytest.approx(hardware.estimate_memory(c, 10)[1] - c.vocab_size, rel=0.02)
 
 
