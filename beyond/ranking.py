@@ -184,11 +184,15 @@ def linking_scores(ranks, documents):
 
 
 def linking_record(task, ranks):
-    """What beyond.link keeps: sizes, and {subset: {"mentions", methods: {method: linking_scores}}}.
+    """What beyond.link keeps: sizes, {subset: {"mentions", methods: {method: linking_scores}}}, and ranks.
+
+    The ranks are for beyond.compare: a list for each method, of all mentions in the order of the corpus. Where nothing
+    was found they are null. Another list holds the index of each mention's document.
 
     Args: ranks: of rank_mentions.
     """
     documents, scores = np.array([mention.document for mention in task.mentions]), {}
+    index = {document: i for i, document in enumerate(dict.fromkeys(documents.tolist()))}
     reachable = np.array([gold is not None for gold in task.gold])
     subsets = {"all": np.ones(len(reachable), bool), "reachable": reachable}
     if task.unseen is not None:
@@ -206,6 +210,8 @@ def linking_record(task, ranks):
         "issues": dict(+task.issues),
         "retired": {outcome: task.retired[outcome] for outcome in OUTCOMES if task.retired[outcome]},
         "scores": scores,
+        "document_of_mention": [index[document] for document in documents.tolist()],
+        "ranks": {method: [rank if rank < np.inf else None for rank in x.tolist()] for method, x in ranks.items()},
     }  # fmt: skip
 
 

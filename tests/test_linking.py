@@ -423,6 +423,9 @@ def test_a_record_counts_all_reachable_and_unseen_mentions(small):
         "all": (6, 50), "reachable": (5, 60), "unseen": (4, 50), "unseen_reachable": (3, pytest.approx(200 / 3)),
     }  # fmt: skip
     assert (record["documents"], record["composite"], record["concepts"], record["names"]) == (2, 1, 5, 6)
+    assert record["ranks"] == {"exact match": [1, 2, None, 1, None, 1]}
+    names = [*dict.fromkeys(mention.document for mention in task.mentions)]
+    assert [names[i] for i in record["document_of_mention"]] == [mention.document for mention in task.mentions]
 
 
 def test_mentions_are_not_unseen_where_there_is_no_training_split(tmp_path, capsys):
@@ -562,6 +565,7 @@ def test_link(checkpoint, small, tmp_path, capsys, monkeypatch):
             ranks = ranking.rank_mentions([task], lambda block, x=similarity: [("x", x[block].numpy())])[0]["x"]
             want = ranking.linking_scores(ranks, [m.document for m in task.mentions])
             assert first["scores"]["all"]["methods"][method] == want
+            assert first["ranks"][method] == [rank if rank < np.inf else None for rank in ranks.tolist()]
 
 
 def test_kept_vectors_are_those_of_the_checkpoint_the_names_and_the_settings(checkpoint, small, tmp_path, monkeypatch):
