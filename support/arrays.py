@@ -36,12 +36,18 @@ def concat_ranges(offset, length):
     return np.repeat(offset - (end - length), length) + np.arange(end[-1] if len(end) else 0)
 
 
-def bootstrap(groups, values, n):
-    """Sums of values (sequences, k) over n samples, with replacement, of groups (the document of each): (n, k)."""
+def sum_groups(groups, values):
+    """Sums of values (sequences, k) over groups (the document of each), in the order of their first sequences."""
     index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     sums = np.zeros((len(index), values.shape[1]))
     np.add.at(sums, [index[g] for g in groups], values)
-    weights = np.random.default_rng(0).multinomial(len(index), np.full(len(index), 1 / len(index)), n)
+    return sums
+
+
+def bootstrap(groups, values, n):
+    """Sums of values (sequences, k) over n samples, with replacement, of groups (the document of each): (n, k)."""
+    sums = sum_groups(groups, values)
+    weights = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), n)
     return weights @ sums
 
 
