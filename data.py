@@ -26,16 +26,13 @@ from support import builds, cache, datasets, tokenizers, umls
 from support.arrays import hash_uniform, splitmix64
 from support.layouts import IGNORE
 from support.programs import run_command
+from support.relations import RELATIONS, keys_of_rels, rel_of, split_key, triple_key
 from support.reports import print_dataset_tables, print_examples, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
 # qualifier, qualified by, broader, narrower)". SY is last, so that the six classes of link prediction are 0 to 5.
-RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
-SY = RELATIONS.index("SY")
-INVERSE = np.array([1, 0, 3, 2, 5, 4, 6])  # a parent's inverse is a child, and so on
-RELATION_TOKENS = tuple(f"[{r}]" for r in RELATIONS)  # [REL] of equation (1)
 HREL = "[HREL]"  # "another hidden relation token"
-NEW_TOKENS = (*RELATION_TOKENS, HREL)
+NEW_TOKENS = (*(f"[{name}]" for name in RELATIONS), HREL)
 
 SPLITS = ("train", "valid")
 TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triples
@@ -50,7 +47,7 @@ TARGET, ACTION, REPLACEMENT = range(3)  # random streams of a token
 class Graph(umls.Tables):
     """The graph of one language: "a directed graph G = (C, E, R)", on integers.
 
-    C are the concepts 0..N-1, R is RELATIONS, and E is the set of triples (h, r, t): (h, PAR, t) says that h is a
+    C are the concepts 0..N-1, R is `relations`, and E is the set of triples (h, r, t): (h, PAR, t) says that h is a
     parent of t. The fields of umls.Tables hold the strings of each concept, the preferred term first, and one semantic
     group: that of its semantic type nearest to the root. This one group serves stratification and both kinds of
     negatives, though section 3.1 lets a concept have several.
@@ -58,20 +55,25 @@ class Graph(umls.Tables):
     Attributes:
         h, r, t: (E,) the triples, sorted. strata: (E,) the stratum of each.
         counts: (strata, relations) how many triples each stratum has of each relation.
+        synonymy: SY, the last relation. rel: (relations,) which one is the REL of each: itself, or RB of RB:has_part.
+        rel_keys: the keys of all triples with the REL in the place of r.
     """
 
     def __post_init__(self):
-        self.h, self.r, self.t = umls.split_key(self.keys)
+        self.h, self.r, self.t = split_key(self.keys)
+        self.synonymy, self.inverse = len(self.relations) - 1, np.array(self.inverse)
+        self.rel = np.array([self.relations.index(rel_of(name)) for name in self.relations])
+        self.rel_keys = keys_of_rels(self.keys, self.rel)
         self.strata = self.stratum(self.h, self.t)
         self.joins_groups = ~np.eye(len(self.groups), dtype=bool).ravel()
         self.counts = self.count(self.h, self.r, self.t)
 
     def contains(self, h, r, t):
-        """Whether (h, r, t), or its inverse, is a triple of the graph (bool array)."""
-        found = np.zeros(np.shape(h), bool)
-        for key in (umls.triple_key(h, r, t), umls.triple_key(t, INVERSE[r], h)):
-            index = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-            found |= self.keys[index] == key
+        """Whether (h, r, t), or its inverse, is a triple of the graph by some relation of the same REL (bool array)."""
+        found, rel = np.zeros(np.shape(h), bool), self.rel[r]
+        for key in (triple_key(h, rel, t), triple_key(t, self.inverse[rel], h)):
+            index = np.minimum(np.searchsorted(self.rel_keys, key), len(self.rel_keys) - 1)
+            found |= self.rel_keys[index] == key
         return found
 
     def stratum(self, h, t):
@@ -80,8 +82,8 @@ class Graph(umls.Tables):
 
     def count(self, h, r, t):
         """(strata, relations) int64: how many of the triples each stratum has of each relation."""
-        cell = self.stratum(h, t).astype(np.int32) * len(RELATIONS) + r
-        return np.bincount(cell, minlength=len(self.groups) ** 2 * len(RELATIONS)).reshape(-1, len(RELATIONS))
+        cell, n = self.stratum(h, t).astype(np.int32), len(self.relations)
+        return np.bincount(cell * n + r, minlength=len(self.groups) ** 2 * n).reshape(-1, n)
 
 
 def in_validation(cui_a, cui_b, seed, fraction):
@@ -206,7 +208,7 @@ def choose_tail_terms(rng, graph, h, r, t):
     have the same name twice.
     """
     n_terms = graph.first_term[t + 1] - graph.first_term[t]
-    another = ((r == SY) | (h == t)) & (n_terms > 1)
+    another = ((r == graph.synonymy) | (h == t)) & (n_terms > 1)
     return graph.first_term[t] + np.where(another, 1 + (rng.random(len(t)) * (n_terms - 1)).astype(np.int64), 0)
 
 
@@ -217,7 +219,7 @@ def choose_tail_terms(rng, graph, h, r, t):
 class Tokens:
     """The tokens of one task in a batch, one example after another; every array has one entry a token.
 
-    ids: token ids. position: in its sequence, [CLS] is 0. length: of its sequence. relation: index into RELATIONS, -1
+    ids: token ids. position: in its sequence, [CLS] is 0. length: of its sequence. relation: its index, -1
     at other tokens. kind: of its triple. example_key: a hash of (seed, epoch, example). special: {"mask": token id,
     "hrel": ..., ...}. ordinary: ids of the vocabulary that are not special. mlm_probability: of the run.
     """
@@ -278,9 +280,9 @@ def sample_link_prediction(rng, graph, triples, n, s):
     the wanted length uniform; the first triple of a walk is stratified; no concept comes twice, so that the inverse of
     a relation never follows it. Returns: a Sample of up to n distinct paths.
     """
-    members = triples.index.members[graph.r[triples.index.members] != SY]
+    members = triples.index.members[graph.r[triples.index.members] != graph.synonymy]
     no_synonyms = StratumIndex(members, graph.strata[members], len(graph.counts))
-    shares = graph.counts[:, :SY].sum(axis=1)
+    shares = graph.counts[:, : graph.synonymy].sum(axis=1)
     paths, first_triple = draw_distinct_paths(rng, graph, no_synonyms, shares, n, s.max_relations)
 
     by_first_triple = StratumIndex(np.arange(len(paths)), graph.strata[first_triple], len(shares))
@@ -406,7 +408,7 @@ def corrupt_relation(rng, i, graph, frequency):
     The new relation is drawn by its frequency among true triples within one group: one that only false triples have
     would give them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
     """
-    is_true = np.arange(len(RELATIONS)) == graph.r[i][:, None]
+    is_true = graph.rel == graph.rel[graph.r[i]][:, None]
     cumulative = np.where(is_true, 0, frequency).cumsum(axis=1)
     draw = rng.random((len(i), 1)) * cumulative[:, -1:]
     r = (draw >= cumulative).sum(axis=1)  # the first relation whose cumulative frequency exceeds the draw
@@ -431,7 +433,7 @@ def sample_negatives(rng, graph, triples, corrupt, shares, n):
         if len(source) == 0:
             break
         h, r, t = corrupt(rng, source)
-        key = umls.triple_key(h, r, t)
+        key = triple_key(h, r, t)
         is_first_of_equals = np.isin(np.arange(len(key)), np.unique(key, return_index=True)[1])
         is_new = is_first_of_equals & ~np.isin(key, keys)
         is_good = is_new & ~graph.contains(h, r, t) & triples.has_pair(h, t)
@@ -505,7 +507,7 @@ GRAPH_TASKS = (EP, TC, LP, *range(4, len(TASKS)))  # in the order of their rows 
 def token_sequences(sample, graph, names, relation_ids, seq_len):
     """Yields (kind, CUIs, token ids) of each example, [CLS] and [SEP] not yet among them.
 
-    Args: names: {term: its token ids}. relation_ids: those of RELATIONS. seq_len: of the longest, with both.
+    Args: names: {term: its token ids}. relation_ids: those of the relations. seq_len: of the longest, with both.
     """
     join = join_triple if sample.relations.shape[1] == 1 else join_path
     columns = (sample.kind, graph.cui[sample.concepts], sample.relations, sample.terms)
@@ -552,15 +554,14 @@ def build(s):
     log = builds.start_log()
     # Check inputs first; the slow work comes later.
     langs = umls.parse_languages(s.lang)
-    umls_folder, e3c_folder = builds.find_sources(s)
+    umls_folder, e3c_folder = builds.find_sources(s, NEW_TOKENS)
     name, out, before = builds.choose_output(s, langs)
-    tokenizer = tokenizers.load(s.tokenizer, NEW_TOKENS) if s.tokenizer else None
     builds.print_replacement(s, out, before, log)
     skipped = Counter() if s.skip_bad_rows else None
     documents, issues = builds.read_documents(s, langs, e3c_folder, skipped, log)
 
     # The graphs, and integer triples and paths from them.
-    release = cache.read_release(umls_folder, langs, s, out.parent / "tables", RELATIONS, log)
+    release = cache.read_release(umls_folder, langs, s, out.parent / "tables", log)
     graphs = [Graph(**vars(tables)) for tables in release.tables]
     for g in graphs:
         log(f"{g.lang}: {len(g.terms):,} terms, {len(g.cui):,} CUIs, {len(g.h):,} relations")
@@ -571,16 +572,16 @@ def build(s):
 
     # Token ids, as rows of the two files.
     strings = [builds.used_strings(g, lang_samples) for g, lang_samples in zip(graphs, samples)]
-    if tokenizer is None:
-        corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
-        tokenizer = tokenizers.train_wordpiece(map(list, corpus), s.vocab_size, s.cased, NEW_TOKENS)
+    new_tokens = [*(f"[{name}]" for name in graphs[0].relations), HREL]  # the first are [REL] of equation (1)
+    corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
+    tokenizer = tokenizers.load_or_train(s, new_tokens, map(list, corpus))
+    special = tokenizers.kgi_ids(tokenizer, new_tokens)
     log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
     writers, counts = {split: datasets.ExampleWriter() for split in SPLITS}, {}
     for i, g in enumerate(graphs):
-        write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, s, issues[g.lang])
+        write_language(writers, i, g, samples[i], strings[i], documents[g.lang], tokenizer, special, s, issues[g.lang])
         counts[g.lang] = builds.count_language(i, g, writers, TASK_NAMES, issues[g.lang], log)
-        counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS, RELATIONS)
-    special = tokenizers.kgi_ids(tokenizer, RELATION_TOKENS, HREL)
+        counts[g.lang]["distribution"] = builds.compare_shares(g, samples[i]["train"], TASKS)
     manifest = builds.make_manifest(s, name, langs, umls_folder, tokenizer, special, counts) | left_out
     datasets.write_dataset(out, writers, tokenizer, manifest)
     print_dataset_tables(manifest, TASKS)
@@ -604,9 +605,8 @@ def sample_tasks(graph, split, s, log):
     return samples
 
 
-def write_language(writers, lang, graph, samples, strings, documents, tokenizer, s, issues):
+def write_language(writers, lang, graph, samples, strings, documents, tokenizer, special, s, issues):
     """Adds the examples of a language to the writers of both splits. issues: counts documents that are too short."""
-    special = tokenizers.kgi_ids(tokenizer, RELATION_TOKENS, HREL)
     texts = [" " + string for string in strings.values()]  # as in the middle of a text
     ids = tokenizers.encode_lists(tokenizer, texts, f"{graph.lang}: names")
     # A name without any token (control characters) is [UNK].
@@ -638,7 +638,7 @@ class PretrainingDataset:
         self.seq_len, self.special = self.manifest["settings"]["seq_len"], self.manifest["special"]
         vocab_size = self.manifest["vocab_size"]
         self.relation_of_token = np.full(vocab_size, -1, np.int64)
-        self.relation_of_token[self.special["relations"]] = np.arange(len(RELATIONS))
+        self.relation_of_token[self.special["relations"]] = range(len(self.special["relations"]))
         self.ordinary = np.setdiff1d(np.arange(vocab_size), np.hstack([*self.special.values()]))
 
     def __len__(self):
@@ -739,7 +739,7 @@ def show(s):
         n_shown = (1, 1, 1) if index == TC else (3, 0, 0)
         rows = np.concatenate([rng.choice(k, min(n, len(k)), replace=False) for k, n in zip(by_kind, n_shown)])
         batch = dataset.masked_batch(rows, np.zeros(len(rows), np.int64), 0, configs.Train.mlm_probability)
-        print_examples(s.dataset, TASKS[index], dataset.kind[rows], batch, RELATIONS)
+        print_examples(s.dataset, TASKS[index], dataset.kind[rows], batch, datasets.relation_names(s.dataset))
     print_next(("python kgi.py --data {}", s.dataset))
 
 

@@ -32,7 +32,7 @@ from configs import UserError, check_schedule, warmup_steps
 from data import TASK_NAMES, TASKS
 from support import checkpoints, distributed, hardware, layouts, reports, runs, tokenizers
 from support.arrays import ceil_div, splitmix64
-from support.datasets import find_data, read_tokenizer
+from support.datasets import find_data, read_tokenizer, relation_names
 from support.files import folder_lock, name_of, progress
 from support.pooling import Pooling, inherit_pooling
 from support.programs import run_command
@@ -182,7 +182,7 @@ def set_up(s, objectives=()):
     began, stop_signal = time.monotonic(), runs.StopSignal()
     ranks = distributed.Ranks(s)
     check_settings(s)
-    folder = find_data(s.data, s.init, data.NEW_TOKENS)
+    folder = find_data(s.data, s.init)
     train, valid = (data.PretrainingDataset(folder, split, s.tasks) for split in data.SPLITS)
     if not len(train):
         raise UserError(f"{folder} has no examples of {', '.join(s.tasks)}")
@@ -232,7 +232,7 @@ def new_model(s, train, ranks):
     """A model initialised randomly, in the sizes of the settings."""
     set_dropout(s, s.family)
     sizes = train.manifest["vocab_size"], train.seq_len, s.dim, s.layers, s.heads, s.ffn, s.dropout
-    c = models.Config(*sizes, train.special["pad"], family=s.family)
+    c = models.Config(*sizes, train.special["pad"], family=s.family, relation_classes=relation_names(train.folder)[:-1])
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
     return models.KGIBert(c)
 
@@ -250,9 +250,9 @@ def load_initial_model(s, train, out, ranks):
     """
     c = models.load_config(s.init)
     set_dropout(s, c.family)
-    checkpoints.check_initial(s, c, train, out, data.NEW_TOKENS)
+    checkpoints.check_initial(s, c, train, out)
     hardware.check_model_fits(models.count_parameters(c), ranks.device)
-    model = models.load(s.init, s.dropout, log=ranks.print)
+    model = models.load(s.init, s.dropout, log=ranks.print, relation_classes=relation_names(train.folder)[:-1])
     own, special = tokenizers.load(s.init), train.special
     new_ids = [i for i in (*special["relations"], special["hrel"]) if own.id_to_token(i) is None]
     models.resize_token_embeddings(model, new_ids, train.manifest["vocab_size"])

@@ -23,8 +23,7 @@ import torch.nn.functional as F
 
 from support import checkpoints, modernbert, tokenizers
 from support.kernels import ACTIVATIONS, attention, attention_mask, dropout, init_weights
-
-RELATION_CLASSES = 6  # "one of six relation types": the seven of section 3.1 without synonymy
+from support.relations import RELATIONS
 
 
 @dataclass
@@ -33,8 +32,9 @@ class Config:
 
     The fields after pad_token_id come from the config.json of a checkpoint: attention_dropout (as dropout if not
     given), the family (a key of checkpoints.FAMILIES), its activation, and the eps of every LayerNorm (by default that
-    of the family). type_vocab_size says how many token types its file has. extra_config holds keys that are written
-    back as they are, among them those that only its family has (modernbert.SETTINGS).
+    of the family). type_vocab_size says how many token types its file has, and relation_classes which relations its
+    relation head tells apart. extra_config holds keys that are written back as they are, among them those that only its
+    family has (modernbert.SETTINGS).
     """
 
     vocab_size: int
@@ -50,6 +50,7 @@ class Config:
     activation: str = "gelu"
     eps: float | None = None
     type_vocab_size: int = 0
+    relation_classes: list[str] = field(default_factory=lambda: [*RELATIONS[:-1]])  # "one of six relation types"
     extra_config: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -151,7 +152,7 @@ class KGIBert(nn.Module):
     """The encoder with the heads of the four tasks (section 3.1).
 
     mlm_head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as output matrix.
-    relation_head (link prediction): six classes at each [HREL]. Section 3.1 also allows the vocabulary head over the
+    relation_head (link prediction): the class of each [HREL]. Section 3.1 also allows the vocabulary head over the
     six relation tokens; its output weights would be their embeddings. triple_head: false or true at [CLS].
     """
 
@@ -163,7 +164,7 @@ class KGIBert(nn.Module):
         self.mlm_dense = nn.Linear(c.dim, c.dim, bias=own.get("classifier_bias", True))
         self.mlm_norm = nn.LayerNorm(c.dim, eps=c.eps, bias=own.get("norm_bias", True))
         self.mlm_bias = nn.Parameter(torch.zeros(c.vocab_size))
-        self.relation_head = nn.Linear(c.dim, RELATION_CLASSES)
+        self.relation_head = nn.Linear(c.dim, len(c.relation_classes))
         self.triple_head = nn.Linear(c.dim, 2)
         for head in (self.mlm_dense, self.relation_head, self.triple_head):
             self.encoder.init_head(head)
@@ -238,13 +239,15 @@ def load_config(folder):
         raise UserError(str(e) if names_it else f"{path}: {e}") from None
 
 
-def load(folder, dropout=None, encoder_only=False, log=print):
+def load(folder, dropout=None, encoder_only=False, log=print, relation_classes=()):
     """A KGIBert from a checkpoint folder of any family, with its own dropout or another.
 
     Args: encoder_only: reads no heads. log: prints a line on what is initialised randomly or not used.
+    relation_classes: of the relation head, which begins anew if the checkpoint has others.
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
     c = load_config(folder)
+    c.relation_classes = relation_classes or c.relation_classes
     if dropout is not None:
         c.dropout = c.attention_dropout = dropout
         c.extra_config.pop("embedding_dropout", None)

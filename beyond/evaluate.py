@@ -168,7 +168,7 @@ def evaluate_tasks(model, folder, seed, dtype):
         out["ep"] = {"tokens": out["ep"]["accuracy"], "entities": 100 * (n_wrong == 0).mean()}
     if "lp" in out:
         gold, predicted = label[task == data.LP], prediction[task == data.LP]
-        confusion = confusion_matrix(gold, predicted, labels=range(models.RELATION_CLASSES))
+        confusion = confusion_matrix(gold, predicted, labels=range(model.relation_head.out_features))
         present = np.unique(gold)  # a relation that the held-out pairs lack has no F1
         macro_f1 = f1_score(gold, predicted, labels=present, average="macro", zero_division=0)
         out["lp"] |= {"macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}

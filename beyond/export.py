@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data import RELATIONS
 from support.codes import id_of_code, read_codes
 from support.datasets import choose_languages, names_of_dataset, read_dataset_tables
 from support.files import progress
 from support.programs import check_destination, run_command, write_chunks
+from support.relations import RELS, sort_unique, split_key, triple_key
 from support.reports import print_next
-from support.umls import sort_unique, split_key, triple_key
 
 CHUNK = 1 << 18  # triples that are lines in memory at a time
 
@@ -70,12 +69,12 @@ def write_dictionary(s):
 
 def write_graph(s):
     """Writes a line h TAB REL TAB t for each triple of a data set's release: its CUIs, or their preferred terms."""
-    form = rf"[^\t\n]+\t({'|'.join(RELATIONS)})\t[^\t\n]+\n".encode()
+    form = rf"[^\t\n]+\t({'|'.join(RELS)}|SY)(:[^\t\n]+)?\t[^\t\n]+\n".encode()
     check_destination(s.out, form, s.dataset, Path(s.dataset).parent / "tables")
     tables = [read_dataset_tables(s.dataset, lang) for lang in choose_languages(s.dataset, s.lang)]
     keys = [triple_key(x.cui[h], r, x.cui[t]) for x in tables for h, r, t in [split_key(x.keys)]]
     keys = sort_unique(np.concatenate(keys))
-    cuis = np.unique(np.concatenate([x.cui for x in tables]))
+    cuis, relations = np.unique(np.concatenate([x.cui for x in tables])), tables[0].relations
     texts = np.array([f"C{cui:07d}" for cui in cuis.tolist()], object)
     for x in reversed(tables) if s.names else ():
         names = x.terms.take(pa.array(x.first_term[:-1])).to_pylist()
@@ -85,7 +84,7 @@ def write_graph(s):
         for offset in progress("chunks of triples", range(0, len(keys), CHUNK)):
             h, r, t = split_key(keys[offset : offset + CHUNK])
             h, t = (texts[np.searchsorted(cuis, x)].tolist() for x in (h, t))
-            yield map("\t".join, zip(h, [RELATIONS[x] for x in r.tolist()], t))
+            yield map("\t".join, zip(h, [relations[x] for x in r.tolist()], t))
 
     write_lines(s.out, chunks(), f"{len(keys):,} triples of {len(cuis):,} concepts")
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import data
 from configs import UserError
 from support.arrays import concat_ranges, hash_uniform
 from support.datasets import data_of_run, find_data, read_dataset_tables
@@ -137,7 +136,7 @@ def same_group_shares(points, group, k=10):
 
 def data_of(s, checkpoint):
     """The data set of a command: the one that was asked for, the run's own, or the only one of its tokenizer."""
-    return find_data(s.data or data_of_run(checkpoint), checkpoint, data.NEW_TOKENS)
+    return find_data(s.data or data_of_run(checkpoint), checkpoint)
 
 
 def sample_terms(folder, lang, n, seed):

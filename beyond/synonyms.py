@@ -279,7 +279,7 @@ class Alignment:
 
     def __init__(self, s):
         """s: a Train."""
-        folder = datasets.find_data(s.data, s.init, data.NEW_TOKENS)
+        folder = datasets.find_data(s.data, s.init)
         self.pairs, self.signature = read_pairs(folder)
         self.count = len(self.pairs["train"])
         counts = datasets.read_manifest(folder)["counts"].values()

@@ -100,6 +100,7 @@ SEMANTIC_TYPES = (
 MAX_SEQ_LEN = 16_384  # beyond what any BERT has positions for
 PRECISIONS, DEVICES, POOLINGS = ("auto", "bf16", "fp16", "fp32"), ("auto", "cuda", "cpu"), ("cls", "mean")
 ARCHITECTURES = ("distilbert", "modernbert")  # of encoders from scratch: families of checkpoints
+RELATIONS = ("paper", "rela")  # of a graph
 WINDOWS, LAYOUTS, SWITCHES = ("random", "first"), ("auto", "padded", "packed"), ("auto", "on", "off")
 
 
@@ -128,6 +129,8 @@ class Data(Settings):
     keep_duplicates: bool = setting(False, "count a text each time it occurs, as Table 1 seems to", "sources")
     skip_bad_rows: bool = setting(False, "count malformed and missing rows instead of stopping", "sources")
     out: str = setting("", "where the data set goes; default datasets/<lang>[-<tokenizer>]", "output")
+    relations: str = setting("paper", "the paper's seven, or with finer names (rela)", "graph", choices=RELATIONS)
+    n_rela: int = setting(32, "finer relations (REL:RELA), the most frequent", "graph", most=10_000)
     seed: int = setting(0, "seed of every random choice of the build", "output", most=2**32)
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)
     ep_examples: int = setting(100_000, "entity-prediction examples a language (Table 1)", "sizes", most=10**9)

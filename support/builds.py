@@ -31,7 +31,8 @@ def print_replacement(s, out, before, log):
 
     Args: s: a configs.Data. before: the manifest of the data set that is there, or None.
     """
-    old, settings = before["settings"] if before else {}, manifest_settings(s)
+    old = {"relations": "paper"} | before["settings"] if before else {}  # data sets of before do not say
+    settings = manifest_settings(s)
     changes = [key for key, value in settings.items() if old.get(key, value) != value]
     said = [f"{key} was {old[key]}, now {settings[key]}" for key in changes]
     said = [text if len(text) < 80 else f"{key} has changed" for text, key in zip(said, changes)]
@@ -67,8 +68,11 @@ WHAT_TO_GET = """
   'make demo' needs neither: it shows all of it on synthetic data."""
 
 
-def find_sources(s):
-    """(folder or zip of UMLS, folder of E3C or None) from settings, environment or defaults. Raises: UserError."""
+def find_sources(s, new_tokens):
+    """(folder or zip of UMLS, folder of E3C or None) from settings, environment or defaults.
+
+    Raises: UserError, also if the tokenizer cannot be read, or cannot take new_tokens.
+    """
     umls_folder = s.umls or os.environ.get("UMLS") or "umls"
     e3c_folder = s.e3c or os.environ.get("E3C") or "E3C-Corpus"
     only_text = s.text and e3c_folder == "E3C-Corpus" and not Path(e3c_folder).is_dir()  # nobody asked for E3C
@@ -77,6 +81,8 @@ def find_sources(s):
         raise UserError(f"no UMLS release in {umls_folder}\n{WHAT_TO_GET}")
     if e3c_folder and not Path(e3c_folder).is_dir():
         raise UserError(f"no E3C corpus in {e3c_folder}\n{WHAT_TO_GET}")
+    if s.tokenizer:
+        tokenizers.load(s.tokenizer, new_tokens)
     return umls_folder, e3c_folder
 
 
@@ -177,22 +183,22 @@ def count_language(lang, graph, writers, names, issues, log):
     return counts | {"megabytes": round(writers["train"].n_bytes(lang) / 1e6, 1)}
 
 
-def compare_shares(graph, samples, tasks, relations):
+def compare_shares(graph, samples, tasks):
     """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
 
     The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
     h, group of t) whose share differs most.
 
-    Args: graph: a data.Graph. samples: {task: data.Sample}. tasks, relations: data.TASKS, data.RELATIONS.
+    Args: graph: a data.Graph. samples: {task: data.Sample}. tasks: data.TASKS.
     """
-    n, groups, columns = len(graph.groups), graph.groups, count_samples(graph, samples, tasks, relations)
+    n, groups, columns = len(graph.groups), graph.groups, count_samples(graph, samples, tasks)
     share = {title: drawn / max(1, drawn.sum()) for title, (drawn, _) in columns.items()}
     by_pair = {title: x.sum(1).reshape(n, n) for title, x in share.items()}
     by_group = {title: (x.sum(0) + x.sum(1)) / 2 for title, x in by_pair.items()}
     out = {"columns": list(columns), "groups": {}, "relations": {}, "largest_deviation": {}}
     for k in np.flatnonzero(by_group["graph"]).tolist():
         out["groups"][groups[k]] = [round(float(x[k]), 6) for x in by_group.values()]
-    for k, relation in enumerate(relations):
+    for k, relation in enumerate(graph.relations):
         out["relations"][relation] = [round(float(x[:, k].sum()), 6) for x in share.values()]
     for title, (drawn, frame) in columns.items():
         difference = np.abs(share[title].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(drawn.sum())
@@ -201,7 +207,7 @@ def compare_shares(graph, samples, tasks, relations):
     return out
 
 
-def count_samples(graph, samples, tasks, relations):
+def count_samples(graph, samples, tasks):
     """{title: (counts of a sample, counts of its frame)}, each (pairs of groups, relations).
 
     Triple classification has a column for each kind of triple. Paths have no synonyms.
@@ -209,7 +215,7 @@ def count_samples(graph, samples, tasks, relations):
     counts, columns = graph.counts, {"graph": (graph.counts, graph.counts)}
     is_mixed = graph.joins_groups[:, None]
     frames = {"corrupted entities": counts * is_mixed, "corrupted relation": counts * ~is_mixed}
-    frames["paths"] = counts * (np.array(relations) != "SY")
+    frames["paths"] = counts * (np.arange(len(graph.relations)) != graph.synonymy)
     for task, sample in samples.items():
         titles = {"tc": ("true", "corrupted entities", "corrupted relation"), "lp": ("paths",)}
         for kind, title in enumerate(titles.get(tasks[task].name, (tasks[task].title,))):

@@ -17,8 +17,9 @@ from support import rrf
 from support.arrays import memory_map
 from support.files import atomic_directory, check_output, read_bytes, write_atomic
 from support.forms import find_misfit
+from support.relations import INVERSE, RELATIONS, split_key, triple_key
 from support.sources import FORM, Selection
-from support.umls import Tables, read_tables, split_key, triple_key
+from support.umls import Tables, read_tables
 
 FILES = {  # of the tables of a language: how their beginning is recognised, as files.check_output has it
     "source.json": rb'\{\s*"source"', "concepts.parquet": b"PAR1", "terms.parquet": None, "relations.parquet": None,
@@ -35,29 +36,35 @@ class Release(NamedTuple):
     source: dict  # what they were made from, for save_tables
 
 
-def read_release(umls, langs, s, cache, relations, log):
+def read_release(umls, langs, s, cache, log):
     """The Release of a folder or zip. Each RRF file is read once, and not at all if the cache holds its outcome.
 
-    Args: s: a configs.Data. cache: the folder of tables. relations: the codes of REL to keep. log: prints a line.
+    Args: s: a configs.Data. cache: the folder of tables. log: prints a line.
     """
     rrf.check_files(umls, "MRSTY", "MRCONSO", "MRREL")
     semgroups = Path(s.semgroups or Path(configs.__file__).with_name("SemGroups.txt"))
     source, found, skipped, nci = describe_source(umls, s, semgroups), {}, Counter(), Counter()
     for lang in langs:
-        if cached := load_tables(cache / lang, lang, source):
+        place = folder_of_tables(cache, lang, s.relations)
+        if cached := load_tables(place, lang, source):
             found[lang], skipped, nci = cached[0], skipped | cached[1], nci | cached[2]
-            log(f"{lang}: tables of {cache / lang} (made from the same files)")
+            log(f"{lang}: tables of {place} (made from the same files)")
     missing = [lang for lang in langs if lang not in found]
     for lang in missing:
-        check_output(cache / lang, FILES)
+        check_output(folder_of_tables(cache, lang, s.relations), FILES)
     if missing:
         counters = Counter() if s.skip_bad_rows else None, Counter()
         selection = Selection(s.sources, s.exclude_sources)
-        for tables in read_tables(umls, missing, s.semantic_types, semgroups, relations, selection, counters, log):
+        for tables in read_tables(umls, missing, s, semgroups, selection, counters, log):
             found[tables.lang] = tables
         skipped, nci = skipped | (counters[0] or Counter()), nci | counters[1]
     tables, unsaved = ([found[lang] for lang in these] for these in (langs, missing))
     return Release(tables, dict(skipped), dict(nci), unsaved, source)
+
+
+def folder_of_tables(cache, lang, relations):
+    """Where the tables of a language are kept; those with finer relations (the setting) are apart."""
+    return cache / (lang if relations == "paper" else f"{lang}-{relations}")
 
 
 def describe_source(umls, s, semgroups):
@@ -71,6 +78,7 @@ def describe_source(umls, s, semgroups):
         "semantic_types": s.semantic_types, "skip_bad_rows": s.skip_bad_rows,
         "sources": sorted({*s.sources}), "exclude_sources": sorted({*s.exclude_sources}),
         "semgroups": hashlib.sha256(semgroups.read_bytes() if semgroups.is_file() else b"").hexdigest(),
+        **({} if s.relations == "paper" else {"relations": s.relations, "n_rela": s.n_rela}),
     }  # fmt: skip
 
 
@@ -88,6 +96,7 @@ def save_tables(folder, tables, source, skipped, nci):
             path, table = new / f"{name}.parquet", pa.table(table)
             write_atomic(path, lambda f, table=table: parquet.write_table(table, f, **options))
         about = {"source": source, "groups": tables.groups, "skipped": skipped, "nci": nci, "sources": tables.sources}
+        about |= {"relations": tables.relations, "inverse": tables.inverse}
         write_atomic(new / "source.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
 
 
@@ -103,12 +112,14 @@ def load_tables(folder, lang, source=None):
         )
         first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
         h, r, t = (relations[c].to_numpy() for c in ("head", "relation", "tail"))
+        names, inverse = about.get("relations", [*RELATIONS]), about.get("inverse", [*INVERSE])  # of before: the seven
         tables = Tables(
             lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
-            terms["term"].combine_chunks(), triple_key(h, r, t), about.get("sources", {}),
+            terms["term"].combine_chunks(), triple_key(h, r, t), about.get("sources", {}), tuple(names), tuple(inverse),
         )  # fmt: skip
         consistent = first_term[-1] == len(tables.terms) and len(tables.groups) > tables.group.max()
-        consistent &= not find_misfit(tables.sources, FORM)
+        consistent &= not find_misfit([tables.sources, names, inverse], (FORM, [str], [int]))
+        consistent &= max(*inverse, r.max(initial=0)) < len(names) == len(inverse)
         return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
@@ -119,7 +130,9 @@ def saving_tables(release, cache):
     """Saves the tables of a release that are not in its cache, in a thread of its own while the block runs."""
     with ThreadPoolExecutor(1) as saver:
         about = release.source, release.skipped, release.nci
-        saving = [saver.submit(save_tables, cache / tables.lang, tables, *about) for tables in release.unsaved]
+        relations = release.source.get("relations", "paper")
+        places = [folder_of_tables(cache, tables.lang, relations) for tables in release.unsaved]
+        saving = [saver.submit(save_tables, *x, *about) for x in zip(places, release.unsaved)]
         yield
         for saved in saving:
             saved.result()

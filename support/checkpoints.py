@@ -10,9 +10,10 @@ import torch.nn.functional as F
 import configs
 from configs import UserError
 from support import modernbert, tokenizers
-from support.datasets import how_to_build, tokenizer_of
+from support.datasets import has_tokenizer_of, how_to_build
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 from support.pooling import modules_of
+from support.relations import MAX_KINDS, RELATIONS
 from support.tensors import is_plain_finite, read_safetensors, read_torch, weight_files, write_safetensors
 
 # ---------------------------------------------------------------- names
@@ -170,6 +171,11 @@ def read_config(folder):
         extra |= modernbert.read_settings(d, path)
     if type(d.get("kgi_tasks")) is list:  # of a run of kgi.py: the tasks that it was trained on
         extra["kgi_tasks"] = [task for task in d["kgi_tasks"] if type(task) is str]
+    if (classes := d.get("relation_classes")) is not None:
+        is_list = type(classes) is list and all(type(x) is str for x in classes)
+        if not is_list or len({*classes}) != len(classes) or not 6 <= len(classes) < MAX_KINDS:
+            raise UserError(f"{path}: relation_classes is no list of six or more different relations")
+        values["relation_classes"] = classes
     return values | {"family": name, "extra_config": extra}
 
 
@@ -182,7 +188,9 @@ def read_weights(folder, config, shapes, with_heads, log):
     Returns: ({our parameter: float32 tensor}, token types (type_vocab_size, dim) or None).
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
-    if read_json(Path(folder, "config.json")).get("sinusoidal_pos_embds"):
+    d = read_json(Path(folder, "config.json"))
+    classes = d.get("relation_classes") or [*RELATIONS[:-1]]
+    if d.get("sinusoidal_pos_embds"):
         log(f"{folder}: its fixed sinusoidal positions become trainable")
     family, names = FAMILIES[config.family], checkpoint_tensor_names(config, shapes)
     weights, types = read_tensors(folder, family), None
@@ -195,9 +203,11 @@ def read_weights(folder, config, shapes, with_heads, log):
         weights.setdefault(family.mlm_bias, torch.zeros(config.vocab_size))
     for title, group in head_groups(names).items():
         present = [theirs for ours in group for theirs in names[ours] if theirs in weights]
-        if with_heads and present:
+        if with_heads and present and title == "relation_head" and config.relation_classes != classes:
+            log(f"{folder}: its relation_head is of other relations; initialised randomly")
+        elif with_heads and present:
             continue
-        if with_heads:
+        elif with_heads:
             log(f"{folder}: no {title} in the checkpoint; initialised randomly")
         names = {ours: theirs for ours, theirs in names.items() if ours not in group}
         weights = {name: tensor for name, tensor in weights.items() if name not in present}
@@ -304,6 +314,8 @@ def write(folder, config, parameters, token_types, more_config=None):
     d = {"architectures": [family.masked_lm], "model_type": config.family, "initializer_range": 0.02}
     d |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     d[family.keys["max_positions"]] += config.position_offset
+    if config.relation_classes != [*RELATIONS[:-1]]:
+        d["relation_classes"] = config.relation_classes
     if config.type_vocab_size:
         weights[f"{family.prefix}{EMBEDDINGS['token_type']}.weight"] = token_types
     write_atomic(folder / "model.safetensors", lambda f: write_safetensors(f, weights))
@@ -313,7 +325,7 @@ def write(folder, config, parameters, token_types, more_config=None):
 # ---------------------------------------------------------------- the checkpoint that a run begins with
 
 
-def check_initial(s, c, train, out, new_tokens):
+def check_initial(s, c, train, out):
     """Raises UserError if a checkpoint cannot be trained on a data set with these settings (configs.Train).
 
     Args: c: its model.Config. train: a data.PretrainingDataset. out: the run folder.
@@ -325,7 +337,7 @@ def check_initial(s, c, train, out, new_tokens):
         if getattr(s, size) not in (getattr(configs.Train, size), getattr(c, size)):
             raise UserError(f"{size} = {getattr(s, size)}, but {s.init} has {getattr(c, size)}; leave it out")
     tokenizers.load(s.init, max_entries=c.vocab_size)
-    if tokenizer_of(train.folder) != tokenizers.load(s.init, new_tokens).to_str():
+    if not has_tokenizer_of(train.folder, s.init):
         raise UserError(f"{train.folder} has another tokenizer than {s.init}; {how_to_build(s.init)}")
     if c.pad_token_id != (pad := train.special["pad"]):
         raise UserError(f"{s.init}: its config.json pads with token {c.pad_token_id}, its tokenizer with {pad}")

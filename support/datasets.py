@@ -16,7 +16,7 @@ import configs
 from configs import UserError, command_line
 from support import tokenizers, umls
 from support.arrays import memory_map
-from support.cache import load_tables
+from support.cache import folder_of_tables, load_tables
 from support.files import atomic_directory, read_bytes, read_json, write_atomic, write_json
 from support.forms import find_misfit
 
@@ -32,7 +32,7 @@ VERSION = 2  # of the form of a data set; 1, without a number, had examples with
 RUN_FILE = "kgi.json"  # of a run folder
 MANIFEST = {  # the form of a manifest.json, as find_misfit has it; str: None lets other keys in
     "name": str, "languages": [str], "version": int, "settings": {"seq_len": int, str: None},
-    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": (int,) * 7, str: None},
+    "special": dict.fromkeys(("pad", "cls", "sep", "mask", "unk", "hrel"), int) | {"relations": [int], str: None},
     "vocab_size": int, "malformed_rows_left_out": {str: int}, "nci_rows_left_out": {str: int},
     "counts": {str: {
         "train": {str: int}, "valid": {str: int}, "terms": int, "cuis": int, "relations": int, "megabytes": float,
@@ -77,6 +77,8 @@ def check_manifest(manifest, task_names):
     ids = [i for x in special.values() for i in (x if isinstance(x, list) else [x])]
     if max(ids) >= vocab_size:
         raise ValueError("a special token is not in the vocabulary")
+    if len(special["relations"]) < 7:
+        raise ValueError(f"{len(special['relations'])} relations")
     if sorted(manifest["languages"]) != sorted(manifest["counts"]):
         raise ValueError("counts of other languages")
     for c in manifest["counts"].values():
@@ -145,10 +147,12 @@ def read_dataset_tables(folder, lang):
 
     They are kept beside the data set. Raises: UserError if they are missing, or of another release.
     """
-    folder = Path(folder)
-    cached = load_tables(place := folder.parent / "tables" / lang, lang)
-    if not cached or len(cached[0].terms) != read_manifest(folder)["counts"][lang].get("terms"):
-        cause = "missing, damaged, or replaced by a build with other terms"
+    folder, manifest = Path(folder), read_manifest(folder)
+    relations = manifest["settings"].get("relations", "paper")
+    cached = load_tables(place := folder_of_tables(folder.parent / "tables", lang, str(relations)), lang)
+    wanted = manifest["counts"][lang].get("terms"), relation_names(folder)
+    if not cached or (len(cached[0].terms), [*cached[0].relations]) != wanted:
+        cause = "missing, damaged, or replaced by a build with other terms or relations"
         raise UserError(f"{place}: {cause}; build {folder} again")
     return cached[0]
 
@@ -253,18 +257,16 @@ def write_dataset(out, writers, tokenizer, manifest):
         write_json(new / "manifest.json", manifest)
 
 
-def find_data(folder, checkpoint="", new_tokens=()):
-    """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer).
-
-    new_tokens: what every data set adds to a checkpoint's tokenizer.
-    """
+def find_data(folder, checkpoint=""):
+    """The data set: `folder`, or the only one under datasets/ (that was built with the checkpoint's tokenizer)."""
     if folder:
         return Path(folder)
     found, faults = [], ""
-    wanted = tokenizers.load(checkpoint, new_tokens).to_str() if checkpoint else ""
+    if checkpoint:
+        tokenizers.load(checkpoint)  # says what is wrong with it
     for path in sorted(Path("datasets").glob("[!.]*")):
         try:
-            if (path / "manifest.json").exists() and (not checkpoint or tokenizer_of(path) == wanted):
+            if (path / "manifest.json").exists() and (not checkpoint or has_tokenizer_of(path, checkpoint)):
                 found.append(path)
         except (UserError, OSError) as e:  # a data set that cannot be read; another one may do
             faults += f"; {e}"
@@ -336,6 +338,25 @@ def write_run(folder, data, manifest, finetune):
 def tokenizer_of(folder):
     """The tokenizer of a data set, as a text that can be compared."""
     return Tokenizer.from_str(read_tokenizer(folder).decode()).to_str()
+
+
+def has_tokenizer_of(folder, checkpoint):
+    """Whether a data set was built with the tokenizer of a checkpoint, to which it adds its relations and [HREL]."""
+    return tokenizer_of(folder) == tokenizers.load(checkpoint, tokens_of_relations(folder)).to_str()
+
+
+def tokens_of_relations(folder):
+    """The tokens of a data set's relations, that of synonymy last, and [HREL]."""
+    tokenizer, special = Tokenizer.from_str(read_tokenizer(folder).decode()), read_manifest(folder)["special"]
+    tokens = [tokenizer.id_to_token(i) for i in (*special["relations"], special["hrel"])]
+    if None in tokens:
+        raise UserError(f"{folder}: damaged (a relation without a token); build the data set again")
+    return tokens
+
+
+def relation_names(folder):
+    """The names of a data set's relations as a list, synonymy last: PAR, or RB:has_part."""
+    return [token[1:-1] for token in tokens_of_relations(folder)[:-1]]
 
 
 def how_to_build(checkpoint):

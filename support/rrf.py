@@ -33,6 +33,7 @@ COLUMNS = {  # of the release files that are read here, in order
         "VCUI RCUI VSAB RSAB SON SF SVER VSTART VEND IMETA RMETA SLC SCC SRL TFR CFR CXTY TTYL ATNL LAT CENC CURVER "
         "SABIN SSN SCIT"
     ).split(),
+    "MRDOC": "DOCKEY VALUE TYPE EXPL".split(),
 }
 TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK", "MRSAB")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time

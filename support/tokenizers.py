@@ -197,6 +197,11 @@ def add_special_tokens(tokenizer, tokens):
 # ---------------------------------------------------------------- trained
 
 
+def load_or_train(s, new_tokens, texts):
+    """The tokenizer of a build: that of its checkpoint, or a trained one. s: a configs.Data."""
+    return load(s.tokenizer, new_tokens) if s.tokenizer else train_wordpiece(texts, s.vocab_size, s.cased, new_tokens)
+
+
 def train_wordpiece(texts, vocab_size, cased, new_tokens):
     """A WordPiece tokenizer (accents kept) from an iterable of lists of strings.
 
@@ -244,10 +249,10 @@ def special_ids(tokenizer):
     return ids
 
 
-def kgi_ids(tokenizer, relation_tokens, hrel):
-    """special_ids, and {"hrel": id, "relations": [ids in the order of the relation tokens]}."""
-    relations = [tokenizer.token_to_id(token) for token in relation_tokens]
-    return special_ids(tokenizer) | {"relations": relations, "hrel": tokenizer.token_to_id(hrel)}
+def kgi_ids(tokenizer, new_tokens):
+    """special_ids, and {"relations": ids, "hrel": id} of the tokens of the relations and [HREL], which is last."""
+    *relations, hrel = map(tokenizer.token_to_id, new_tokens)
+    return special_ids(tokenizer) | {"relations": relations, "hrel": hrel}
 
 
 # What may join a word with its neighbours: two spaces, other white space, and characters that a normaliser may drop.

@@ -15,6 +15,16 @@ import pyarrow.compute as pc
 from configs import UserError
 from support import rrf
 from support.files import read_bytes
+from support.relations import (
+    INVERSE,
+    RELATIONS,
+    choose_relations,
+    find_rel,
+    find_relation,
+    rel_of,
+    sort_unique,
+    triple_key,
+)
 from support.rrf import prefix8, read_rrf
 from support.sources import check_selection, count_relations, count_terms, find_lacks, read_source_list, sum_by_source
 
@@ -46,16 +56,8 @@ class Tables:
     terms: pa.Array  # of strings
     keys: np.ndarray  # (E,) int64: triple_key of each triple
     sources: dict = field(default_factory=dict)  # rows by source, as sources.FORM has it
-
-
-def triple_key(h, r, t):
-    """Triples as one int64 each, so that they sort by head and membership is a search."""
-    return (np.asarray(h, np.int64) << 27) | (np.asarray(t, np.int64) << 3) | r
-
-
-def split_key(keys):
-    """(h int32, r int8, t int32) of triple_key(h, r, t)."""
-    return (keys >> 27).astype(np.int32), (keys & 7).astype(np.int8), (keys >> 3 & (1 << 24) - 1).astype(np.int32)
+    relations: tuple[str, ...] = RELATIONS  # the names of r, as relations.py has them
+    inverse: tuple[int, ...] = INVERSE  # of each relation, as an index into `relations`
 
 
 # ---------------------------------------------------------------- languages
@@ -251,7 +253,8 @@ def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
     are the given relations with SUPPRESS=N of selected sources, both concepts with a term in the language. A concept is
     related to itself only by SY, and only if the language has two strings for it, or there would be nothing to read.
 
-    Args: terms: (cui, first_term, ...) of each language. relations: their codes; r is an index into them.
+    Args: terms: (cui, first_term, ...) of each language. relations: their names; r is an index into them. A row whose
+    REL:RELA is none of them has the relation of its REL.
     Returns: (a list of ((E,) int64, counts), (2, N_CUIS + 1) bool: the concepts in CUI1 and those in CUI2, of any row,
     the number of rows that have no CUI1 or no CUI2). Raises: UserError if these are many.
     """
@@ -262,25 +265,22 @@ def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
         index[cui] = np.arange(len(cui))
         concept_of.append(index)
         has_synonym.append(np.append(np.diff(first_term) > 1, False))
-    codes = np.array([prefix8(name) for name in relations])
-    relation_of = np.zeros(1 << 16, np.int8)
-    relation_of[codes & np.uint64(0xFFFF)] = np.arange(len(codes))
-    synonymy, is_hierarchical = relations.index("SY"), np.isin(relations, ["PAR", "CHD"])
+    rels = [name for name in relations if name == rel_of(name)]
+    synonymy, is_hierarchical = len(rels) - 1, np.isin(rels, ["PAR", "CHD"])
 
     def parse_block(rows):
         t, h = rows.parse_cui("CUI1", optional=True), rows.parse_cui("CUI2", optional=True)
         stands_in[0, t] = stands_in[1, h] = True
         n_empty = rows.filter((t < 0) | (h < 0)).count_empty("CUI1", "CUI2")
-        rel = rows.prefix8("REL")
-        r = relation_of[rel & np.uint64(0xFFFF)]  # the first two letters tell the seven apart
-        r[codes[r] != rel] = -1
-        keep = (r >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N")) & selection.includes(rows)
-        n_rows, rows, h, r, t, found = len(t), rows.filter(keep), h[keep], r[keep], t[keep], []
+        rel = find_rel(rows, rels)
+        keep = (rel >= 0) & (rows.prefix8("SUPPRESS") == prefix8("N")) & selection.includes(rows)
+        n_rows, rows, h, rel, t, found = len(t), rows.filter(keep), h[keep], rel[keep], t[keep], []
+        r = find_relation(rows, rel, relations)
         for index, synonyms in zip(concept_of, has_synonym):
             head, tail = index[h], index[t]
-            good = (head >= 0) & (tail >= 0) & ((head != tail) | ((r == synonymy) & synonyms[head]))
+            good = (head >= 0) & (tail >= 0) & ((head != tail) | ((rel == synonymy) & synonyms[head]))
             keys = triple_key(head[good], r[good], tail[good])
-            found.append((keys, count_relations(rows.filter(good), is_hierarchical[r[good]])))
+            found.append((keys, count_relations(rows.filter(good), is_hierarchical[rel[good]])))
         return *found, np.array([n_empty, n_rows])
 
     *languages, counts = zip(*read_rrf(umls, "MRREL", parse_block, skipped, nci))
@@ -290,23 +290,23 @@ def read_relations(umls, terms, relations, selection, skipped=None, nci=None):
     return [(sort_unique(np.concatenate(keys)), counts) for keys, counts in languages], stands_in, n_empty
 
 
-def sort_unique(keys):
-    """np.unique of integers, in place: the triples of English are 20 million."""
-    keys.sort()
-    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
-
-
 # ---------------------------------------------------------------- a release -> tables
 
 
-def read_tables(umls, langs, semantic_types, semgroups, relations, selection, counters, log):
-    """The Tables of each language, from the files. selection: of sources. counters: (skipped, nci) of read_rrf."""
+def read_tables(umls, langs, s, semgroups, selection, counters, log):
+    """The Tables of each language, from the files.
+
+    Args: s: a configs.Data. selection: of sources. counters: (skipped, nci) of read_rrf.
+    """
     levels, present = read_source_list(umls, counters[0])
     check_selection(umls, selection, levels, present, counters[0])
-    groups, group = read_semantic_types(umls, semantic_types, semgroups, *counters)
+    groups, group = read_semantic_types(umls, s.semantic_types, semgroups, *counters)
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
     terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, selection, *counters)
     log(f"MRCONSO: {sum(len(strings) for _, _, strings, _ in terms):,} terms")
+    relations, inverse = RELATIONS, INVERSE
+    if s.relations == "rela":
+        relations, inverse = choose_relations(umls, group, s.n_rela, selection, counters, log)
     triples, stands_in, n_empty = read_relations(umls, terms, relations, selection, *counters)
     without = f" ({n_empty:,} rows without CUI1 or CUI2)" * bool(n_empty)
     log(f"MRREL: {sum(len(keys) for keys, _ in triples):,} relations{without}")
@@ -322,7 +322,7 @@ def read_tables(umls, langs, semantic_types, semgroups, relations, selection, co
             lacks = "".join(f"; {line}" for line in find_lacks(lang, sources, selection.only))
             advice = f"see {settings}, or use a larger subset{lacks}"
             raise UserError(f"{umls}: no relation left in language {lang} ({lat_code(lang)}): {what}; {advice}")
-        tables.append(Tables(lang, cui, group[cui], groups, first_term, strings, keys, sources))
+        tables.append(Tables(lang, cui, group[cui], groups, first_term, strings, keys, sources, relations, inverse))
     return tables
 
 

@@ -247,7 +247,7 @@ class Plain(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
         self.mlm_dense = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim))
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
-        self.relation_head, self.triple_head = nn.Linear(c.dim, models.RELATION_CLASSES), nn.Linear(c.dim, 2)
+        self.relation_head, self.triple_head = nn.Linear(c.dim, len(c.relation_classes)), nn.Linear(c.dim, 2)
 
     def forward(self, batch):
         """The summed loss of a MicroBatch of the layout "padded", as (1, 1)."""

@@ -63,7 +63,7 @@ def graph_of(release, lang="en", kept=("DISO", "ANAT", "CONC", "PROC"), **settin
     """The graph of a release folder, read again."""
     s = configs.Data(semantic_types=list(kept), **settings)
     with tempfile.TemporaryDirectory() as place:
-        found = read_release(release, [lang], s, Path(place), data.RELATIONS, lambda _: None)
+        found = read_release(release, [lang], s, Path(place), lambda _: None)
     return data.Graph(**vars(found.tables[0]))
 
 

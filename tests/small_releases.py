@@ -3,7 +3,6 @@
 import gzip
 import shutil
 
-import data
 from beyond.dictionaries import make_dictionary, read_pairs
 
 
@@ -33,7 +32,7 @@ def types(*pairs):
 
 def triples(g):
     """The set of triples of a graph: (CUI of h, REL, CUI of t)."""
-    return {(f"C{g.cui[h]:07d}", data.RELATIONS[r], f"C{g.cui[t]:07d}") for h, r, t in zip(g.h, g.r, g.t)}
+    return {(f"C{g.cui[h]:07d}", g.relations[r], f"C{g.cui[t]:07d}") for h, r, t in zip(g.h, g.r, g.t)}
 
 
 def preferred(g):

@@ -25,13 +25,15 @@ from tokenizers import Tokenizer
 import configs
 import data
 from configs import UserError
-from data import CORRUPTED_ENTITIES, CORRUPTED_RELATION, EP, LP, MLM, RELATIONS, SY, TASK_NAMES, TASKS, TC, TRUE
+from data import CORRUPTED_ENTITIES, CORRUPTED_RELATION, EP, LP, MLM, RELATIONS, TASK_NAMES, TASKS, TC, TRUE
 from model import Config, KGIBert
-from support import builds, datasets, layouts, tokenizers, umls
+from support import builds, datasets, layouts, tokenizers
+from support.relations import INVERSE, triple_key
 from tests.conftest import FEW, ROOT, SMALL, build, command, graph_of, run_command
 from tests.small_releases import BASE, TYPES, conso, rel, write, write_texts
 
 SEEDS = range(12)
+SY = RELATIONS.index("SY")
 
 
 @pytest.fixture(scope="module", params=data.SPLITS)
@@ -223,14 +225,14 @@ def random_graph(seed, concepts=40, groups=3, density=0.02, inverses=True):
     terms = rng.integers(1, 5, concepts)
     keep = (h != t) | ((r == SY) & (terms[h] > 1))
     found = set(zip(h[keep].tolist(), r[keep].tolist(), t[keep].tolist()))
-    inverse = {(t, int(data.INVERSE[r]), h) for h, r, t in found}
+    inverse = {(t, INVERSE[r], h) for h, r, t in found}
     found |= inverse if inverses else set()
     h, r, t = (np.array(x) for x in zip(*sorted(found, key=lambda x: (x[0], x[2], x[1]))))
     first = np.concatenate([[0], np.cumsum(terms)])
     strings = pa.array([f"{c}.{k}" for c in range(concepts) for k in range(terms[c])])
     graph = data.Graph(
         "en", np.sort(rng.choice(10**6, concepts, replace=False)), rng.integers(0, groups, concepts).astype(np.int8),
-        [f"G{i}" for i in range(groups)], first, strings, umls.triple_key(h, r, t),
+        [f"G{i}" for i in range(groups)], first, strings, triple_key(h, r, t),
     )  # fmt: skip
     return graph, found | inverse
 
@@ -258,7 +260,7 @@ def settings(**more):
 def pair_graph():
     truth = {(0, 0, 1), (1, 1, 0), (0, 4, 1), (1, 5, 0)}
     h, r, t = (np.array(x) for x in zip(*sorted(truth)))
-    names, keys = pa.array(["a", "b"]), np.sort(umls.triple_key(h, r, t))
+    names, keys = pa.array(["a", "b"]), np.sort(triple_key(h, r, t))
     return data.Graph("en", np.array([5, 9]), np.zeros(2, np.int8), ["G"], np.arange(3), names, keys), truth
 
 
@@ -267,7 +269,7 @@ def test_contains_knows_every_triple_and_its_inverse(release):
     g = graph_of(release)
     rng = np.random.default_rng(0)
     truth = set(zip(g.h.tolist(), g.r.tolist(), g.t.tolist()))
-    truth |= {(t, int(data.INVERSE[r]), h) for h, r, t in truth}
+    truth |= {(t, INVERSE[r], h) for h, r, t in truth}
     h, r, t = rng.integers(0, len(g.cui), 20_000), rng.integers(0, 7, 20_000), rng.integers(0, len(g.cui), 20_000)
     h, t = np.append(h, g.t), np.append(t, g.h)
     r = np.append(r, rng.integers(0, 7, len(g.h)))
@@ -523,7 +525,7 @@ def test_sequences_spell_the_triples(dataset, release, examples):
         concepts = [index[c] for c in cuis_of(examples, i)]
         assert len(pieces) == len(concepts) and all(pieces)
         for k, (piece, c) in enumerate(zip(pieces, concepts)):
-            other = task != LP and k == 1 and (relations[0] == data.SY or concepts[0] == c)
+            other = task != LP and k == 1 and (relations[0] == SY or concepts[0] == c)
             allowed = flat[c][1:] if other and len(flat[c]) > 1 else flat[c][:1]
             assert piece in allowed
         steps = list(zip(concepts, relations, concepts[1:]))
@@ -731,7 +733,7 @@ def test_the_tables_agree_with_plain_counting(release, dataset, capsys):
         assert all(abs(report["relations"][x][k] - relations[i] / len(found)) < cut for i, x in enumerate(RELATIONS))
         assert all(abs(p[k] - ends[x] / 2 / len(found)) < cut for x, p in report["groups"].items())
         pairs = Counter((g.group[h], g.group[t]) for h, _, t in found)
-        frame = [(a, b) for a, r, b in triples["graph"] if not (name == "paths" and r == data.SY)]
+        frame = [(a, b) for a, r, b in triples["graph"] if not (name == "paths" and r == SY)]
         frame = Counter((g.group[a], g.group[b]) for a, b in frame)
         if name.startswith("corrupted"):
             frame = Counter({p: n for p, n in frame.items() if (p[0] != p[1]) == (name == "corrupted entities")})

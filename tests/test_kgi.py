@@ -1066,11 +1066,11 @@ def test_a_data_set_that_cannot_be_read(dataset, baseline, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets" / "broken").mkdir(parents=True)
     (tmp_path / "datasets" / "broken" / "manifest.json").write_text("{")
-    assert datasets.find_data(str(dataset), str(baseline), data.NEW_TOKENS) == dataset
+    assert datasets.find_data(str(dataset), str(baseline)) == dataset
     with pytest.raises(UserError, match=r"no data set under datasets/ has the tokenizer of .*; datasets/broken/mani"):
-        datasets.find_data("", str(baseline), data.NEW_TOKENS)
+        datasets.find_data("", str(baseline))
     (tmp_path / "datasets" / "en").symlink_to(dataset)
-    assert str(datasets.find_data("", str(baseline), data.NEW_TOKENS)) == "datasets/en"
+    assert str(datasets.find_data("", str(baseline))) == "datasets/en"
     exists = datasets.Path.exists
 
     def forbidden(path, **more):

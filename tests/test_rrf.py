@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import pytest
 
 import configs
-import data
 from configs import UserError
 from support import rrf
 from support.cache import read_release
@@ -160,9 +159,9 @@ def test_rows_of_mrrel_that_leave_out_a_cui(tmp_path, n_empty):
     if n_empty == 2:
         message = "MRREL.RRF: 2 of 100 rows have no CUI1 or no CUI2; this MRREL is the input of MetamorphoSys: make a"
         with pytest.raises(UserError, match=message):
-            read_release(folder, ["en"], s, tmp_path / "cache", data.RELATIONS, said.append)
+            read_release(folder, ["en"], s, tmp_path / "cache", said.append)
     else:
-        read_release(folder, ["en"], s, tmp_path / "cache", data.RELATIONS, said.append)
+        read_release(folder, ["en"], s, tmp_path / "cache", said.append)
         assert "MRREL: 2 relations" + " (1 rows without CUI1 or CUI2)" * n_empty in said
 
 

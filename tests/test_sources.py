@@ -247,7 +247,7 @@ def test_tables_of_another_selection_or_an_older_version_are_read_anew(tmp_path,
 
     def read(**more):
         s, place = configs.Data(**more), tmp_path / "tables"
-        found = read_release(folder, ["en"], s, place, data.RELATIONS, lambda _: None)
+        found = read_release(folder, ["en"], s, place, lambda _: None)
         for tables in found.unsaved:
             save_tables(place / "en", tables, found.source, found.skipped, found.nci)
         return bool(found.unsaved), found.tables[0].sources

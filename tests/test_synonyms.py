@@ -18,7 +18,8 @@ import data
 import kgi
 from beyond import synonyms
 from configs import UserError, command_line
-from support import runs, umls
+from support import runs
+from support.relations import triple_key
 from tests import training
 from tests.conftest import build, command, graph_of
 from tests.training import TINY, args, free_ports, lines, one_step, same_end, same_weights, weights
@@ -138,7 +139,7 @@ def graph(lang, names):
     first = np.cumsum([0] + [len(x) for x in names.values()])
     n = np.arange(1, len(names))
     strings = pa.array([string for x in names.values() for string in x])
-    keys = umls.triple_key(0 * n, 0 * n, n)
+    keys = triple_key(0 * n, 0 * n, n)
     return data.Graph(lang, np.array([*names]), np.zeros(len(names), np.int8), ["DISO"], first, strings, keys)
 
 

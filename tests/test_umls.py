@@ -125,7 +125,7 @@ def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
         for name in (tmp_path / "x").glob("*"):
             name.unlink()
         folder = write(tmp_path / "x", mrconso, mrrel, mrsty)
-        read_release(folder, ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, lines.append)
+        read_release(folder, ["en"], configs.Data(), tmp_path / "cache", lines.append)
         return [line.split("; many mean")[0] for line in lines if "; many mean" in line]
 
     assert gaps(names, whole, TYPES) == gaps([*names, *BASE], whole * 2, TYPES * 2) == []
@@ -136,7 +136,7 @@ def test_concepts_that_whole_files_do_not_have_are_counted(tmp_path):
     assert gaps(names, whole[:3], TYPES) == ["1 of the 3 concepts of MRREL have relations in one direction only"]
     (tmp_path / "x" / "MRFILES.RRF").write_text("MRREL.RRF|||16|3|1|\n")
     again = []
-    read_release(tmp_path / "x", ["en"], configs.Data(), tmp_path / "cache", data.RELATIONS, again.append)
+    read_release(tmp_path / "x", ["en"], configs.Data(), tmp_path / "cache", again.append)
     assert "1 of the 3 concepts of MRREL have relations in one direction only" in again  # it is whole
     assert gaps(names, whole[:1], TYPES) == ["2 of the 2 concepts of MRREL have relations in one direction only"]
 
@@ -237,7 +237,7 @@ def test_tables_are_kept_until_something_changes(release, tmp_path, monkeypatch)
         reads.clear()
         s = configs.Data(semantic_types=list(kept), **more)
         cache = tmp_path / "tables"
-        found = read_release(folder, [lang], s, cache, data.RELATIONS, lambda _: None)
+        found = read_release(folder, [lang], s, cache, lambda _: None)
         for tables in found.unsaved:
             save_tables(cache / tables.lang, tables, found.source, found.skipped, found.nci)
         return data.Graph(**vars(found.tables[0])), bool(reads)
