@@ -26,13 +26,13 @@ from support import builds, cache, datasets, tokenizers, umls
 from support.arrays import hash_uniform, splitmix64
 from support.layouts import IGNORE
 from support.programs import run_command
-from support.relations import RELATIONS, keys_of_rels, rel_of, split_key, triple_key
+from support.relations import PAPER_RELATIONS, keys_of_rels, new_tokens, rel_of, split_key, triple_key
 from support.reports import print_dataset_tables, print_examples, print_next, print_training
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
 # qualifier, qualified by, broader, narrower)". SY is last, so that the six classes of link prediction are 0 to 5.
-HREL = "[HREL]"  # "another hidden relation token"
-NEW_TOKENS = (*(f"[{name}]" for name in RELATIONS), HREL)
+RELATIONS = PAPER_RELATIONS
+NEW_TOKENS = new_tokens(RELATIONS)  # [REL] of equation (1), and [HREL], "another hidden relation token"
 
 SPLITS = ("train", "valid")
 TRUE, CORRUPTED_ENTITIES, CORRUPTED_RELATION = range(3)  # kinds of triples
@@ -572,10 +572,10 @@ def build(s):
 
     # Token ids, as rows of the two files.
     strings = [builds.used_strings(g, lang_samples) for g, lang_samples in zip(graphs, samples)]
-    new_tokens = [*(f"[{name}]" for name in graphs[0].relations), HREL]  # the first are [REL] of equation (1)
+    added = new_tokens(graphs[0].relations)
     corpus = [*(x.values() for x in strings), *(documents[lang][split] for lang in langs for split in SPLITS)]
-    tokenizer = tokenizers.load_or_train(s, new_tokens, map(list, corpus))
-    special = tokenizers.kgi_ids(tokenizer, new_tokens)
+    tokenizer = tokenizers.load_or_train(s, added, map(list, corpus))
+    special = tokenizers.kgi_ids(tokenizer, added)
     log(f"tokenizer: {tokenizers.vocab_size(tokenizer):,} entries")
     writers, counts = {split: datasets.ExampleWriter() for split in SPLITS}, {}
     for i, g in enumerate(graphs):

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from support import checkpoints, modernbert, tokenizers
 from support.kernels import ACTIVATIONS, attention, attention_mask, dropout, init_weights
-from support.relations import RELATIONS
+from support.relations import PAPER_RELATIONS
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Config:
     activation: str = "gelu"
     eps: float | None = None
     type_vocab_size: int = 0
-    relation_classes: list[str] = field(default_factory=lambda: [*RELATIONS[:-1]])  # "one of six relation types"
+    relation_classes: list[str] = field(default_factory=lambda: [*PAPER_RELATIONS[:-1]])  # "one of six relation types"
     extra_config: dict = field(default_factory=dict)
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ from data import TASK_NAMES, TASKS
 from kgi import VALID_EPOCH
 from support import hardware, layouts, reports, runs, tokenizers, umls
 from support.arrays import ceil_div
-from support.datasets import read_manifest, tokenizer_of
+from support.datasets import read_manifest, relation_names, tokenizer_of
 from support.files import made_folder, name_of, write_json
 from support.pooling import read_pooling
 from support.programs import run_command
@@ -93,7 +93,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
     c = models.load_config(checkpoint)
     tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
     # The model may have more rows than its tokenizer has entries.
-    has_heads = tokenizer.to_str() == tokenizer_of(folder)
+    has_heads = tokenizer.to_str() == tokenizer_of(folder) and c.relation_classes == relation_names(folder)[:-1]
     model = models.load(checkpoint, encoder_only=not has_heads).to(device).eval()
     settings, manifest = asdict(s), read_manifest(folder)
     del settings["checkpoints"]

@@ -92,6 +92,7 @@ def choose_output(s, langs):
     Raises: UserError if something else is in the folder, or nothing can be written there.
     """
     name = "multi" if s.lang.lower() == "multi" else "-".join(langs)
+    name += f"-{s.relations}" * (s.relations != "paper")
     if s.tokenizer:  # not in the place of the data set whose tokenizer is trained
         name += f"-{name_of(s.tokenizer)}"
     out = Path(s.out or Path("datasets", name))

@@ -17,7 +17,7 @@ from support import rrf
 from support.arrays import memory_map
 from support.files import atomic_directory, check_output, read_bytes, write_atomic
 from support.forms import find_misfit
-from support.relations import INVERSE, RELATIONS, split_key, triple_key
+from support.relations import INVERSE, PAPER_RELATIONS, split_key, triple_key
 from support.sources import FORM, Selection
 from support.umls import Tables, read_tables
 
@@ -112,7 +112,8 @@ def load_tables(folder, lang, source=None):
         )
         first_term = np.concatenate([[0], np.cumsum(concepts["terms"].to_numpy())])
         h, r, t = (relations[c].to_numpy() for c in ("head", "relation", "tail"))
-        names, inverse = about.get("relations", [*RELATIONS]), about.get("inverse", [*INVERSE])  # of before: the seven
+        of_before = {"relations": [*PAPER_RELATIONS], "inverse": [*INVERSE]}
+        names, inverse = (about.get(key, seven) for key, seven in of_before.items())
         tables = Tables(
             lang, concepts["cui"].to_numpy(), concepts["group"].to_numpy(), about["groups"], first_term,
             terms["term"].combine_chunks(), triple_key(h, r, t), about.get("sources", {}), tuple(names), tuple(inverse),

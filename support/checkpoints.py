@@ -13,7 +13,7 @@ from support import modernbert, tokenizers
 from support.datasets import has_tokenizer_of, how_to_build
 from support.files import read_json, reject_lfs_pointer, write_atomic, write_json
 from support.pooling import modules_of
-from support.relations import MAX_KINDS, RELATIONS
+from support.relations import MAX_KINDS, PAPER_RELATIONS
 from support.tensors import is_plain_finite, read_safetensors, read_torch, weight_files, write_safetensors
 
 # ---------------------------------------------------------------- names
@@ -189,7 +189,7 @@ def read_weights(folder, config, shapes, with_heads, log):
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
     d = read_json(Path(folder, "config.json"))
-    classes = d.get("relation_classes") or [*RELATIONS[:-1]]
+    classes = d.get("relation_classes") or [*PAPER_RELATIONS[:-1]]
     if d.get("sinusoidal_pos_embds"):
         log(f"{folder}: its fixed sinusoidal positions become trainable")
     family, names = FAMILIES[config.family], checkpoint_tensor_names(config, shapes)
@@ -205,6 +205,8 @@ def read_weights(folder, config, shapes, with_heads, log):
         present = [theirs for ours in group for theirs in names[ours] if theirs in weights]
         if with_heads and present and title == "relation_head" and config.relation_classes != classes:
             log(f"{folder}: its relation_head is of other relations; initialised randomly")
+            tasks = config.extra_config.get("kgi_tasks", [])
+            config.extra_config["kgi_tasks"] = [task for task in tasks if task != "lp"]  # it is to be learned again
         elif with_heads and present:
             continue
         elif with_heads:
@@ -314,7 +316,7 @@ def write(folder, config, parameters, token_types, more_config=None):
     d = {"architectures": [family.masked_lm], "model_type": config.family, "initializer_range": 0.02}
     d |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     d[family.keys["max_positions"]] += config.position_offset
-    if config.relation_classes != [*RELATIONS[:-1]]:
+    if config.relation_classes != [*PAPER_RELATIONS[:-1]]:
         d["relation_classes"] = config.relation_classes
     if config.type_vocab_size:
         weights[f"{family.prefix}{EMBEDDINGS['token_type']}.weight"] = token_types

@@ -13,10 +13,11 @@ from support import rrf
 from support.arrays import concat_ranges
 from support.rrf import prefix8, read_rrf
 
-RELATIONS, INVERSE = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY"), (1, 0, 3, 2, 5, 4, 6)
+PAPER_RELATIONS, INVERSE = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY"), (1, 0, 3, 2, 5, 4, 6)
+HREL = "[HREL]"  # hides a relation
 # With finer names other relations (RO) join them: nearly all names are theirs, and none of their rows lacks one.
-RELS = (*RELATIONS[:-1], "RO")
-INVERSE_REL = dict(zip(RELATIONS, (RELATIONS[i] for i in INVERSE))) | {"RO": "RO"}
+RELS = (*PAPER_RELATIONS[:-1], "RO")
+INVERSE_REL = dict(zip(PAPER_RELATIONS, (PAPER_RELATIONS[i] for i in INVERSE))) | {"RO": "RO"}
 MAX_KINDS = 1 << 15  # a triple_key has 15 bits for its relation
 N_VOTES = 200  # triples of a kind that vote on its inverse
 
@@ -36,6 +37,11 @@ def sort_unique(keys):
     """np.unique of integers, in place: the triples of English are 20 million."""
     keys.sort()
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+
+
+def new_tokens(names):
+    """The tokens that relations add to a vocabulary: one each, and [HREL]."""
+    return [*(f"[{name}]" for name in names), HREL]
 
 
 def keys_of_rels(keys, rel):
@@ -178,11 +184,7 @@ def compare_with_mrdoc(umls, inverse_of, skipped, log):
     columns = ("DOCKEY", "VALUE", "TYPE", "EXPL")
     for block in read_rrf(umls, "MRDOC", lambda rows: [rows.strings(c).to_pylist() for c in columns], skipped):
         stated |= {rela: inverse for key, rela, what, inverse in zip(*block) if (key, what) == ("RELA", "rela_inverse")}
-    others = []
-    for kind, inverse in inverse_of.items():
-        rela, in_rows = rela_of(kind), rela_of(inverse)
-        if stated.get(rela, in_rows) != in_rows:
-            others.append(f"{kind} (there {stated[rela]}, in the rows {in_rows})")
-    known = sum(rela_of(kind) in stated for kind in inverse_of)
-    differ = f", and otherwise of {', '.join(others)}; the rows count" * bool(others)
-    log(f"MRDOC: the same inverse of {known - len(others)} of the {len(inverse_of)} finer relations{differ}")
+    known = [(kind, stated[rela_of(kind)], rela_of(i)) for kind, i in inverse_of.items() if rela_of(kind) in stated]
+    others = [f"{kind} (there {there}, in the rows {in_rows})" for kind, there, in_rows in known if there != in_rows]
+    differ = f", another for {', '.join(others)}; the rows count" * bool(others)
+    log(f"MRDOC: the same inverse for {len(known) - len(others)} of the {len(inverse_of)} finer relations{differ}")

@@ -17,7 +17,7 @@ from support import rrf
 from support.files import read_bytes
 from support.relations import (
     INVERSE,
-    RELATIONS,
+    PAPER_RELATIONS,
     choose_relations,
     find_rel,
     find_relation,
@@ -56,7 +56,7 @@ class Tables:
     terms: pa.Array  # of strings
     keys: np.ndarray  # (E,) int64: triple_key of each triple
     sources: dict = field(default_factory=dict)  # rows by source, as sources.FORM has it
-    relations: tuple[str, ...] = RELATIONS  # the names of r, as relations.py has them
+    relations: tuple[str, ...] = PAPER_RELATIONS  # the names of r, as relations.py has them
     inverse: tuple[int, ...] = INVERSE  # of each relation, as an index into `relations`
 
 
@@ -304,7 +304,7 @@ def read_tables(umls, langs, s, semgroups, selection, counters, log):
     log(f"MRSTY: {np.count_nonzero(group >= 0):,} concepts of the kept semantic types")
     terms, has_row = read_terms(umls, [lat_code(lang) for lang in langs], group, selection, *counters)
     log(f"MRCONSO: {sum(len(strings) for _, _, strings, _ in terms):,} terms")
-    relations, inverse = RELATIONS, INVERSE
+    relations, inverse = PAPER_RELATIONS, INVERSE
     if s.relations == "rela":
         relations, inverse = choose_relations(umls, group, s.n_rela, selection, counters, log)
     triples, stands_in, n_empty = read_relations(umls, terms, relations, selection, *counters)

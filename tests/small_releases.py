@@ -11,9 +11,9 @@ def conso(cui, text, lat="ENG", ts="P", stt="PF", ispref="Y", aui="A0000001", su
     return f"{cui}|{lat}|{ts}|L1|{stt}|S1|{ispref}|{aui}||||{sab}|{tty}|X|{text}|0|{suppress}||\n"
 
 
-def rel(cui1, rel, cui2, suppress="N"):
+def rel(cui1, rel, cui2, suppress="N", rela=""):
     """A row of MRREL."""
-    return f"{cui1}||CUI|{rel}|{cui2}||CUI||R1||SYN|SYN|||{suppress}||\n"
+    return f"{cui1}||CUI|{rel}|{cui2}||CUI|{rela}|R1||SYN|SYN|||{suppress}||\n"
 
 
 def write(folder, mrconso, mrrel, mrsty, mrrank=()):
@@ -31,7 +31,7 @@ def types(*pairs):
 
 
 def triples(g):
-    """The set of triples of a graph: (CUI of h, REL, CUI of t)."""
+    """The set of triples of a graph: (CUI of h, name of r, CUI of t)."""
     return {(f"C{g.cui[h]:07d}", g.relations[r], f"C{g.cui[t]:07d}") for h, r, t in zip(g.h, g.r, g.t)}
 
 
