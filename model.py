@@ -243,7 +243,7 @@ def load(folder, dropout=None, encoder_only=False, log=print, relation_classes=(
     """A KGIBert from a checkpoint folder of any family, with its own dropout or another.
 
     Args: encoder_only: reads no heads. log: prints a line on what is initialised randomly or not used.
-    relation_classes: of the relation head, which begins anew if the checkpoint has others.
+    relation_classes: of the relation head, initialised randomly if the checkpoint has others.
     Raises: UserError naming the file and all that is missing, left over or of the wrong shape.
     """
     c = load_config(folder)

@@ -347,7 +347,7 @@ def test_a_data_set_of_finer_relations(named, capsys):
     assert names[:7] == [*RELS] and names[-1] == "SY" and {"PAR:has_part", "PAR:inverse_isa", "RO:treats"} < {*names}
     manifest = datasets.read_manifest(named)
     assert manifest["settings"]["relations"] == "rela" and manifest["settings"]["n_rela"] == 32
-    assert [*manifest["counts"]["en"]["distribution"]["relations"]] == names
+    assert {*manifest["counts"]["en"]["distribution"]["relations"]} <= {*names}
     examples = data.PretrainingDataset(named, "train")
     seen = {task: Counter() for task in data.GRAPH_TASKS}
     for i in np.flatnonzero(examples.task != data.MLM).tolist():
