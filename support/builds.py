@@ -188,7 +188,8 @@ def compare_shares(graph, samples, tasks):
     """Shares of semantic groups (heads and tails together) and relations in the graph and in each sample.
 
     The report also compares each sample with its frame, the triples that it is drawn from. It gives the pair (group of
-    h, group of t) whose share differs most.
+    h, group of t) whose share differs most. Of more relations than the paper's seven, those without triples are left
+    out.
 
     Args: graph: a data.Graph. samples: {task: data.Sample}. tasks: data.TASKS.
     """
@@ -200,7 +201,8 @@ def compare_shares(graph, samples, tasks):
     for k in np.flatnonzero(by_group["graph"]).tolist():
         out["groups"][groups[k]] = [round(float(x[k]), 6) for x in by_group.values()]
     for k, relation in enumerate(graph.relations):
-        out["relations"][relation] = [round(float(x[:, k].sum()), 6) for x in share.values()]
+        if len(graph.relations) <= 7 or any(x[:, k].any() for x in share.values()):
+            out["relations"][relation] = [round(float(x[:, k].sum()), 6) for x in share.values()]
     for title, (drawn, frame) in columns.items():
         difference = np.abs(share[title].sum(1) - frame.sum(1) / max(1, frame.sum())) * bool(drawn.sum())
         k = int(difference.argmax())

@@ -38,12 +38,12 @@ def print_next(*commands, file=None):
 def print_dataset_tables(manifest, tasks):
     """Tables 1 and 7 of the paper for a data set, and what its samples are made of. tasks: data.TASKS."""
 
-    def row(first, values, form="{:>11,}"):
-        print(f"{first:<16}" + "".join(form.format(x) if not isinstance(x, str) else f"{x:>11}" for x in values))
+    def row(first, values, form="{:>11,}", width=16):
+        print(f"{first:<{width}}" + "".join(form.format(x) if not isinstance(x, str) else f"{x:>11}" for x in values))
 
-    def heading(titles):
+    def heading(titles, width=16):
         for line in range(2):
-            row("", [words[line] if line < len(words) else "" for words in map(str.split, titles)])
+            row("", [words[line] if line < len(words) else "" for words in map(str.split, titles)], width=width)
 
     counts = manifest["counts"]
     tasks = [task for task in tasks if any(task.name in c["train"] for c in counts.values())]
@@ -64,12 +64,13 @@ def print_dataset_tables(manifest, tasks):
     for lang, c in counts.items():
         distribution = c["distribution"]
         print(f"\n{lang}: shares in the graph and in the training samples (%)")
-        heading(distribution["columns"])
+        width = max([16, *(len(name) + 4 for name in distribution["relations"])])
+        heading(distribution["columns"], width)
         for kind in ("groups", "relations"):
             for name, values in distribution[kind].items():
-                row(f"  {name}", [100 * v for v in values], "{:>11.2f}")
+                row(f"  {name}", [100 * v for v in values], "{:>11.2f}", width)
         deviation = distribution["largest_deviation"]
-        row("  deviation", [100 * deviation[x][0] for x in distribution["columns"]], "{:>11.3f}")
+        row("  deviation", [100 * deviation[x][0] for x in distribution["columns"]], "{:>11.3f}", width)
         worst = max(deviation, key=lambda x: deviation[x][0])
         print(f"  largest deviation from the source triples: pair {deviation[worst][1]}, sample {worst}")
     for file, n in manifest["malformed_rows_left_out"].items():

@@ -6,6 +6,7 @@ import re
 import shlex
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import pytest
 import data
 from beyond import evaluate, maps, plot, tag
 from configs import UserError, command_line
-from support import files, reports, runs
+from support import builds, files, reports, runs
 from tests import demo_report
 from tests.conftest import ROOT, run_command
 from tests.training import set_up, train
@@ -218,6 +219,45 @@ def test_the_model_card_holds_what_is_true(dataset, tmp_path, tasks, text, graph
     in_weights = card.split("weights of the tasks")[1]
     for task in data.TASKS:
         assert (f"{task.title} examples" in card) == (f"{task.name.upper()} " in in_weights) == (task.name in tasks)
+
+
+RELA = ["PAR", "CHD", "AQ", "QB", "RB", "RN", "RO", "RB:has_part", "RN:part_of", "RO:has_modifying_part", "SY"]
+
+
+def shares_of(relations, drawn, sampled):
+    """The shares of a graph of two groups, {(group of h, relation, group of t): triples}, and of a sample for EP."""
+
+    def cells(found):
+        return np.array([[found.get((a, k, b), 0) for k in range(len(relations))] for a in (0, 1) for b in (0, 1)])
+
+    graph = SimpleNamespace(groups=["ANAT", "DISO"], counts=cells(drawn), count=lambda *x: cells(Counter(zip(*x))))
+    graph.joins_groups = np.array([False, True, True, False])
+    one = np.zeros((len(sampled), 1), int)
+    sample = SimpleNamespace(kind=one[:, 0], relations=one, triples=lambda: map(np.array, zip(*sampled)))
+    return builds.compare_shares(graph, {data.EP: sample}, data.TASKS, relations)
+
+
+def test_of_many_relations_those_with_triples_are_shown(capsys):
+    """In columns that stay aligned. The paper's seven are all shown."""
+    shares = shares_of(RELA, {(0, 0, 0): 3, (0, 9, 1): 1, (1, 1, 0): 9_999_996}, [(1, 7, 1), (0, 0, 0)])
+    of_few = {"RB:has_part": [0.0, 0.5], "RO:has_modifying_part": [0.0, 0.0]}  # of 1 triple in 10 million
+    assert shares["relations"] == {"PAR": [0.0, 0.5], "CHD": [1.0, 0.0]} | of_few
+    seven = shares_of(RELA[:6] + ["SY"], {(0, 0, 0): 1}, [(0, 0, 0)])
+    assert [*seven["relations"].items()] == [("PAR", [1.0, 1.0])] + [(r, [0.0, 0.0]) for r in (*RELA[1:6], "SY")]
+    counts = {"train": {"ep": 2}, "terms": 3, "cuis": 2, "relations": 9, "megabytes": 0.1, "sources": None}
+    manifest = {"counts": {"en": counts | {"distribution": shares}, "fr": counts | {"distribution": seven}}}
+    manifest |= {"settings": {}, "malformed_rows_left_out": {}, "nci_rows_left_out": {}}
+    reports.print_dataset_tables(manifest, data.TASKS)
+    _, en, fr = capsys.readouterr().out.split("(%)\n")
+    for table, width in ((en, 25), (fr, 16)):
+        lines = table.split("  largest")[0].splitlines()
+        assert {len(line) for line in lines} == {width + 2 * 11} and not any(line[width - 1].strip() for line in lines)
+    assert ["RO:has_modifying_part", "0.00", "0.00"] in map(str.split, en.splitlines()) and "  SY    " in fr
+
+
+def test_answers_name_finer_relations():
+    task = SimpleNamespace(name="lp", head="relation_head")
+    assert reports.describe_answer(task, [9, 0, 7], 0, None, RELA) == "RO:has_modifying_part PAR RB:has_part"
 
 
 def test_the_next_command_can_be_pasted(capsys):
