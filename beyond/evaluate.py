@@ -3,7 +3,8 @@
     python -m beyond.evaluate runs/kgi-fr [OTHER ...]        what they know of held-out pairs, and of synonyms
     python -m beyond.evaluate map runs/kgi-fr                a picture of its terms by semantic group
 
-All checkpoints get the same masks. One with another tokenizer than the data set is measured by synonyms alone.
+All checkpoints get the same masks. One with another tokenizer or other relations than the data set is measured by
+synonyms alone.
 """
 
 import configs  # isort: split
@@ -30,9 +31,12 @@ from support.datasets import read_manifest, relation_names, tokenizer_of
 from support.files import made_folder, name_of, write_json
 from support.pooling import read_pooling
 from support.programs import run_command
+from support.relations import rel_of
 from support.results import check_results_file
 
 NEGATIVES = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
+MIN_TARGETS = 20  # held-out targets of a relation that counts in macro F1: an F1 of fewer is noise
+MAX_MATRIX = 6  # relations of a confusion matrix that is printed: of more it is unreadable
 MAX_SPELLED = 50_000  # terms that are also compared by their trigrams of letters: it takes 16 kB each
 
 
@@ -92,7 +96,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
     """
     c = models.load_config(checkpoint)
     tokenizer = tokenizers.load(checkpoint, max_entries=c.vocab_size)
-    # The model may have more rows than its tokenizer has entries.
+    # The model may have more rows than its tokenizer has entries, and the tokenizer more relations than the data set.
     has_heads = tokenizer.to_str() == tokenizer_of(folder) and c.relation_classes == relation_names(folder)[:-1]
     model = models.load(checkpoint, encoder_only=not has_heads).to(device).eval()
     settings, manifest = asdict(s), read_manifest(folder)
@@ -105,7 +109,7 @@ def evaluate_checkpoint(s, checkpoint, folder, path, device, dtype):
         record["tasks"] = c.extra_config["kgi_tasks"]  # of the heads of others nothing can be expected
     seq_len, n = manifest["settings"]["seq_len"], c.max_positions
     if not has_heads:
-        print(f"  not a model of the tokens of {folder}: synonyms alone")
+        print(f"  not a model of the tokens and relations of {folder}: synonyms alone")
     elif n < seq_len:
         raise UserError(f"{checkpoint} has {n} positions and {folder} sequences of up to {seq_len} tokens")
     else:
@@ -146,10 +150,10 @@ def evaluate_tasks(model, folder, seed, dtype):
     """What a model knows of the held-out pairs and documents of a data set, in per cent but the loss.
 
     Returns: {"mlm": {language: {"loss", "accuracy"}}, "ep": {"tokens", "entities"} (accuracies; an entity is correct if
-    all its tokens are), "lp": {"accuracy", "macro_f1", "confusion" (gold in rows, as RELATIONS)}, "tc": {"accuracy",
-    and for each kind of negative "accuracy" of the negatives and "auc": of them against all true triples}}.
+    all its tokens are), "lp": score_links, "tc": {"accuracy", and for each kind of negative "accuracy" of the negatives
+    and "auc": of them against all true triples}}.
     """
-    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score  # a second that training need not wait
+    from sklearn.metrics import roc_auc_score  # a second that training need not wait
 
     dataset = data.PretrainingDataset(folder, "valid")
     example, task, label, prediction, score = predict_targets(model, dataset, seed, dtype)
@@ -167,11 +171,8 @@ def evaluate_tasks(model, folder, seed, dtype):
         n_wrong = np.bincount(example[targets], ~correct[targets])[np.unique(example[targets])]
         out["ep"] = {"tokens": out["ep"]["accuracy"], "entities": 100 * (n_wrong == 0).mean()}
     if "lp" in out:
-        gold, predicted = label[task == data.LP], prediction[task == data.LP]
-        confusion = confusion_matrix(gold, predicted, labels=range(model.relation_head.out_features))
-        present = np.unique(gold)  # a relation that the held-out pairs lack has no F1
-        macro_f1 = f1_score(gold, predicted, labels=present, average="macro", zero_division=0)
-        out["lp"] |= {"macro_f1": 100 * macro_f1, "confusion": confusion.tolist()}
+        targets = task == data.LP
+        out["lp"] = score_links(label[targets], prediction[targets], relation_names(folder)[:-1])
     kind = np.where(task == data.TC, dataset.kind[example].astype(int), -1)
     for name, negative in NEGATIVES.items() if "tc" in out else ():
         targets = (kind == data.TRUE) | (kind == negative)
@@ -179,6 +180,30 @@ def evaluate_tasks(model, folder, seed, dtype):
             auc = 100 * roc_auc_score(label[targets], score[targets])
             out["tc"][name] = {"accuracy": 100 * correct[kind == negative].mean(), "auc": auc}
     return json.loads(json.dumps(out, default=float))
+
+
+def score_links(gold, predicted, names):
+    """Scores of link prediction, in per cent, and those of a majority baseline: always the most frequent relation.
+
+    Args: gold, predicted: indices into names, those of all relations but synonymy.
+    Returns: {"relations": names, "confusion" (gold in rows), "accuracy", "rel_accuracy" (any relation of the right REL
+    is correct; only if some are finer), "macro_f1_relations" (how many have MIN_TARGETS), "macro_f1" (over these, if
+    there are any), "accuracy_majority", "macro_f1_majority"}.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    n_targets, rel = np.bincount(gold, minlength=len(names)), np.array([*map(rel_of, names)])
+    counted = np.flatnonzero(n_targets >= MIN_TARGETS)
+    confusion = confusion_matrix(gold, predicted, labels=range(len(names)))
+    out = {"relations": names, "confusion": confusion.tolist(), "macro_f1_relations": len(counted)}
+    for guess, suffix in ((predicted, ""), (np.full(len(gold), n_targets.argmax()), "_majority")):
+        out[f"accuracy{suffix}"] = 100 * (guess == gold).mean()
+        if len(counted):
+            f1 = f1_score(gold, guess, labels=counted, average="macro", zero_division=0)
+            out[f"macro_f1{suffix}"] = 100 * f1
+    if len({*rel}) < len(names):
+        out["rel_accuracy"] = 100 * (rel[predicted] == rel[gold]).mean()
+    return out
 
 
 def evaluate_synonyms(s, folder, encoder, tokenizer, dtype, max_tokens=None):
@@ -216,7 +241,7 @@ def flat_scores(record):
     if losses := [x["loss"] for x in record.get("mlm", {}).values()]:
         out["mlm_loss"] = statistics.mean(losses)
     for name in TASK_NAMES:
-        keys = ("tokens", "entities", "accuracy", "macro_f1")
+        keys = ("tokens", "entities", "accuracy", "rel_accuracy", "macro_f1", "accuracy_majority", "macro_f1_majority")
         out |= {f"{name}_{key}": record[name][key] for key in keys if key in record.get(name, ())}
     out |= {f"tc_auc_{kind}": record["tc"][kind]["auc"] for kind in NEGATIVES if kind in record.get("tc", {})}
     for suffix, how in (("", "mean"), ("_cls", "cls"), ("_spelling", "spelling")):
@@ -236,15 +261,8 @@ def print_evaluation(record):
         print(f"  {titles['mlm']}, {lang}: loss {x['loss']:.3f}, accuracy {x['accuracy']:.1f} %")
     if x := record.get("ep"):
         print(f"  {titles['ep']}: {x['tokens']:.1f} % of the tokens, {x['entities']:.1f} % of the entities")
-    if x := record.get("lp"):
-        confusion = np.array(x["confusion"])
-        majority = 100 * confusion.sum(1).max() / confusion.sum()
-        scores = f"accuracy {x['accuracy']:.1f} % (majority baseline {majority:.1f} %), macro F1 {x['macro_f1']:.1f} %"
-        print(f"  {titles['lp']}: {scores}")
-        names = data.RELATIONS[: len(confusion)]
-        print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
-        for name, row in zip(names, confusion.tolist()):
-            print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
+    if "lp" in record:
+        print_links(titles["lp"], record["lp"])
     for name in [name for name in titles if name in record and name not in ("mlm", "ep", "lp")]:
         print(f"  {titles[name]}: accuracy {record[name]['accuracy']:.1f} %")
         for kind in filter(record[name].get, NEGATIVES):
@@ -261,6 +279,27 @@ def print_evaluation(record):
             if how != "terms" and x:
                 scores = f"accuracy at 1 {x['at_1']:.1f} %, at 5 {x['at_5']:.1f} %, MRR {x['mrr']:.1f} %"
                 print(f"  synonyms, {lang}, {x['queries']:,} among {n:,} terms, {title_of(how)}: {scores}")
+
+
+def print_links(title, x):
+    """Prints the scores of link prediction, and its confusion matrix, or a row for each of many relations."""
+    rel = f", at the REL level {x['rel_accuracy']:.1f} %" if "rel_accuracy" in x else ""
+    print(f"  {title}: accuracy {x['accuracy']:.1f} % (majority baseline {x['accuracy_majority']:.1f} %){rel}")
+    if n := x["macro_f1_relations"]:
+        scores = f"macro F1 {x['macro_f1']:.1f} % (majority baseline {x['macro_f1_majority']:.1f} %)"
+        print(f"    {scores} over the {n} relations with {MIN_TARGETS} targets or more")
+    names, confusion = x["relations"], np.array(x["confusion"])
+    if len(names) <= MAX_MATRIX:
+        print("    gold \\ predicted" + "".join(f"{name:>7}" for name in names))
+        for name, row in zip(names, confusion.tolist()):
+            print(f"    {name:<16}" + "".join(f"{n:>7,}" for n in row))
+        return
+    width = max(map(len, names))
+    print(f"    {'':<{width}}  recall  precision  targets")
+    for name, right, n, n_predicted in zip(names, confusion.diagonal(), confusion.sum(1), confusion.sum(0)):
+        if n:
+            precision = f"{100 * right / n_predicted:.1f} %" if n_predicted else "-"
+            print(f"    {name:<{width}}{100 * right / n:>6.1f} %{precision:>11}{n:>9,}")
 
 
 def title_of(how):

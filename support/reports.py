@@ -131,7 +131,7 @@ def print_rows_and_total(row, table):
     for lang, values in table.items():
         row(lang, values)
     if len(table) > 1:
-        row("total", [sum(column) for column in zip(*table.values())])
+        row("total", [round(sum(column), 1) for column in zip(*table.values())])
 
 
 # ---------------------------------------------------------------- a run: its metrics, its card

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,8 +73,11 @@ def test_evaluation_agrees_with_one_example_at_a_time(run, dataset, known):
             logits = model.triple_head(hidden)[0]
             odds[int(e.kind[row])].append((logits[1] - logits[0]).item())
     assert known["lp"]["confusion"] == confusion.tolist() and confusion.sum() > 50
-    f1 = [2 * confusion[k, k] / (confusion[k].sum() + confusion[:, k].sum()) for k in range(6) if confusion[k].any()]
-    assert known["lp"]["macro_f1"] == pytest.approx(100 * np.mean(f1))
+    counted = [k for k in range(6) if confusion[k].sum() >= 20]
+    f1 = [2 * confusion[k, k] / (confusion[k].sum() + confusion[:, k].sum()) for k in counted]
+    assert known["lp"]["macro_f1"] == pytest.approx(100 * np.mean(f1)) and 1 < len(counted)
+    assert known["lp"]["macro_f1_relations"] == len(counted) and "rel_accuracy" not in known["lp"]
+    assert known["lp"]["relations"] == ["PAR", "CHD", "AQ", "QB", "RB", "RN"]
     assert known["ep"]["entities"] == pytest.approx(100 * np.mean(whole))
     true = np.array(odds[data.TRUE])[:, None]
     negatives = {"corrupted_entities": data.CORRUPTED_ENTITIES, "corrupted_relation": data.CORRUPTED_RELATION}
@@ -83,6 +86,39 @@ def test_evaluation_agrees_with_one_example_at_a_time(run, dataset, known):
         auc = np.mean((true > false) + 0.5 * (true == false))
         assert known["tc"][name]["auc"] == pytest.approx(100 * auc, abs=0.05)
         assert known["tc"][name]["accuracy"] == pytest.approx(100 * np.mean(false <= 0))
+
+
+def test_scores_of_many_relations_agree_with_counting():
+    """With 39 classes, some of them rare or absent: all scores by their definitions, target by target."""
+    rng = np.random.default_rng(0)
+    rels = ["PAR", "CHD", "AQ", "QB", "RB", "RN", "RO"]
+    names = rels + [f"{rels[4 + i % 3]}:name_{i}" for i in range(32)]
+    gold = rng.choice(38, 2000, p=rng.permutation(np.arange(38.0)) / np.arange(38).sum())
+    predicted = np.where(rng.random(2000) < 0.4, gold, rng.integers(0, 39, 2000))
+    found = evaluate.score_links(gold, predicted, names)
+    pairs = [(names[a], names[b]) for a, b in zip(gold, predicted)]
+    n_targets = Counter(a for a, _ in pairs)
+    most = max(n_targets, key=n_targets.get)
+    rare = {name for name in names if n_targets[name] < 20}
+    assert 2 < len(rare) < 15 and found["macro_f1_relations"] == 39 - len(rare) and found["relations"] == names
+    for suffix, answers in (("", pairs), ("_majority", [(a, most) for a, _ in pairs])):
+        f1 = []
+        for name in {*names} - rare:
+            n_right, n_predicted = answers.count((name, name)), sum(b == name for _, b in answers)
+            f1.append(2 * n_right / (n_targets[name] + n_predicted))
+        assert found[f"macro_f1{suffix}"] == pytest.approx(100 * sum(f1) / len(f1))
+        assert found[f"accuracy{suffix}"] == pytest.approx(sum(a == b for a, b in answers) / 20)
+    right_rel = sum(a.split(":")[0] == b.split(":")[0] for a, b in pairs)
+    assert found["rel_accuracy"] == pytest.approx(right_rel / 20) and found["rel_accuracy"] > found["accuracy"]
+    assert found["confusion"] == [[pairs.count((a, b)) for b in names] for a in names]
+
+
+@pytest.mark.parametrize("names, n", [(["PAR", "CHD", "RO"], 20), (["PAR", "CHD", "RO:x"], 19)])
+def test_scores_that_have_no_meaning_are_left_out(names, n):
+    """Macro F1 where no relation has 20 targets, and the REL level where no two relations share a REL."""
+    found = evaluate.score_links(np.zeros(n, int), np.full(n, 2), names)
+    assert ("macro_f1" in found, "macro_f1_majority" in found) == (n == 20, n == 20)
+    assert found["accuracy_majority"] == 100 and found["accuracy"] == 0 and "rel_accuracy" not in found
 
 
 def test_tasks_without_held_out_examples_are_left_out(release, tmp_path):
@@ -147,7 +183,7 @@ def test_scores_of_a_record_are_means_over_languages():
     metrics = {"at_1": 10.0, "at_5": 20.0, "mrr": 30.0, "queries": 9}
     record = {
         "mlm": {"en": {"loss": 2.0, "accuracy": 50.0}, "fr": {"loss": 4.0, "accuracy": 50.0}},
-        "lp": {"accuracy": 60.0, "macro_f1": 40.0, "confusion": []},
+        "lp": {"accuracy": 60.0, "macro_f1": 40.0, "accuracy_majority": 45.0, "confusion": [], "macro_f1_relations": 5},
         "tc": {"accuracy": 70.0, "corrupted_relation": {"accuracy": 71.0, "auc": 72.0}},
         "synonyms": {
             "en": {"mean": metrics, "cls": metrics | {"mrr": 5.0}, "terms": 9},
@@ -156,7 +192,7 @@ def test_scores_of_a_record_are_means_over_languages():
     }
     scores = evaluate.flat_scores(record)
     assert scores == {
-        "mlm_loss": 3.0, "lp_accuracy": 60.0, "lp_macro_f1": 40.0,
+        "mlm_loss": 3.0, "lp_accuracy": 60.0, "lp_macro_f1": 40.0, "lp_accuracy_majority": 45.0,
         "tc_accuracy": 70.0, "tc_auc_corrupted_relation": 72.0,
         "synonyms_at_1": 20.0, "synonyms_at_5": 20.0, "synonyms_mrr": 30.0,
         "synonyms_at_1_cls": 10.0, "synonyms_at_5_cls": 20.0, "synonyms_mrr_cls": 5.0,
@@ -177,15 +213,17 @@ def test_evaluate_map_and_tables(run, dataset, release, tmp_path, monkeypatch, c
     run_command(evaluate, run.out, other, "--data", dataset, "--device", "cpu")
     assert asked == [(configs.POOLINGS, 62), (configs.POOLINGS, 7)]  # its own limit
     shown = capsys.readouterr().out
-    assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens of") == 1
+    assert shown.count("link prediction: accuracy") == 1 and shown.count("not a model of the tokens and") == 1
     assert shown.count("synonyms, en") == 12 and "gold \\ predicted    PAR    CHD" in shown
     record = json.loads(Path("results/kgi-s3/knowledge-en.json").read_text())
     assert record["synonyms"]["en"]["mean"]["queries"] > 100
-    assert {*tables.KNOWLEDGE.values()} <= record["scores"].keys()
+    assert {*tables.KNOWLEDGE.values()} - record["scores"].keys() == {"lp_rel_accuracy"}  # these relations are RELs
     for _ in range(2):
         tables.write_tables("results", False)
     table = Path("results/table-knowledge.md").read_text()
     assert "| kgi | " in table and table.count("| caf\ufffd | – | –") == 1
+    majority = [record["lp"][f"{key}_majority"] for key in ("accuracy", "macro_f1")]
+    assert "| *majority baseline* |  |  | {:.2f} |  | {:.2f} |  |".format(*majority) in table
     drawn, draw_map = [], maps.draw_map
     monkeypatch.setattr(maps, "draw_map", lambda *args: drawn.append(args) or draw_map(*args))
     run_command(evaluate, "map", run.out, "--data", dataset, "--terms", 200)
@@ -227,6 +265,19 @@ def test_a_mistake_in_the_last_checkpoint_is_found_first(run, dataset, capsys):
     with pytest.raises(UserError, match="nope"):
         run_command(evaluate, "evaluate", run.out, "nope", "--data", dataset, "--device", "cpu")
     assert " on " not in capsys.readouterr().out  # of no checkpoint has the evaluation begun
+
+
+def test_a_head_of_other_relations_is_not_measured(run, dataset, tmp_path, monkeypatch, capsys):
+    """A data set with fewer relations may have the tokenizer of a run, if it was built with it."""
+    monkeypatch.chdir(tmp_path)
+    other = copied(run, tmp_path / "finer")
+    config = json.loads((other / "config.json").read_text())
+    names = ["PAR", "CHD", "AQ", "QB", "RB", "RO"]
+    (other / "config.json").write_text(json.dumps(config | {"relation_classes": names}))
+    run_command(evaluate, other, "--data", dataset, "--terms", 100, "--device", "cpu")
+    shown = capsys.readouterr().out
+    assert f"not a model of the tokens and relations of {dataset}: synonyms alone" in shown
+    assert "synonyms, en" in shown and "link prediction" not in shown
 
 
 def copied(run, place):

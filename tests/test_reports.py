@@ -245,10 +245,12 @@ def test_of_many_relations_those_with_triples_are_shown(capsys):
     seven = shares_of(RELA[:6] + ["SY"], {(0, 0, 0): 1}, [(0, 0, 0)])
     assert [*seven["relations"].items()] == [("PAR", [1.0, 1.0])] + [(r, [0.0, 0.0]) for r in (*RELA[1:6], "SY")]
     counts = {"train": {"ep": 2}, "terms": 3, "cuis": 2, "relations": 9, "megabytes": 0.1, "sources": None}
-    manifest = {"counts": {"en": counts | {"distribution": shares}, "fr": counts | {"distribution": seven}}}
+    counts = {"en": counts | {"distribution": shares}, "fr": counts | {"distribution": seven, "megabytes": 0.2}}
+    manifest = {"counts": counts}
     manifest |= {"settings": {}, "malformed_rows_left_out": {}, "nci_rows_left_out": {}}
     reports.print_dataset_tables(manifest, data.TASKS)
-    _, en, fr = capsys.readouterr().out.split("(%)\n")
+    first, en, fr = capsys.readouterr().out.split("(%)\n")
+    assert ["total", "4", "4", "0.3"] in map(str.split, first.splitlines())  # not 0.30000000000000004
     for table, width in ((en, 25), (fr, 16)):
         lines = table.split("  largest")[0].splitlines()
         assert {len(line) for line in lines} == {width + 2 * 11} and not any(line[width - 1].strip() for line in lines)
@@ -270,7 +272,10 @@ def test_accuracies_of_an_evaluation_are_in_per_cent(capsys, monkeypatch):
     found = {"at_1": 12.3, "at_5": 23.4, "mrr": 34.5, "queries": 9}
     record = {
         "mlm": {"fr": {"loss": 2.0, "accuracy": 45.6}}, "ep": {"tokens": 65.1, "entities": 40.2},
-        "lp": {"accuracy": 56.7, "macro_f1": 51.2, "confusion": [[3, 1], [0, 4]]},
+        "lp": {
+            "accuracy": 56.7, "accuracy_majority": 50.0, "macro_f1": 51.2, "macro_f1_majority": 33.3,
+            "macro_f1_relations": 2, "relations": ["PAR", "CHD"], "confusion": [[3, 1], [0, 4]],
+        },
         "tc": {"accuracy": 67.8, "corrupted_relation": {"accuracy": 78.9, "auc": 89.1}}, "new": {"accuracy": 91.2},
         "synonyms": {"fr": {"terms": 99, "mean": found}}, "translations": {"fr": {"cls": found}},
     }  # fmt: skip
@@ -278,5 +283,22 @@ def test_accuracies_of_an_evaluation_are_in_per_cent(capsys, monkeypatch):
     evaluate.print_evaluation(record)
     shown = capsys.readouterr().out
     assert "entity prediction: 65.1 % of the tokens, 40.2 % of the entities" in shown
-    for number in ("45.6", "56.7", "51.2", "50.0", "67.8", "78.9", "89.1", "91.2", "12.3", "23.4", "34.5"):
+    matrix = "    gold \\ predicted    PAR    CHD\n    PAR                   3      1\n"
+    assert "REL level" not in shown and matrix in shown
+    for number in ("45.6", "56.7", "51.2", "50.0", "33.3", "67.8", "78.9", "89.1", "91.2", "12.3", "23.4", "34.5"):
         assert f"{number} %" in shown, number
+
+
+def test_many_relations_have_a_row_each(capsys):
+    """Recall, precision and targets of each relation with targets; a confusion matrix would be 39 columns wide."""
+    confusion = np.zeros((10, 10), int)
+    confusion[[0, 0, 8, 9, 1], [0, 2, 8, 8, 0]] = 1500, 500, 3, 1, 0
+    found = {"relations": RELA[:10], "confusion": confusion.tolist(), "macro_f1_relations": 0}
+    evaluate.print_links("LP", found | {"accuracy": 75.0, "accuracy_majority": 99.8, "rel_accuracy": 75.1})
+    assert capsys.readouterr().out.splitlines() == [
+        "  LP: accuracy 75.0 % (majority baseline 99.8 %), at the REL level 75.1 %",
+        "                           recall  precision  targets",
+        "    PAR                    75.0 %    100.0 %    2,000",
+        "    RN:part_of            100.0 %     75.0 %        3",
+        "    RO:has_modifying_part   0.0 %          -        1",
+    ]

@@ -81,6 +81,7 @@ def scores_record(name, task="meddocan", seeds=(0,), **more):
 def knowledge_record(name, **more):
     """A knowledge-*.json with a different figure for each key."""
     scores = {key: 11.0 + i for i, key in enumerate(tables.KNOWLEDGE.values()) if key != "synonyms_mrr_spelling"}
+    scores |= {"lp_accuracy_majority": 9.5, "lp_macro_f1_majority": 9.25}
     return {"checkpoint": name, "data": "en", "settings": {"terms": 9}, "scores": scores} | more
 
 
@@ -190,7 +191,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):
     assert shown == f"{tmp_path}/b/scores.json: of other settings (lr) than {tmp_path}/a/scores.json, left out\n"
 
 
-def test_heads_that_were_not_trained_have_no_figures(tmp_path):
+def test_heads_that_were_not_trained_have_no_figures(tmp_path, capsys):
     """An encoder of MLM alone has a head of link prediction all the same: what it predicts is chance."""
     for name, more in (("mlm", {"tasks": ["mlm"]}), ("all", {"tasks": ["mlm", "ep", "lp", "tc"]}), ("other", {})):
         (tmp_path / name).mkdir()
@@ -201,9 +202,11 @@ def test_heads_that_were_not_trained_have_no_figures(tmp_path):
     tables.write_tables(tmp_path, with_paper=False)
     lines = (tmp_path / "table-knowledge.md").read_text().splitlines()
     rows = {c[1].strip(): [x.strip() for x in c[2:-1]] for line in lines if len(c := line.split("|")) > 9}
-    assert rows["mlm"] == ["11.00", *["–"] * 6, *(f"{18 + i}.00" for i in range(4)), "–", "23.00", "24.00"]
-    assert rows["all"] == rows["other"] == [*(f"{11 + i}.00" for i in range(11)), "–", "23.00", "24.00"]
+    assert rows["mlm"] == ["11.00", *["–"] * 7, *(f"{19 + i}.00" for i in range(4)), "–", "24.00", "25.00"]
+    assert rows["all"] == rows["other"] == [*(f"{11 + i}.00" for i in range(12)), "–", "24.00", "25.00"]
+    assert rows["*majority baseline*"] == ["", "", "9.50", "", "9.25", *[""] * 10]
     assert "–: not run, or a task that" in "".join(lines)
+    assert capsys.readouterr().out.count("majority baseline") == 1  # beside the accuracies, not below them again
 
 
 def test_the_best_of_a_column_is_bold_and_the_second_underlined(tmp_path):
@@ -217,6 +220,7 @@ def test_the_best_of_a_column_is_bold_and_the_second_underlined(tmp_path):
     rows = {c[1].strip(): c for line in lines if len(c := line.split("|")) > 9}
     assert [rows[name][2].strip() for name in "abc"] == ["<u>1.50 ± 0.71</u>", "3.00", "**0.50**"]
     assert [rows[name][4].strip() for name in "abc"] == ["<u>20.00 ± 14.14</u>", "**25.00**", "5.00"]
+    assert "*majority baseline*" not in rows  # files of earlier versions do not have it
 
 
 def test_the_papers_figures_are_whole():
