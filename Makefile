@@ -12,7 +12,7 @@ endif
 unexport LANG
 export UMLS E3C
 
-.PHONY: help setup demo test lint data train ner check list tables ablation evaluate map tag link plot bench bench-gpu bench-data clean
+.PHONY: help setup demo demo-links test lint data train ner check list tables ablation evaluate map tag link plot bench bench-gpu bench-data clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,7 +43,7 @@ given-%:
 setup: $(READY) ## the Python environment in .venv
 
 demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a demo that was stopped goes on
-	@test ! -e demo/.done || { cd demo && rm -rf sample fr tables kgi-fr results .done; }
+	@test ! -e demo/.done || { cd demo && rm -rf sample fr tables kgi-fr results links .done; }
 	$(PY) tests/synthetic_umls.py demo/sample
 	$(PY) data.py build configs/demo.toml
 	$(PY) kgi.py configs/demo.toml
@@ -55,6 +55,22 @@ demo: $(READY) ## all of it on synthetic data, in minutes: no licence, no GPU; a
 	  --html demo/results/tagged.html
 	@$(PY) tests/demo_report.py demo
 	@touch demo/.done
+
+LINK = $(PY) -m beyond.link $(1) demo/links/mentions.jsonl --dictionary demo/links/names.tsv --out demo/links/$(2).jsonl
+
+demo-links: $(READY) ## after the demo, a minute of synonym alignment: French mentions and their nearest concepts
+	@test -e demo/.done || $(MAKE) demo
+	@test ! -e demo/links/.done || rm -rf demo/links
+	mkdir -p demo/links && cp -R demo/fr demo/tables demo/links
+	$(PY) -m beyond.synonyms build demo/links/fr --pairs 4000
+	$(PY) -m beyond.synonyms configs/demo.toml --data demo/links/fr --init demo/kgi-fr --out demo/links/kgi-fr-sa \
+	  --tasks mlm --batch_size 32 --pairs_per_step 128 --steps 120
+	$(PY) tests/demo_links.py mentions demo/links
+	$(call LINK,demo/kgi-fr,trigrams) --score trigrams
+	$(call LINK,demo/kgi-fr,before)
+	$(call LINK,demo/links/kgi-fr-sa,after)
+	@$(PY) tests/demo_links.py report demo/links
+	@touch demo/links/.done
 
 test: $(READY) ## the tests
 	$(PY) -m pytest -q
