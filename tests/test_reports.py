@@ -232,9 +232,10 @@ def shares_of(relations, drawn, sampled):
 
     graph = SimpleNamespace(groups=["ANAT", "DISO"], counts=cells(drawn), count=lambda *x: cells(Counter(zip(*x))))
     graph.joins_groups = np.array([False, True, True, False])
+    graph.relations, graph.synonymy = relations, len(relations) - 1
     one = np.zeros((len(sampled), 1), int)
     sample = SimpleNamespace(kind=one[:, 0], relations=one, triples=lambda: map(np.array, zip(*sampled)))
-    return builds.compare_shares(graph, {data.EP: sample}, data.TASKS, relations)
+    return builds.compare_shares(graph, {data.EP: sample}, data.TASKS)
 
 
 def test_of_many_relations_those_with_triples_are_shown(capsys):
