@@ -303,3 +303,10 @@ def test_many_relations_have_a_row_each(capsys):
         "    RN:part_of            100.0 %     75.0 %        3",
         "    RO:has_modifying_part   0.0 %          -        1",
     ]
+
+
+def test_seven_relations_have_a_matrix(capsys):
+    """As RO beside the paper's six classes has, without finer names."""
+    found = {"relations": RELA[:7], "confusion": np.eye(7, dtype=int).tolist(), "macro_f1_relations": 0}
+    evaluate.print_links("LP", found | {"accuracy": 100.0, "accuracy_majority": 14.3})
+    assert capsys.readouterr().out.splitlines()[1].split()[3:] == RELA[:7]
