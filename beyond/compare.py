@@ -60,16 +60,19 @@ def compare(s):
     ways = [[*group] for is_way, group in groupby(s.results, lambda path: path != "vs") if is_way]
     if len(ways) < 2 or len(ways) <= s.results.count("vs"):
         raise UserError("give two ways or more, with 'vs' between them: RESULTS ... vs RESULTS ...")
-    records = {path: read_result(path) for path in s.results if path != "vs"}
+    paths = [Path(path) for way in ways for path in way]
+    if twice := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice; a pattern such as mlm* may take in the results of another way")
+    records = {path: read_result(path) for way in ways for path in way}
     check_same_data(records)
     is_ner = "runs" in next(iter(records.values()))
     groups, runs, title = tagged_runs(records, s.data) if is_ner else linked_runs(records)
-    print(title)
-    print_other_settings([record["signature"] for record in records.values()])
     of_ways = [[run for path in way for run in runs[path]] for way in ways]
     scores = [name for name in of_ways[0][0] if all(name in run for way in of_ways for run in way)]
     if not groups or not scores:
         raise UserError("there is no score that all of these results have; give beyond.link the same --pooling")
+    print(title)
+    print_other_settings([record["signature"] for record in records.values()])
     for i, (way, found) in enumerate(zip(ways, of_ways), 1):
         print(f"  {i}: {' '.join(way)} ({len(found)} run{'s' * (len(found) > 1)})")
     sums = [{name: np.array([sum_groups(groups, run[name]) for run in way]) for name in scores} for way in of_ways]

@@ -300,12 +300,14 @@ def refused(*argv):
     (["vs", "a"], "give two ways or more"),
     (["a", "vs", "vs", "b"], "give two ways or more"),
     (["vs"], "give two ways or more"),
+    (["a", "a", "vs", "b"], "a is given twice; a pattern such as mlm* may take in the results of another way"),
+    (["a", "vs", "b", "a/"], "a is given twice"),
     (["a", "vs", "none"], "none not found; give results folders of finetune.py, or linking-*.json of beyond.link"),
     (["a", "vs", "corpus"], "corpus/scores.json not found; give results folders"),
     (["a", "vs", "b.json"], "a and b.json cannot be compared: one is of NER, the other of linking"),
     (["a", "vs", "a/predictions-0.conll"], "a/predictions-0.conll: Expecting value"),
     (["a", "vs", "/dev/zero"], "/dev/zero: a folder, a pipe or a device"),
-], ids=range(11))  # fmt: skip
+], ids=range(13))  # fmt: skip
 def test_mistaken_arguments(argv, message, place):
     assert message in refused(*argv)
 
