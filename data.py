@@ -31,7 +31,7 @@ from support.reports import print_dataset_tables, print_examples, print_next, pr
 
 # "A set of special tokens to represent the relation types R, of which there are seven (parent, child, synonymy, allowed
 # qualifier, qualified by, broader, narrower)". SY is last, so that the six classes of link prediction are 0 to 5.
-RELATIONS = PAPER_RELATIONS
+RELATIONS = PAPER_RELATIONS  # PAR CHD, AQ QB, RB RN (pairs of inverses), and SY, its own; see support/relations.py
 NEW_TOKENS = new_tokens(RELATIONS)  # [REL] of equation (1), and [HREL], "another hidden relation token"
 
 SPLITS = ("train", "valid")

@@ -13,7 +13,8 @@ from support import rrf
 from support.arrays import concat_ranges
 from support.rrf import prefix8, read_rrf
 
-PAPER_RELATIONS, INVERSE = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY"), (1, 0, 3, 2, 5, 4, 6)
+PAPER_RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
+INVERSE = (1, 0, 3, 2, 5, 4, 6)  # a parent's inverse is a child, and so on
 HREL = "[HREL]"  # hides a relation
 # With finer names other relations (RO) join them: nearly all names are theirs, and none of their rows lacks one.
 RELS = (*PAPER_RELATIONS[:-1], "RO")
@@ -67,10 +68,11 @@ def rela_of(name):
 
 def find_rel(rows, rels):
     """The REL of rows of MRREL as indices into `rels`; -1 if it is another."""
-    codes, rel = np.array([prefix8(name) for name in rels]), rows.prefix8("REL")
-    order = np.argsort(codes)
-    index = order[np.minimum(np.searchsorted(codes, rel, sorter=order), len(codes) - 1)]
-    return np.where(codes[index] == rel, index, -1)
+    code = rows.prefix8("REL")
+    rel = np.full(len(code), -1)
+    for i, name in enumerate(rels):
+        rel[code == prefix8(name)] = i
+    return rel
 
 
 def find_relation(rows, rel, relations):
@@ -84,7 +86,7 @@ def find_relation(rows, rel, relations):
     rela = rows.strings("RELA").dictionary_encode()
     names = rela.dictionary.to_pylist()
     table = np.array([[index.get(f"{name}:{x}", index[name]) for x in names] for name in rels], np.int16)
-    return table.reshape(len(rels), -1)[rel, np.asarray(rela.indices)]
+    return table[rel, np.asarray(rela.indices)]
 
 
 # ---------------------------------------------------------------- finer names
