@@ -23,7 +23,7 @@ from support.cache import load_tables, read_release
 from support.relations import INVERSE, RELS
 from tests.conftest import FEW, build, graph_of, run_command
 from tests.small_releases import DISO, conso, rel, rewrite, triples, types, write
-from tests.training import settings, train
+from tests.training import same_weights, settings, train
 
 INVERSE_REL = {"PAR": "CHD", "CHD": "PAR", "AQ": "QB", "QB": "AQ", "RB": "RN", "RN": "RB", "RO": "RO", "SY": "SY"}
 CUIS = [f"C{i:07d}" for i in range(1, 41)]
@@ -166,6 +166,15 @@ def test_counts_are_of_the_release_not_of_a_language(tmp_path):
     off += [rel(f"C10000{i + 1:02d}", "RO", f"C10000{i:02d}", rela="off") for i in range(50)]
     (en, fr), _ = read(write(tmp_path, NAMES + french, ROWS + off, KEPT), langs=("en", "fr"))
     assert en.relations == fr.relations == (*RELS, *ORDER, "SY") and 0 < len(fr.keys) < len(en.keys)
+
+
+def test_counts_are_of_the_selected_sources(tmp_path):
+    """Rows of other sources count in no kind, and have no triples."""
+    other = [row.replace("|SYN|", "|OTHER|") for row in both("RO", "most", "most_of", pairs(35, 16))]
+    folder = write(tmp_path, [*NAMES, conso(CUIS[0], "another", sab="OTHER")], ROWS + other, KEPT)
+    assert {"RO:most", "RO:most_of"} < {*read(folder, 5)[0][0].relations}
+    (g,), _ = read(folder, 5, exclude_sources=["OTHER"])
+    assert g.relations == (*RELS, *ORDER[:5], "SY") and not any("most" in name for _, name, _ in triples(g))
 
 
 def test_a_sample_of_the_triples_gives_the_same_inverses(sorts, monkeypatch):
@@ -487,6 +496,72 @@ def test_a_new_head_was_not_trained(runs_of, tmp_path):
     """The tasks of a checkpoint say what its heads have learned: without lp, not link prediction."""
     train(runs_of / "en", tmp_path / "run", init=str(runs_of / "seven"), steps=1, tasks=["mlm", "tc"])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["kgi_tasks"] == ["mlm", "ep", "tc"]
+
+
+def test_a_run_on_finer_relations_is_resumed(runs_of, tmp_path, monkeypatch):
+    """With the new head that it has trained, not with another new one."""
+    more = {"init": str(runs_of / "seven"), "steps": 4, "save_every": 2}
+    train(runs_of / "en", tmp_path / "whole", **more)
+    update, stopped = kgi.update, tmp_path / "stopped"
+
+    def killed(run, lr):
+        if run.state.step == 3:
+            raise KeyboardInterrupt
+        update(run, lr)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(kgi, "update", killed)
+        kgi.train(settings(runs_of / "en", stopped, **more))
+    train(runs_of / "en", stopped, **more)
+    assert same_weights(tmp_path / "whole", stopped)
+
+
+def test_a_checkpoint_of_finer_relations_is_continued_on_others(runs_of, named_release, release, tmp_path):
+    """On the paper's seven, or on fewer finer ones: the head is theirs, and all tokens keep their ids."""
+    start = tmp_path / "start"
+    train(runs_of / "en", start, init=str(runs_of / "seven"), steps=1)
+    for n, more in ((6, {}), (9, {"relations": "rela", "n_rela": 2})):
+        folder = build(named_release, tmp_path / str(n), tokenizer=str(start), e3c=str(release / "E3C"), **FEW, **more)
+        train(folder, tmp_path / "run", init=str(start), steps=1)
+        assert datasets.read_tokenizer(folder) == datasets.read_tokenizer(runs_of / "en")
+        c = models.load_config(tmp_path / "run")
+        assert len(c.relation_classes) == n and c.relation_classes == datasets.relation_names(folder)[:-1]
+        assert ("relation_classes" in json.loads((tmp_path / "run" / "config.json").read_text())) == (n != 6)
+        shutil.rmtree(tmp_path / "run")
+
+
+HOSTILE = [
+    ("a:b] [SEP]", "c[d] e"),
+    ("é\x01", "Mixed"),
+    ("mixed", "MIXED"),
+    ("[PAR]", " [MASK] "),
+    ("x" * 300, "y" * 300),
+]
+
+
+def test_names_of_any_letters(release, tmp_path, capsys):
+    """Each name has one token, in data sets, in what is shown of them, and in runs."""
+
+    def hostile(path, content):
+        if path.name.startswith("MRREL"):
+            rows = [row.split("|") for row in content.decode().splitlines()]
+            for f in (f for f in rows if f[3] in ("PAR", "CHD") and f[0] and f[4]):
+                f[7] = HOSTILE[(int(f[0][1:]) + int(f[4][1:])) % 5][f[3] == "CHD"]
+            path.write_bytes("".join("|".join(f) + "\n" for f in rows).encode())
+
+    folder, e3c = rewrite(tmp_path / "release", release, hostile), str(release / "E3C")
+    en = build(folder, tmp_path / "en", relations="rela", e3c=e3c, **FEW)
+    names = datasets.relation_names(en)
+    assert {*names[7:-1]} == {f"{r}:{x[r == 'CHD']}" for x in HOSTILE for r in ("PAR", "CHD")}
+    manifest = datasets.read_manifest(en)
+    assert len({*manifest["special"]["relations"]}) == len(names)
+    assert tokenizers.load(en).token_to_id("[PAR]") == manifest["special"]["relations"][0]
+    run_command(data, "show", en)
+    train(en, tmp_path / "run", steps=1)
+    assert models.load_config(tmp_path / "run").relation_classes == names[:-1]
+    capsys.readouterr()
+    both_langs = build(folder, tmp_path / "both", lang="en,fr", relations="rela", e3c=e3c, **FEW)  # en from its tables
+    assert "tables of" in capsys.readouterr().out and datasets.relation_names(both_langs) == names
 
 
 def test_relations_of_other_names_but_equal_number_are_other_relations(runs_of, named, release, tmp_path, capsys):
