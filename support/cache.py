@@ -17,7 +17,7 @@ from support import rrf
 from support.arrays import memory_map
 from support.files import atomic_directory, check_output, read_bytes, write_atomic
 from support.forms import find_misfit
-from support.relations import INVERSE, PAPER_RELATIONS, split_key, triple_key
+from support.relations import INVERSE, PAPER_RELATIONS, rel_of, split_key, triple_key
 from support.sources import FORM, Selection
 from support.umls import Tables, read_tables
 
@@ -119,7 +119,8 @@ def load_tables(folder, lang, source=None):
             terms["term"].combine_chunks(), triple_key(h, r, t), about.get("sources", {}), tuple(names), tuple(inverse),
         )  # fmt: skip
         consistent = first_term[-1] == len(tables.terms) and len(tables.groups) > tables.group.max()
-        consistent &= not find_misfit([tables.sources, names, inverse], (FORM, [str], [int]))
+        misfit = find_misfit([tables.sources, names, inverse], (FORM, [str], [int]))
+        consistent &= not misfit and {*map(rel_of, names)} <= {*names}
         consistent &= max(*inverse, r.max(initial=0)) < len(names) == len(inverse)
         return (tables, Counter(about["skipped"]), Counter(about["nci"])) if consistent else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):

@@ -409,8 +409,9 @@ def test_data_sets_of_both_kinds_keep_their_tables_apart(named, named_release, r
 
 
 @pytest.mark.parametrize("key, value", [
-    ("relations", 5), ("relations", ["PAR"]), ("relations", [1] * 7), ("relations", {}), ("inverse", []),
-    ("inverse", "x"), ("inverse", [99] * 7), ("inverse", [-1] * 7), ("inverse", [0.5] * 7), ("inverse", None),
+    ("relations", 5), ("relations", ["PAR"]), ("relations", [1] * 7), ("relations", {}), ("relations", ["PAR:isa"] * 7),
+    ("inverse", []), ("inverse", "x"), ("inverse", [99] * 7), ("inverse", [-1] * 7), ("inverse", [0.5] * 7),
+    ("inverse", None),
 ])  # fmt: skip
 def test_damaged_tables_are_not_used(named, tmp_path, key, value):
     shutil.copytree(named.parent / "tables" / "en", tmp_path / "en")
