@@ -405,11 +405,11 @@ def corrupt_entities(rng, i, graph, concepts):
 def corrupt_relation(rng, i, graph, frequency):
     """The second strategy: "form the negative training example by changing the relation type r".
 
-    The new relation is drawn by its frequency among true triples within one group: one that only false triples have
-    would give them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
+    The new relation, of another REL, is drawn by its frequency among true triples within one group: one that only false
+    triples have would give them away. Args: i: indices of true triples. frequency: (relations,). Returns: (h, r, t).
     """
-    is_true = graph.rel == graph.rel[graph.r[i]][:, None]
-    cumulative = np.where(is_true, 0, frequency).cumsum(axis=1)
+    same_rel = graph.rel == graph.rel[graph.r[i]][:, None]
+    cumulative = np.where(same_rel, 0, frequency).cumsum(axis=1)
     draw = rng.random((len(i), 1)) * cumulative[:, -1:]
     r = (draw >= cumulative).sum(axis=1)  # the first relation whose cumulative frequency exceeds the draw
     return graph.h[i], r, graph.t[i]
