@@ -1,7 +1,7 @@
 """The relations of a graph: the paper's seven, or those with the finer names (RELA) that a release gives them.
 
-A relation is named REL ("PAR") or REL:RELA ("RB:has_part"), and synonymy is last. In rows of MRREL the inverse of a
-relation stands from CUI1 to CUI2.
+A relation is named REL ("PAR") or REL:RELA ("RB:has_part"), and synonymy is last. A row of MRREL states it from CUI2
+to CUI1, and another row its inverse, from CUI1 to CUI2.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from support.rrf import prefix8, read_rrf
 PAPER_RELATIONS = ("PAR", "CHD", "AQ", "QB", "RB", "RN", "SY")
 INVERSE = (1, 0, 3, 2, 5, 4, 6)  # a parent's inverse is a child, and so on
 HREL = "[HREL]"  # hides a relation
-# With finer names other relations (RO) join them: nearly all names are theirs, and none of their rows lacks one.
+# With finer names other relations (RO) join them, as nearly all names are theirs.
 RELS = (*PAPER_RELATIONS[:-1], "RO")
 INVERSE_REL = dict(zip(PAPER_RELATIONS, (PAPER_RELATIONS[i] for i in INVERSE))) | {"RO": "RO"}
 MAX_KINDS = 1 << 15  # a triple_key has 15 bits for its relation
