@@ -100,6 +100,8 @@ def choose_output(s, langs):
         raise UserError(f"text = '{s.text}': with several languages, write {{lang}} in it, as in texts/{{lang}}.txt")
     if s.sources and s.exclude_sources:
         raise UserError("sources and exclude_sources: give one of them; sources already leaves out all others")
+    if s.relations == "paper" and "n_rela" in s.given:
+        raise UserError("n_rela is for finer relations; add --relations rela, or leave it out")
     check_output(out, FILES, *[s.tokenizer] * bool(s.tokenizer))
     before = None
     with suppress(UserError):  # there is none, or it is damaged

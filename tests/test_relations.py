@@ -449,6 +449,11 @@ def test_the_default_folder_says_rela(named_release, release, tmp_path, monkeypa
     assert "relations was paper, now rela" in capsys.readouterr().out
 
 
+def test_n_rela_is_for_finer_relations(named_release):
+    with pytest.raises(UserError, match="n_rela is for finer relations; add --relations rela"):
+        run_command(data, "build", "--lang", "en", "--umls", named_release, "--e3c", "none", "--n_rela", 8)
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
