@@ -360,4 +360,4 @@ def relation_names(folder):
 
 
 def how_to_build(checkpoint):
-    return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}'"
+    return f"build one with: make data LANG=.. TOKENIZER='{checkpoint}' (of finer relations: ARGS='--relations rela')"

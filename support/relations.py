@@ -112,8 +112,11 @@ def choose_relations(umls, group, n, selection, counters, log):
             break
         chosen += pair
     if n and not chosen:
-        what = f"{rrf.find_rrf(umls, 'MRREL')[0]}: no relation has a finer name (RELA) with an inverse"
-        raise UserError(f"{what} that fits into n_rela = {n}; leave out --relations rela (--n_rela 0 adds RO alone)")
+        what, place = "relation with a finer name (RELA) and an inverse", rrf.find_rrf(umls, "MRREL")[0]
+        if inverse_of:
+            raise UserError(f"{place}: the most frequent {what} does not fit into n_rela = {n}; give at least 2")
+        selected = " from the selected sources" * any(selection)
+        raise UserError(f"{place}: no {what}{selected}; leave out --relations rela (--n_rela 0 adds RO alone)")
     rarest = f", the rarest with {n_triples[chosen[-1]]:,} triples" if chosen else ""
     log(f"MRREL: {len(chosen)} finer relations{rarest}, of {len(inverse_of):,} with an inverse")
     compare_with_mrdoc(umls, {kind: inverse_of[kind] for kind in chosen}, counters[0], log)

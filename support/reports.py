@@ -276,6 +276,8 @@ def model_card(folder, init, config, manifest, weights, values, titles):
     ])  # fmt: skip
     sizes = {"layers": config.layers, "heads": config.heads, "hidden size": config.dim, "feed-forward": config.ffn}
     sizes |= {"vocabulary": config.vocab_size, "positions": config.max_positions}
+    if has_graph:
+        sizes["relations"] = len(config.relation_classes) + 1  # and synonymy
     weights = ", ".join(f"{name.upper()} {weights[name]:.3f}" for name in titles)
     lines += markdown_table(["setting", "value"], (sizes | values | {"weights of the tasks": weights}).items())
     validations = [r for r in read_metrics(folder / "metrics.jsonl")[0] if "valid" in r]
