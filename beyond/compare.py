@@ -60,10 +60,9 @@ def compare(s):
     ways = [[*group] for is_way, group in groupby(s.results, lambda path: path != "vs") if is_way]
     if len(ways) < 2 or len(ways) <= s.results.count("vs"):
         raise UserError("give two ways or more, with 'vs' between them: RESULTS ... vs RESULTS ...")
-    paths = [Path(path) for way in ways for path in way]
-    if twice := [str(path) for path in paths if paths.count(path) > 1]:
-        raise UserError(f"{twice[0]} is given twice; a pattern such as mlm* may take in the results of another way")
-    records = {path: read_result(path) for way in ways for path in way}
+    paths = [path for way in ways for path in way]
+    check_given_once(paths)
+    records = {path: read_result(path) for path in paths}
     check_same_data(records)
     is_ner = "runs" in next(iter(records.values()))
     groups, runs, title = tagged_runs(records, s.data) if is_ner else linked_runs(records)
@@ -100,11 +99,31 @@ LINKED = {"signature": {"corpus": str, "split": str, "dictionary sha256": str, s
 RANKED = {"document_of_mention": [int], "ranks": {str: [rank_fault]}, str: None}
 
 
-def read_result(path):
-    """The record of a results folder of fine-tuning, or of a file of links. Raises: UserError."""
+def result_file(path):
+    """The file of a result, which may be given by its folder. Raises: UserError."""
     file = Path(path, "scores.json") if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise UserError(f"{file} not found; give results folders of finetune.py, or linking-*.json of beyond.link")
+    return file
+
+
+def check_given_once(paths):
+    """Raises UserError if two paths lead to one result: its folder and its file, links, or other spellings."""
+    given = {}
+    for path in paths:
+        status = result_file(path).stat()
+        file = status.st_dev, status.st_ino
+        if file in given:
+            also = f", also as {given[file]}" * (given[file] != path)
+            raise UserError(
+                f"{path} is given twice{also}; a pattern such as mlm* may take in the results of another way"
+            )
+        given[file] = path
+
+
+def read_result(path):
+    """The record of a results folder of fine-tuning, or of a file of links. Raises: UserError."""
+    file = result_file(path)
     try:
         record = read_record(file, {str: None})
         form = LINKED | ({"choices": {str: RANKED}} if "choices" in record else RANKED)

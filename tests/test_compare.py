@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -301,7 +303,7 @@ def refused(*argv):
     (["a", "vs", "vs", "b"], "give two ways or more"),
     (["vs"], "give two ways or more"),
     (["a", "a", "vs", "b"], "a is given twice; a pattern such as mlm* may take in the results of another way"),
-    (["a", "vs", "b", "a/"], "a is given twice"),
+    (["a", "vs", "b", "a/"], "a/ is given twice, also as a; a pattern"),
     (["a", "vs", "none"], "none not found; give results folders of finetune.py, or linking-*.json of beyond.link"),
     (["a", "vs", "corpus"], "corpus/scores.json not found; give results folders"),
     (["a", "vs", "b.json"], "a and b.json cannot be compared: one is of NER, the other of linking"),
@@ -310,6 +312,19 @@ def refused(*argv):
 ], ids=range(13))  # fmt: skip
 def test_mistaken_arguments(argv, message, place):
     assert message in refused(*argv)
+
+
+@pytest.mark.parametrize("spell", [
+    lambda path: path.resolve(),
+    lambda path: path / "scores.json" if path.is_dir() else f"../{path.resolve().parent.name}/{path}",
+    lambda path: os.symlink(path.resolve(), "link") or "link",
+    lambda path: os.link(path / "scores.json" if path.is_dir() else path, "same.json") or "same.json",
+], ids=("absolute", "another spelling", "symbolic link", "hard link"))  # fmt: skip
+@pytest.mark.parametrize("path", [Path("a"), Path("a.json")])
+def test_a_result_by_two_paths(path, spell, place):
+    other = spell(path)
+    assert f"{other} is given twice, also as {path}; a pattern" in refused(path, "vs", other)
+    assert "is given twice" in refused(path, other, "vs", path.with_stem("b"))
 
 
 def change(record, *keys, value):
