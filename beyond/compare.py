@@ -33,6 +33,7 @@ from finetune import paper_scores
 from support.arrays import bootstrap, sum_groups
 from support.corpora import CORPORA, read_corpus
 from support.files import read_utf8
+from support.forms import find_misfit
 from support.programs import run_command
 from support.results import SCORES, differing_settings, read_record
 from support.scores import entity_counts
@@ -97,13 +98,14 @@ def rank_fault(value):
 TAGGED = SCORES | {"signature": {"corpus": str, "labels": str, "data": str, "data sha256": str, str: None}}
 LINKED = {"signature": {"corpus": str, "split": str, "dictionary sha256": str, str: None}, str: None}
 RANKED = {"document_of_mention": [int], "ranks": {str: [rank_fault]}, str: None}
+GIVE = "give results folders of finetune.py, or linking-*.json of beyond.link"
 
 
 def result_file(path):
     """The file of a result, which may be given by its folder. Raises: UserError."""
     file = Path(path, "scores.json") if Path(path).is_dir() else Path(path)
     if not file.exists():
-        raise UserError(f"{file} not found; give results folders of finetune.py, or linking-*.json of beyond.link")
+        raise UserError(f"{file} not found; {GIVE}")
     return file
 
 
@@ -126,11 +128,18 @@ def read_result(path):
     file = result_file(path)
     try:
         record = read_record(file, {str: None})
+    except (UserError, ValueError, TypeError, RecursionError) as e:
+        reason = " ".join(str(e).removeprefix(f"{file}, ").split())[:200]
+        raise UserError(f"{file} is no result, or cut off or damaged ({reason}); {GIVE}") from None
+    if "runs" in record:
+        form = TAGGED
+    elif {"composite", "choices"} & record.keys():  # which no other file of results has
         form = LINKED | ({"choices": {str: RANKED}} if "choices" in record else RANKED)
-        return read_record(file, TAGGED if "runs" in record else form)
-    except (ValueError, TypeError, RecursionError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{file}: {reason}; results of an earlier version have to be scored again") from None
+    else:
+        raise UserError(f"{file} holds neither scores of NER nor links; {GIVE}")
+    if misfit := find_misfit(record, form):
+        raise UserError(f"{file}: {misfit}; it is damaged or of an earlier version, so score again")
+    return record
 
 
 def choices_of(record):

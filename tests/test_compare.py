@@ -307,8 +307,8 @@ def refused(*argv):
     (["a", "vs", "none"], "none not found; give results folders of finetune.py, or linking-*.json of beyond.link"),
     (["a", "vs", "corpus"], "corpus/scores.json not found; give results folders"),
     (["a", "vs", "b.json"], "a and b.json cannot be compared: one is of NER, the other of linking"),
-    (["a", "vs", "a/predictions-0.conll"], "a/predictions-0.conll: Expecting value"),
-    (["a", "vs", "/dev/zero"], "/dev/zero: a folder, a pipe or a device"),
+    (["a", "vs", "a/predictions-0.conll"], "a/predictions-0.conll is no result, or cut off or damaged (Expecting"),
+    (["a", "vs", "/dev/zero"], "/dev/zero is no result, or cut off or damaged (a folder, a pipe or a device); give"),
 ], ids=range(13))  # fmt: skip
 def test_mistaken_arguments(argv, message, place):
     assert message in refused(*argv)
@@ -341,7 +341,7 @@ def change(record, *keys, value):
 
 
 @pytest.mark.parametrize("keys, value, message", [
-    (["signature"], None, "b/scores.json: no signature in it; results of an earlier version have to be scored again"),
+    (["signature"], None, "b/scores.json: no signature in it; it is damaged or of an earlier version, so score again"),
     (["signature", "data sha256"], None, "no data sha256 in signature"),
     (["signature", "corpus"], "e3c", "a and b cannot be compared, as they differ in corpus (custom, e3c)"),
     (["signature", "labels"], "tags", "as they differ in labels (, tags)"),
@@ -364,7 +364,7 @@ def test_spoilt_scores(keys, value, message, place):
 
 
 @pytest.mark.parametrize("keys, value, message", [
-    (["ranks"], None, "b.json: no ranks in it; results of an earlier version have to be scored again"),
+    (["ranks"], None, "b.json: no ranks in it; it is damaged or of an earlier version, so score again"),
     (["document_of_mention"], None, "no document_of_mention in it"),
     (["signature", "dictionary sha256"], "d2", "a.json and b.json cannot be compared, as they differ in dictionary"),
     (["ranks", "cls"], [1, 2], "b.json: its lists of ranks and documents are not of the same mentions; score again"),
@@ -397,17 +397,25 @@ def test_no_mentions(place):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "b.json: Expecting value"),
-    (b"[]", "b.json: it is no object"),
-    (b"{", "b.json: Expecting property name"),
-    (b'{"x": NaN}', "b.json: 'NaN' is not a number"),
-    (b'{"signature": "\xff"}', "b.json, row 1: not UTF-8; convert the file"),
-    (b"[" * 100_000, "b.json: maximum recursion depth exceeded"),
-    (b"9" * 5000, "b.json: Exceeds the limit"),
-], ids=range(7))  # fmt: skip
+    (b"", "(Expecting value: line 1 column 1 (char 0))"),
+    (b"# Title\n", "(Expecting value: line 1 column 1 (char 0))"),
+    (b"{", "(Expecting property name"),
+    (b'{"checkpoint": "ru', "(Unterminated string"),
+    (b"[]", "(it is no object)"),
+    (b'{"x": NaN}', "('NaN' is not a number)"),
+    (b'{"signature": "\xff"}', "(row 1: not UTF-8; convert the file)"),
+    (b"[" * 100_000, "(maximum recursion depth exceeded"),
+    (b"9" * 5000, "(Exceeds the limit"),
+    (b"{}", ""),
+    (b'{"checkpoint": "x", "data": "d", "signature": {"data sha256": "d"}, "scores": {}}', ""),  # of beyond.evaluate
+], ids=range(11))  # fmt: skip
 def test_other_files(content, message, place):
+    """A file that is no result has no age: it is not to be scored again."""
     (place / "b.json").write_bytes(content)
-    assert message in refused("a.json", "vs", "b.json")
+    line = refused("a.json", "vs", "b.json")
+    kind = "is no result, or cut off or damaged " if message else "holds neither scores of NER nor links"
+    assert line.startswith(f"b.json {kind}{message}") and "earlier" not in line
+    assert line.endswith("; give results folders of finetune.py, or linking-*.json of beyond.link")
 
 
 @pytest.mark.parametrize("spoil, row", [
