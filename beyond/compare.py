@@ -17,11 +17,12 @@ of several seeds. Its score is the mean over its runs: seeds of fine-tuning, or 
   that runs from other seeds of pre-training would.
 * No p-value is corrected for the number of comparisons.
 
-Random numbers are seeded. Links are scored over all mentions, also of concepts that the dictionary lacks. Results of
-different test sets or dictionaries are refused.
+Random numbers are seeded. Links are scored over all mentions, also of concepts that the dictionary lacks. Where
+each result has one pooling, but not all the same, each is compared at its own. Results of different test sets or
+dictionaries are refused.
 """
 
-from configs import UserError, argument, setting  # isort: split
+from configs import POOLINGS, UserError, argument, setting  # isort: split
 
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
@@ -69,12 +70,14 @@ def compare(s):
     groups, runs, title = tagged_runs(records, s.data) if is_ner else linked_runs(records)
     of_ways = [[run for path in way for run in runs[path]] for way in ways]
     scores = [name for name in of_ways[0][0] if all(name in run for way in of_ways for run in way)]
-    if not groups or not scores:
-        raise UserError("there is no score that all of these results have; give beyond.link the same --pooling")
+    if not groups or all(name.startswith("trigrams") for name in scores):  # which are the same for all checkpoints
+        raise UserError("there is no score of vectors that all of these results have; give beyond.link one --pooling")
     print(title)
     print_other_settings([record["signature"] for record in records.values()])
     for i, (way, found) in enumerate(zip(ways, of_ways), 1):
-        print(f"  {i}: {' '.join(way)} ({len(found)} run{'s' * (len(found) > 1)})")
+        poolings = dict.fromkeys(pooling for path in way for pooling in poolings_of(records[path]))
+        at = f", vectors at {' and '.join(poolings)}" * bool(poolings)
+        print(f"  {i}: {' '.join(way)} ({len(found)} run{'s' * (len(found) > 1)}{at})")
     sums = [{name: np.array([sum_groups(groups, run[name]) for run in way]) for name in scores} for way in of_ways]
     width = max(map(len, scores))
     for i, way in enumerate(sums[1:], 2):
@@ -147,6 +150,12 @@ def choices_of(record):
     return record["choices"] if "choices" in record else {"": record}
 
 
+def poolings_of(record):
+    """The poolings that a record has links of. The setting says none where a checkpoint's files name one."""
+    choices = [] if "runs" in record else choices_of(record).values()
+    return [pooling for pooling in POOLINGS if any(pooling in found["ranks"] for found in choices)]
+
+
 def check_same_data(records):
     """Raises UserError unless all results are of the same test set, labels and dictionary. records: {path: record}."""
     (first_path, first), *others = records.items()
@@ -163,7 +172,7 @@ def check_same_data(records):
 
 def print_other_settings(signatures):
     """Names the settings that differ between results of the same data, as a difference may be due to them."""
-    known = {*DATA, "checkpoint", "checkpoint sha256"}
+    known = {*DATA, "checkpoint", "checkpoint sha256", "pooling"}  # the pooling is named beside each way
     for key in dict.fromkeys(key for signature in signatures for key in signature if key not in known):
         values = dict.fromkeys(str(signature.get(key, "")) or "none" for signature in signatures)
         if len(values) > 1:
@@ -214,8 +223,10 @@ def linked_runs(records):
     """(the document of each mention, {path: its run, in a list}, a title) of results of linking.
 
     A run is as in tagged_runs. Exact match is left out: it is the same for all checkpoints. Trigrams are too, but they
-    are a baseline for the vectors.
+    are a baseline for the vectors. Where each result has one pooling, but not all the same, all are called "vectors".
     """
+    poolings = [poolings_of(record) for record in records.values()]
+    is_own = all(len(x) == 1 for x in poolings) and any(x != poolings[0] for x in poolings)
     runs, groups = {}, []
     for path, record in records.items():
         runs[path] = [{}]
@@ -225,7 +236,8 @@ def linked_runs(records):
                 raise UserError(f"{path}: its lists of ranks and documents are not of the same mentions; score again")
             for method, ranks in found["ranks"].items():
                 rank = np.array([rank or np.inf for rank in ranks])
-                label = method + f", names in {choice}" * bool(choice)
+                label = method.replace(poolings_of(record)[0], "vectors") if is_own else method
+                label += f", names in {choice}" * bool(choice)
                 values = {"accuracy at 1": rank <= 1, "accuracy at 5": rank <= 5, "MRR": 1 / rank}
                 if method != "exact match":
                     runs[path][0] |= {f"{label}: {x}": np.column_stack([y, rank > 0]) for x, y in values.items()}

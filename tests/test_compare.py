@@ -250,14 +250,47 @@ def test_links_are_compared_by_choice_and_method(tmp_path, capsys):
     single = {name: {"": x["fr"]} for name, x in ranks.items()}
     del single["b0"][""]["cls"]
     for name, x in single.items():
-        write_links(paths[name], x, documents, pooling="mean" if name == "b0" else "")
+        write_links(paths[name], x, documents)
     run_command(compare, paths["a0"], "vs", paths["a1"], "vs", paths["b0"])
     shown = capsys.readouterr().out
-    assert (
-        "  note: pooling is not the same everywhere (none, mean)\n" in shown and "2 - 1" in shown and "3 - 1" in shown
-    )
+    assert "note" not in shown and "2 - 1" in shown and "3 - 1" in shown
     assert [row[0] for row in rows_of(shown)][:4] == [f"trigrams: {x}" for x in ("accuracy at 1", "accuracy at 5",
         "MRR")] + ["mean + trigrams: accuracy at 1"]  # fmt: skip
+
+
+def test_each_way_is_compared_at_its_own_pooling(tmp_path, capsys, monkeypatch):
+    """Where each has one. Its name comes from the links: the setting may be empty, as a checkpoint's files name one."""
+    monkeypatch.chdir(tmp_path)
+    rng, documents, kept = np.random.default_rng(8), [f"d{i // 3}" for i in range(30)], {}
+    spelling = rng.choice([1, 2, 7], 30).tolist()
+    poolings = {"a": ["cls"], "b": ["mean"], "c": ["mean"], "both": ["cls", "mean"]}
+    for name, of_file in poolings.items():
+        methods = [x for pooling in of_file for x in (pooling, f"{pooling} + trigrams")]
+        ranks = {"trigrams": spelling} | {x: rng.choice([1, 2, 7], 30).tolist() for x in methods}
+        record = write_links(tmp_path / f"{name}.json", {"": ranks}, documents, pooling="mean" if name == "b" else "")
+        kept[name] = record["scores"]["all"]["methods"]
+
+    def compared(*names):
+        """{row: its scores} of a comparison, and the text before it."""
+        run_command(compare, *names)
+        head, _, shown = capsys.readouterr().out.partition("\n\n")
+        assert "pooling is not" not in head
+        return {row[0]: row[1:4] for row in rows_of(shown)}, head
+
+    rows, head = compared("a.json", "vs", "b.json", "c.json")
+    assert "  1: a.json (1 run, vectors at cls)\n  2: b.json c.json (2 runs, vectors at mean)" in head
+    assert [*rows] == [f"{x}: {y}" for x in ("trigrams", "vectors", "vectors + trigrams")
+                       for y in ("accuracy at 1", "accuracy at 5", "MRR")]  # fmt: skip
+    for added in ("", " + trigrams"):
+        of_ways = [kept["a"][f"cls{added}"]["mrr"], np.mean([kept[x][f"mean{added}"]["mrr"] for x in "bc"])]
+        assert rows[f"vectors{added}: MRR"] == pytest.approx((*of_ways, of_ways[1] - of_ways[0]), abs=0.0051)
+    rows, head = compared("b.json", "vs", "c.json")
+    assert "mean: MRR" in rows and not any("vectors" in row for row in rows) and head.count("vectors at mean") == 2
+    rows, head = compared("a.json", "vs", "both.json")
+    assert "cls + trigrams: MRR" in rows and not any("vectors" in row or "mean" in row for row in rows)
+    assert "(1 run, vectors at cls)" in head and "(1 run, vectors at cls and mean)" in head
+    line = "there is no score of vectors that all of these results have; give beyond.link one --pooling"
+    assert refused("a.json", "vs", "b.json", "vs", "both.json") == line
 
 
 def test_it_runs_as_a_program(tmp_path):
@@ -374,11 +407,11 @@ def test_spoilt_scores(keys, value, message, place):
     (["ranks", "cls"], [1, 2, [1]], "is [1], which is no rank"),
     (["ranks", "cls"], 3, "cls in ranks is no list"),
     (["ranks"], [], "ranks is no object"),
-    (["ranks"], {}, "there is no score that all of these results have"),
-    (["ranks"], {"mean": [1, 2, 1]}, "there is no score that all of these results have"),
+    (["ranks"], {}, "there is no score of vectors that all of these results have"),
+    (["ranks"], {"trigrams": [1, 2, 1]}, "there is no score of vectors that all of these results have"),
     (["document_of_mention"], [0, 0, 1], "its lists of ranks and documents are not of the same mentions"),
     (["document_of_mention"], [0, 1, "x"], "document_of_mention is 'x'"),
-    (["choices"], {}, "there is no score that all of these results have"),
+    (["choices"], {}, "there is no score of vectors that all of these results have"),
     (["choices"], {"fr": {}}, "no document_of_mention in fr in choices"),
     (["signature"], [], "signature is no object"),
 ], ids=range(17))  # fmt: skip
@@ -393,7 +426,7 @@ def test_no_mentions(place):
         path = place / f"{name}.json"
         record = change(json.loads(path.read_text()), "ranks", value={"cls": []})
         path.write_text(json.dumps(record | {"document_of_mention": []}))
-    assert "there is no score that all of these results have" in refused("a.json", "vs", "b.json")
+    assert "there is no score of vectors that all of these results have" in refused("a.json", "vs", "b.json")
 
 
 @pytest.mark.parametrize("content, message", [
