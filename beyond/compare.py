@@ -66,7 +66,9 @@ def compare(s):
     check_given_once(paths)
     records = {path: read_result(path) for path in paths}
     check_same_data(records)
-    is_ner = "runs" in next(iter(records.values()))
+    is_ner = "runs" in records[paths[0]]
+    if s.data and not is_ner:
+        raise UserError("--data is for the corpus of NER, and results of linking need none; leave it out")
     groups, runs, title = tagged_runs(records, s.data) if is_ner else linked_runs(records)
     of_ways = [[run for path in way for run in runs[path]] for way in ways]
     scores = [name for name in of_ways[0][0] if all(name in run for way in of_ways for run in way)]
@@ -193,6 +195,8 @@ def tagged_runs(records, folder):
         runs[path] = []
         for scores in record["runs"]:
             file = Path(path if Path(path).is_dir() else Path(path).parent, f"predictions-{scores['seed']}.conll")
+            if not file.exists():
+                raise UserError(f"{file} not found; copy the whole results folder, or run finetune.py again")
             predictions = read_predictions(file, documents, folder)
             n_correct, n_predicted, n_gold = entity_counts(documents, predictions, corpus).sum(axis=1).T
             f1 = paper_scores(documents, predictions, corpus)[:, 2]
@@ -214,7 +218,8 @@ def read_predictions(path, documents, folder):
     wanted = [row for d in documents for row in (*map("\t".join, zip(d.tokens, d.labels)), "")]
     for i, (row, want) in enumerate(zip_longest(rows, wanted), 1):
         if not row or row[0] != want:
-            raise UserError(f"{path}, row {i}: not a token of the test split of {folder}, its label and a prediction")
+            advice = "give the corpus as it was scored (--data), or run finetune.py again"
+            raise UserError(f"{path}, row {i} does not fit the test split of {folder}; {advice}")
     labels = (label for *_, label in rows)
     return [[next(labels) for _ in (*d.tokens, "")][:-1] for d in documents]  # a blank row is after each
 

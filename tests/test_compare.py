@@ -383,17 +383,14 @@ def change(record, *keys, value):
     (["runs"], [], "b holds no seed yet"),
     (["runs"], {}, "runs is no list"),
     (["runs", 0, "seed"], -1, "seed in runs is -1"),
-    (["runs", 0, "seed"], 5, "predictions-5.conll"),
+    (["runs", 0, "seed"], 5, "b/predictions-5.conll not found; copy the whole results folder, or run finetune.py"),
     (["runs", 0, "entity"], [1, 2], "entity in runs is no list of 3"),
     (["runs", 0, "entity"], [1.0, 2.0, 3.0], "predictions-0.conll does not give the scores of scores.json; has "),
 ], ids=range(12))  # fmt: skip
 def test_spoilt_scores(keys, value, message, place):
     path = place / "b" / "scores.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()), *keys, value=value)))
-    try:
-        assert message in refused("a", "vs", "b")
-    except FileNotFoundError as e:  # run_command of the program names the file
-        assert message in e.filename
+    assert message in refused("a", "vs", "b")
 
 
 @pytest.mark.parametrize("keys, value, message", [
@@ -464,15 +461,21 @@ def test_spoilt_predictions(spoil, row, place):
     path = place / "b" / "predictions-0.conll"
     rows = path.read_text().split("\n")[:-1]
     path.write_text("".join(x + "\n" for x in spoil(rows)))
-    line = (
-        f"b/predictions-0.conll, row {row or len(rows) + 1}: not a token of the test split of {place / 'corpus'}, its"
-    )
+    line = f"b/predictions-0.conll, row {row or len(rows) + 1} does not fit the test split of {place / 'corpus'}; give"
     assert line in refused("a", "vs", "b")
+
+
+def test_another_corpus(place):
+    other = write_brat(place / "other")
+    line = f"a/predictions-0.conll, row 1 does not fit the test split of {other}; give the corpus as it was scored"
+    assert f"{line} (--data), or run finetune.py again" == refused("a", "vs", "b", "--data", other)
+    line = "--data is for the corpus of NER, and results of linking need none; leave it out"
+    assert refused("a.json", "vs", "b.json", "--data", other) == line
 
 
 def test_a_corpus_that_has_changed(place):
     path = place / "corpus" / "test.conll"
     path.write_text(path.read_text().replace("w0", "W0", 1))
-    assert "a/predictions-0.conll, row 1: not a token of the test split" in refused("a", "vs", "b")
+    assert "a/predictions-0.conll, row 1 does not fit the test split" in refused("a", "vs", "b")
     (place / "corpus" / "test.conll").unlink()
     assert "holds no test split" in refused("a", "vs", "b")
