@@ -45,6 +45,10 @@ DATA = (  # settings of a signature that say which test set it is, in NER or in 
     "corpus", "labels", "split", "ids", "expand_abbreviations", "train_mentions", "dictionary", "data", "lang", "umls",
     "data sha256", "dictionary sha256",
 )  # fmt: skip
+DIGESTS = {  # what a difference of them says
+    "data sha256": "the documents or labels of the training or test split",
+    "dictionary sha256": "the mentions, or the names of the dictionary",
+}
 
 
 @dataclass
@@ -86,7 +90,8 @@ def compare(s):
         print(f"\n  {'':<{width}}{1:>9}{i:>9}{f'{i} - 1':>9}   {'95 % interval':<18}p")
         for name in scores:
             first, other, low, high, p = compare_runs(sums[0][name], way[name])
-            cells = f"{first:9.2f}{other:9.2f}{other - first:+9.2f}   {f'[{low:+.2f}, {high:+.2f}]':<18}{p:.4f}"
+            interval = f"[{low:+z.2f}, {high:+z.2f}]"  # z: no -0.00
+            cells = f"{first:9.2f}{other:9.2f}{other - first:+z9.2f}   {interval:<18}{p:.4f}"
             print(f"  {name:<{width}}{cells}")
     print("\n  in per cent; 95 % interval of the difference; p of a paired permutation test; seeds are not resampled")
 
@@ -168,7 +173,8 @@ def check_same_data(records):
             raise UserError(f"{first_path} and {path} cannot be compared: one is of NER, the other of linking")
         before, now = ({key: x["signature"].get(key, "") for key in DATA} for x in (first, record))
         if any(before[key] != now[key] for key in exact):
-            differ = ", ".join(f"{k} ({before[k]}, {now[k]})" for k in differing_settings(before, now))
+            shown = {k: f"{k} ({before[k] or 'none'}, {now[k] or 'none'})" for k in DATA} | DIGESTS
+            differ = ", ".join(shown[k] for k in differing_settings(before, now))
             raise UserError(f"{first_path} and {path} cannot be compared, as they differ in {differ}")
 
 

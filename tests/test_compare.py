@@ -293,6 +293,14 @@ def test_each_way_is_compared_at_its_own_pooling(tmp_path, capsys, monkeypatch):
     assert refused("a.json", "vs", "b.json", "vs", "both.json") == line
 
 
+def test_no_difference_is_minus_zero(tmp_path, capsys):
+    for name, rank in (("a", 80_000), ("b", 90_000)):
+        write_links(tmp_path / f"{name}.json", {"": {"cls": [1, rank, rank]}}, ["x", "y", "z"])
+    run_command(compare, tmp_path / "a.json", "vs", tmp_path / "b.json")
+    shown = capsys.readouterr().out
+    assert "cls: MRR 33.33 33.33 +0.00 [+0.00, +0.00]" in " ".join(shown.split()) and "-0.00" not in shown
+
+
 def test_it_runs_as_a_program(tmp_path):
     for name in "ab":
         write_links(tmp_path / name / "links.json", {"": {"cls": [1, 2, 1]}}, ["x", "y", "y"])
@@ -377,8 +385,8 @@ def change(record, *keys, value):
     (["signature"], None, "b/scores.json: no signature in it; it is damaged or of an earlier version, so score again"),
     (["signature", "data sha256"], None, "no data sha256 in signature"),
     (["signature", "corpus"], "e3c", "a and b cannot be compared, as they differ in corpus (custom, e3c)"),
-    (["signature", "labels"], "tags", "as they differ in labels (, tags)"),
-    (["signature", "data sha256"], "d2", "as they differ in data sha256 (d1, d2)"),
+    (["signature", "labels"], "tags", "as they differ in labels (none, tags)"),
+    (["signature", "data sha256"], "d2", "as they differ in the documents or labels of the training or"),
     (["signature", "labels"], 7, "labels in signature is 7"),
     (["runs"], [], "b holds no seed yet"),
     (["runs"], {}, "runs is no list"),
@@ -393,10 +401,21 @@ def test_spoilt_scores(keys, value, message, place):
     assert message in refused("a", "vs", "b")
 
 
+@pytest.mark.parametrize("names, key, words", [
+    (["a/scores.json", "b/scores.json"], "data sha256", "the documents or labels of the training or test split"),
+    (["a.json", "b.json"], "dictionary sha256", "split (test, none), the mentions, or the names of the dictionary"),
+])  # fmt: skip
+def test_digests_are_said_in_words(names, key, words, place):
+    record = change(json.loads((place / names[1]).read_text()), "signature", key, value="0123456789abcdef" * 4)
+    (place / names[1]).write_text(json.dumps(change(record, "signature", "split", value="")))
+    line = refused(names[0], "vs", names[1])
+    assert line == f"{names[0]} and {names[1]} cannot be compared, as they differ in {words}"
+
+
 @pytest.mark.parametrize("keys, value, message", [
     (["ranks"], None, "b.json: no ranks in it; it is damaged or of an earlier version, so score again"),
     (["document_of_mention"], None, "no document_of_mention in it"),
-    (["signature", "dictionary sha256"], "d2", "a.json and b.json cannot be compared, as they differ in dictionary"),
+    (["signature", "dictionary sha256"], "d2", "as they differ in the mentions, or the names of the dictionary"),
     (["ranks", "cls"], [1, 2], "b.json: its lists of ranks and documents are not of the same mentions; score again"),
     (["ranks", "cls"], [1, 2, 0.5], "ranks is 0.5, which is no rank"),
     (["ranks", "cls"], [1, 2, True], "is True, which is no rank"),
