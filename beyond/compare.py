@@ -47,7 +47,7 @@ DATA = (  # settings of a signature that say which test set it is, in NER or in 
 )  # fmt: skip
 DIGESTS = {  # what a difference of them says
     "data sha256": "the documents or labels of the training or test split",
-    "dictionary sha256": "the mentions, or the names of the dictionary",
+    "dictionary sha256": "the mentions or the names of the dictionary",
 }
 
 
@@ -127,9 +127,7 @@ def check_given_once(paths):
         file = status.st_dev, status.st_ino
         if file in given:
             also = f", also as {given[file]}" * (given[file] != path)
-            raise UserError(
-                f"{path} is given twice{also}; a pattern such as mlm* may take in the results of another way"
-            )
+            raise UserError(f"{path} is given twice{also}; a pattern such as mlm* may take in results of another way")
         given[file] = path
 
 
@@ -140,7 +138,7 @@ def read_result(path):
         record = read_record(file, {str: None})
     except (UserError, ValueError, TypeError, RecursionError) as e:
         reason = " ".join(str(e).removeprefix(f"{file}, ").split())[:200]
-        raise UserError(f"{file} is no result, or cut off or damaged ({reason}); {GIVE}") from None
+        raise UserError(f"{file} is no file of results, or a damaged one ({reason}); {GIVE}") from None
     if "runs" in record:
         form = TAGGED
     elif {"composite", "choices"} & record.keys():  # which no other file of results has
@@ -173,7 +171,7 @@ def check_same_data(records):
             raise UserError(f"{first_path} and {path} cannot be compared: one is of NER, the other of linking")
         before, now = ({key: x["signature"].get(key, "") for key in DATA} for x in (first, record))
         if any(before[key] != now[key] for key in exact):
-            shown = {k: f"{k} ({before[k] or 'none'}, {now[k] or 'none'})" for k in DATA} | DIGESTS
+            shown = {k: f"{k} ({str(before[k]) or 'none'}, {str(now[k]) or 'none'})" for k in DATA} | DIGESTS
             differ = ", ".join(shown[k] for k in differing_settings(before, now))
             raise UserError(f"{first_path} and {path} cannot be compared, as they differ in {differ}")
 

@@ -343,13 +343,13 @@ def refused(*argv):
     (["vs", "a"], "give two ways or more"),
     (["a", "vs", "vs", "b"], "give two ways or more"),
     (["vs"], "give two ways or more"),
-    (["a", "a", "vs", "b"], "a is given twice; a pattern such as mlm* may take in the results of another way"),
+    (["a", "a", "vs", "b"], "a is given twice; a pattern such as mlm* may take in results of another way"),
     (["a", "vs", "b", "a/"], "a/ is given twice, also as a; a pattern"),
     (["a", "vs", "none"], "none not found; give results folders of finetune.py, or linking-*.json of beyond.link"),
     (["a", "vs", "corpus"], "corpus/scores.json not found; give results folders"),
     (["a", "vs", "b.json"], "a and b.json cannot be compared: one is of NER, the other of linking"),
-    (["a", "vs", "a/predictions-0.conll"], "a/predictions-0.conll is no result, or cut off or damaged (Expecting"),
-    (["a", "vs", "/dev/zero"], "/dev/zero is no result, or cut off or damaged (a folder, a pipe or a device); give"),
+    (["a", "vs", "a/predictions-0.conll"], "a/predictions-0.conll is no file of results, or a damaged one (Expecting"),
+    (["a", "vs", "/dev/zero"], "/dev/zero is no file of results, or a damaged one (a folder, a pipe or a device)"),
 ], ids=range(13))  # fmt: skip
 def test_mistaken_arguments(argv, message, place):
     assert message in refused(*argv)
@@ -403,19 +403,20 @@ def test_spoilt_scores(keys, value, message, place):
 
 @pytest.mark.parametrize("names, key, words", [
     (["a/scores.json", "b/scores.json"], "data sha256", "the documents or labels of the training or test split"),
-    (["a.json", "b.json"], "dictionary sha256", "split (test, none), the mentions, or the names of the dictionary"),
+    (["a.json", "b.json"], "dictionary sha256", "the mentions or the names of the dictionary"),
 ])  # fmt: skip
 def test_digests_are_said_in_words(names, key, words, place):
     record = change(json.loads((place / names[1]).read_text()), "signature", key, value="0123456789abcdef" * 4)
-    (place / names[1]).write_text(json.dumps(change(record, "signature", "split", value="")))
+    (place / names[1]).write_text(json.dumps(change(record, "signature", "train_mentions", value=False)))
     line = refused(names[0], "vs", names[1])
+    words = f"train_mentions (none, False), {words}"
     assert line == f"{names[0]} and {names[1]} cannot be compared, as they differ in {words}"
 
 
 @pytest.mark.parametrize("keys, value, message", [
     (["ranks"], None, "b.json: no ranks in it; it is damaged or of an earlier version, so score again"),
     (["document_of_mention"], None, "no document_of_mention in it"),
-    (["signature", "dictionary sha256"], "d2", "as they differ in the mentions, or the names of the dictionary"),
+    (["signature", "dictionary sha256"], "d2", "as they differ in the mentions or the names of the dictionary"),
     (["ranks", "cls"], [1, 2], "b.json: its lists of ranks and documents are not of the same mentions; score again"),
     (["ranks", "cls"], [1, 2, 0.5], "ranks is 0.5, which is no rank"),
     (["ranks", "cls"], [1, 2, True], "is True, which is no rank"),
@@ -462,7 +463,7 @@ def test_other_files(content, message, place):
     """A file that is no result has no age: it is not to be scored again."""
     (place / "b.json").write_bytes(content)
     line = refused("a.json", "vs", "b.json")
-    kind = "is no result, or cut off or damaged " if message else "holds neither scores of NER nor links"
+    kind = "is no file of results, or a damaged one " if message else "holds neither scores of NER nor links"
     assert line.startswith(f"b.json {kind}{message}") and "earlier" not in line
     assert line.endswith("; give results folders of finetune.py, or linking-*.json of beyond.link")
 
