@@ -72,8 +72,8 @@ demo-links: $(READY) ## after the demo, a minute of synonym alignment: French me
 	@$(PY) tests/demo_links.py report demo/links
 	@touch demo/links/.done
 
-test: $(READY) ## the tests
-	$(PY) -m pytest -q
+test: $(READY) ## the tests, in two processes
+	$(PY) -m pytest -q -n 2
 
 lint: $(READY) ## ruff, check and format
 	$(PY) -m ruff check .
