@@ -55,7 +55,7 @@ class Graph(umls.Tables):
     Attributes:
         h, r, t: (E,) the triples, sorted. strata: (E,) the stratum of each.
         counts: (strata, relations) how many triples each stratum has of each relation.
-        synonymy: SY, the last relation. rel: (relations,) which one is the REL of each: itself, or RB of RB:has_part.
+        synonymy: index of SY, the last. rel: (relations,) index of the REL of each: its own, or RB's for RB:has_part.
         rel_keys: the keys of all triples with the REL in the place of r.
     """
 
@@ -219,7 +219,7 @@ def choose_tail_terms(rng, graph, h, r, t):
 class Tokens:
     """The tokens of one task in a batch, one example after another; every array has one entry a token.
 
-    ids: token ids. position: in its sequence, [CLS] is 0. length: of its sequence. relation: its index, -1
+    ids: token ids. position: in its sequence, [CLS] is 0. length: of its sequence. relation: index, -1
     at other tokens. kind: of its triple. example_key: a hash of (seed, epoch, example). special: {"mask": token id,
     "hrel": ..., ...}. ordinary: ids of the vocabulary that are not special. mlm_probability: of the run.
     """

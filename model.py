@@ -152,7 +152,7 @@ class KGIBert(nn.Module):
     """The encoder with the heads of the four tasks (section 3.1).
 
     mlm_head (MLM and entity prediction): dense, activation, LayerNorm, then the word embeddings as output matrix.
-    relation_head (link prediction): the class of each [HREL]. Section 3.1 also allows the vocabulary head over the
+    relation_head (link prediction): the relation at each [HREL]. Section 3.1 also allows the vocabulary head over the
     six relation tokens; its output weights would be their embeddings. triple_head: false or true at [CLS].
     """
 

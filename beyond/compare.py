@@ -1,4 +1,4 @@
-"""Is one way of pre-training better than another? Their results on one test set, with intervals and a paired test.
+"""Test whether one way of pre-training scores better than another on a test set, with intervals and p-values.
 
     python -m beyond.compare results/mlm-s*/e3c vs results/four-s*/e3c                         NER: folders
     python -m beyond.compare results/mlm-s*/linking-x.json vs results/four-s*/linking-x.json   linking: files
@@ -6,7 +6,7 @@
 The word `vs` stands between the ways, which are compared with the first. Each has one result or several, such as those
 of several seeds. Its score is the mean over its runs: seeds of fine-tuning, or linking results.
 
-* Test documents are resampled, or sentences where the corpus does not say their documents.
+* Test documents are resampled, or sentences where the corpus does not mark its documents.
 * The 95 % interval is of the difference: percentiles over 1,000 bootstrap samples. Each holds the same documents for
   both ways and all of their runs.
 * The p-value is of a two-sided paired permutation test (approximate randomisation). Were two ways equally good, their
@@ -17,8 +17,8 @@ of several seeds. Its score is the mean over its runs: seeds of fine-tuning, or 
   that runs from other seeds of pre-training would.
 * No p-value is corrected for the number of comparisons.
 
-Random numbers are seeded. Links are scored over all mentions, also of concepts that the dictionary lacks. Where
-each result has one pooling, but not all the same, each is compared at its own. Results of different test sets or
+Random numbers are seeded. Links are scored over all mentions, also of concepts that the dictionary lacks. If
+each result has one pooling, and these differ, each is compared at its own. Results of different test sets or
 dictionaries are refused.
 """
 

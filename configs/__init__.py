@@ -130,7 +130,7 @@ class Data(Settings):
     skip_bad_rows: bool = setting(False, "count malformed and missing rows instead of stopping", "sources")
     out: str = setting("", "where the data set goes; default datasets/<lang>[-rela][-<tokenizer>]", "output")
     relations: str = setting("paper", "the paper's seven, or rela: RO too, and finer names", "graph", choices=RELATIONS)
-    n_rela: int = setting(32, "of rela: finer names (REL:RELA), the most frequent of the release", "graph", most=10_000)
+    n_rela: int = setting(32, "with rela: number of finer names (REL:RELA), most frequent first", "graph", most=10_000)
     seed: int = setting(0, "seed of every random choice of the build", "output", most=2**32)
     tc_examples: int = setting(200_000, "triple-classification examples a language (Table 1)", "sizes", most=10**9)
     ep_examples: int = setting(100_000, "entity-prediction examples a language (Table 1)", "sizes", most=10**9)

@@ -96,8 +96,8 @@ def choose_relations(umls, group, n, selection, counters, log):
     """The n most frequent finer relations of a release, beside the RELs that they fall back to.
 
     A kind is a REL with a RELA. Its triples are counted in the whole release, among concepts with a group, so that all
-    languages have the same relations. A kind enters with its inverse, and the first pair that does not fit is the end.
-    Not refined are SY, which joins a concept to itself, and a REL with one kind alone, which would only be renamed.
+    languages have the same relations. A kind enters with its inverse. The first pair that does not fit ends the list.
+    SY joins a concept to itself, and a REL with one kind alone would only be renamed, so neither is refined.
 
     Args: group: (N_CUIS,) of concepts. n: n_rela. selection: of sources. counters: (skipped, nci) of read_rrf.
     Returns: (names, synonymy last; index of the inverse of each). Raises: UserError if no kind has a mutual inverse.
@@ -155,8 +155,8 @@ def read_kinds(umls, group, selection, skipped):
 def find_inverses(keys, kinds):
     """({kind: its inverse}, {kind: its triples}) of the kinds that can be refined and have a mutual inverse.
 
-    The inverse is the kind that most triples have which state the opposite direction. Of equals it is not the kind
-    itself, then the first by name. A part of the triples votes. Args: as read_kinds returns them.
+    The inverse is the most frequent kind of the triples in the opposite direction. In a tie another kind comes before
+    the kind itself, then the first by name. At most N_VOTES triples of a kind vote. Args: as read_kinds returns them.
     """
     kind_of_key = split_key(keys)[1]
     order = np.argsort(kind_of_key, kind="stable")  # a radix sort of small integers
@@ -179,7 +179,7 @@ def find_inverses(keys, kinds):
 
 
 def compare_with_mrdoc(umls, inverse_of, skipped, log):
-    """A line on the inverses that MRDOC states otherwise, if the release has it. The rows count: they are the graph.
+    """Logs which inverses MRDOC states otherwise, if the release has it. The rows count: they are the graph.
 
     Args: inverse_of: {kind: its inverse}.
     """
