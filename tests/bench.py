@@ -537,7 +537,7 @@ def bench_busy(repeat):
         text, names = Path(folder, "notes.txt"), Path(folder, "names.txt")
         text.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 10)
         names.write_text((demo / "sample" / "ner" / "fr.txt").read_text() * 20)
-        training = ["kgi.py", "configs/demo.toml", "--steps", "60", "--valid_every", "60"]
+        training = ["kgi.py", "configs/demo.toml", "--steps", "60", "--valid_every", "60", "--layout", "padded"]
         two_ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", *training]
         commands = {
             "train": training,
