@@ -102,7 +102,9 @@ def choose_relations(umls, group, n, selection, counters, log):
     Args: group: (N_CUIS,) of concepts. n: n_rela. selection: of sources. counters: (skipped, nci) of read_rrf.
     Returns: (names, synonymy last; index of the inverse of each). Raises: UserError if no kind has a mutual inverse.
     """
-    keys, kinds = read_kinds(umls, group, selection, None if counters[0] is None else Counter())
+    # MRREL is read again for the triples, and its malformed rows are shown and counted then.
+    silent = None if counters[0] is None else Counter({"MRREL.RRF": rrf.N_SHOWN})
+    keys, kinds = read_kinds(umls, group, selection, silent)
     inverse_of, n_triples = find_inverses(keys, kinds)
     pairs = {tuple(sorted({kind, inverse})) for kind, inverse in inverse_of.items()}
     frequency = {pair: max(n_triples[kind] for kind in pair) for pair in pairs}

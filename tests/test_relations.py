@@ -241,6 +241,15 @@ def test_malformed_rows_of_mrdoc(tmp_path):
     assert g.relations == (*RELS, *ORDER, "SY")
 
 
+def test_a_malformed_row_of_mrrel_is_shown_once(tmp_path, capsys):
+    folder = write(tmp_path, NAMES, ROWS, KEPT)
+    with open(folder / "MRREL.RRF", "a") as f:
+        f.write("C0000001|too short|\n")
+    (g,), _ = read(folder, skip_bad_rows=True)
+    assert g.relations == (*RELS, *ORDER, "SY")
+    assert capsys.readouterr().err.count(f"MRREL.RRF, row {len(ROWS) + 1}:") == 1
+
+
 # ---------------------------------------------------------------- negatives
 
 
