@@ -38,7 +38,7 @@ COLUMNS = {  # of the release files that are read here, in order
 TABLE_FILES = ("MRCONSO", "MRREL", "MRSTY", "MRRANK", "MRSAB")  # those that the tables of a language are made of
 BLOCK_SIZE = 4 << 20  # bytes of a file that are parsed at a time
 MAX_ROW = 64 << 20  # bytes: a longer row is no row
-N_SHOWN = 5  # malformed rows of a file
+N_SHOWN = 5  # malformed rows of a file; the others are only counted
 MAX_BAD_ROWS = 10_000  # of a block: more of them, if they are over half of its rows, are not left out
 PADDING = bytes(8)  # around each block, so that eight bytes can be read at any of its positions
 FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks the first n of eight bytes
@@ -296,7 +296,7 @@ def is_utf8(block):
 
 
 def report_bad_row(skipped, file, message):
-    """A malformed row is an error (skipped is None), or counted by file in `skipped`; the first are shown."""
+    """A malformed row is an error (skipped is None), or counted by file in `skipped`; the first N_SHOWN are shown."""
     if skipped is None:
         raise UserError(f"{message}; repair the file or fetch it again (--skip_bad_rows leaves such rows out)")
     skipped[file] += 1
